@@ -1,0 +1,306 @@
+"""The level graph: frozen data that every later stage reads. No stage after it looks at the syntax tree.
+
+Paths. An instance has a path (`model.block.0.titans`); inside its body, weights, tails and children are named
+relative to it, so that two instances of one template with the same sizes have *identical* bodies (nodes are
+interned) and can share generated code. Absolute path = instance path + "." + relative path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nestflow.diagnostics.core import Diagnostic, Source, Span
+from nestflow.ir.node import Node, Type
+from nestflow.ir.rule import Rule
+
+
+@dataclass(frozen=True)
+class Init:
+    """How a tensor starts. kind: zeros ones eye constant(a) normal(std a) uniform(a, b) log_uniform(a, b).
+    maps: functions applied to the draw, innermost first (log, inverse_softplus, neg)."""
+
+    kind: str
+    a: float = 0.0
+    b: float = 0.0
+    maps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A slow weight. path relative to its instance (absolute in LevelGraph.weights). shape without the head axis;
+    heads: a leading head axis of that size in the tensor, or None. role: "weight", or "init" for a memory's learned start.
+    multiplies: the weight multiplies an input (linear, head): w_in exists."""
+
+    path: str
+    shape: tuple[int, ...]
+    heads: int | None
+    init: Init
+    role: Literal["weight", "init"] = "weight"
+    multiplies: bool = False
+    span: Span | None = field(default=None, compare=False)
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return ((self.heads,) if self.heads else ()) + self.shape
+
+    @property
+    def size(self) -> int:
+        n = 1
+        for d in self.full_shape:
+            n *= d
+        return n
+
+
+@dataclass(frozen=True)
+class TailSpec:
+    """Look-back inputs that an instance keeps: the last `length` values of `type` (short_conv, previous)."""
+
+    path: str
+    type: Type
+    length: int
+
+
+@dataclass(frozen=True)
+class MemoryTensor:
+    """A state tensor of a memory. path relative to the memory (matrix: "weight"). shape without heads.
+    slow: it stays a slow weight (not state). init: how it starts: a WeightSpec path relative to the level (learned),
+    or an Init (zeros, ...)."""
+
+    path: str
+    shape: tuple[int, ...]
+    learned: str | None
+    init: Init
+
+
+@dataclass(frozen=True)
+class MemoryFunction:
+    """M(key; θ): `result` is an expression over slot("key") and theta(tensor path). matrix is linear(key, theta weight)."""
+
+    key: Type
+    result: Node
+    tensors: tuple[MemoryTensor, ...]
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    window: int | None = None
+    segment: int | None = None
+    sink: int = 0
+    prefix: int = 0
+    causal: bool = True
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Texts:
+    """How the fields were written (for the level table, the pictures, comments in generated code)."""
+
+    memory: str = ""
+    key: str = ""
+    value: str = ""
+    query: str = ""
+    objective: str = ""
+    update: str = ""
+    retain: str = ""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """One memory of a level. name is "memory" where it has none. Nodes are over the level's slots, its weights and
+    recalls of memories of the same level.
+
+    kind: matrix, function (mlp, any flow), vector, scalar, like, cache.
+    objective: a number per tick over recall(mode="objective") of this memory and context nodes.
+    weight: what multiplies the gradient of the tick (None: 1).
+    retain: None is 1. retain_on: how it acts: "number"; "key" (vector on the key axis); "value" (on_value); "full" (elementwise).
+    every N: learns at ticks that are multiples of N; chunk C (multiple of N): errors are taken at the chunk's first state.
+    read: state that a recall in `return` sees. gradient: through | stop."""
+
+    name: str
+    kind: str
+    heads: int | None
+    function: MemoryFunction | None
+    key: Node | None
+    value: Node | None
+    query: Node | None
+    weight: Node | None
+    objective: Node | None
+    rule: Rule | None
+    retain: Node | None
+    retain_on: Literal["number", "key", "value", "full"] = "number"
+    decay_first: bool = False
+    every: int = 1
+    chunk: int = 1
+    read: Literal["after", "before", "chunk_start"] = "after"
+    gradient: Literal["through", "stop"] = "through"
+    cache: CacheSpec | None = None
+    texts: Texts = Texts()
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Instance:
+    """A flow or a token-level level, instantiated. result: what it returns, over slot(name), its weights, calls of children,
+    and, in a level, recalls. children: relative path -> Instance. weights and tails: its own only, relative paths."""
+
+    path: str
+    kind: Literal["root", "flow", "level"]
+    name: str
+    slots: tuple[tuple[str, Type], ...]
+    result: Node | None
+    weights: tuple[WeightSpec, ...]
+    tails: tuple[TailSpec, ...]
+    children: tuple[tuple[str, Instance], ...]
+    memories: tuple[Memory, ...] = ()
+    heads: int | None = None
+    names: tuple[tuple[str, Node], ...] = ()  # names of its own in the text, for readable generated code
+    doc: str | None = None
+    span: Span | None = field(default=None, compare=False)
+
+    def child(self, relative: str) -> Instance:
+        return dict(self.children)[relative]
+
+    def walk(self) -> Iterator[Instance]:
+        """This instance and all below, parents first."""
+        yield self
+        for _, c in self.children:
+            yield from c.walk()
+
+
+@dataclass(frozen=True)
+class StepLevel:
+    """A level on the step clock: it owns slow weights. weights: absolute paths. objective: one number over the model's
+    inputs and calls of root flows (the same node object in two levels = one objective). rule None: `every never` (frozen)."""
+
+    name: str
+    every: int
+    weights: tuple[str, ...]
+    objective: Node | None
+    rule: Rule | None
+    texts: Texts = Texts()
+    doc: str | None = None
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A model input. type: clock "T" where it has the token axis; low/high: inclusive bounds of ints, or None."""
+
+    name: str
+    type: Type
+    low: float | None = None
+    high: float | None = None
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class ParamValue:
+    name: str
+    value: Any
+    default: Any
+    doc: str | None = None
+    origin: str = ""  # "spec.nl:3:1" or "--set"
+
+
+@dataclass(frozen=True)
+class StateSlot:
+    """One stored tensor per row of a stream. path absolute. shape without batch and heads. role: memory (current state),
+    anchor (the state as the open chunk began), rule (a slot of the update rule), pending (Σ G since the last update),
+    tail (look-back inputs; shape starts with their number), cache_key, cache_value (shape starts with the window, or grows: length None).
+    init: absolute path of the learned weight it starts from, or None with `start` saying zeros etc."""
+
+    path: str
+    role: str
+    shape: tuple[int, ...]
+    heads: int | None
+    init: str | None = None
+    start: Init = Init("zeros")
+    grows: bool = False
+    dtype: str = "float"
+    per: str = "sequence"
+    reset: str = "each(sequence)"
+
+
+EdgeKind = Literal["context", "generates", "optimises", "initialises"]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Between levels (LevelInfo names). context: an output feeds a context; generates: a recall supplies a key, value, rate or
+    gate; optimises: an optimiser's memory writes another memory; initialises: a slower level supplies a start."""
+
+    kind: EdgeKind
+    source: str
+    target: str
+    label: str = ""
+
+
+@dataclass(frozen=True)
+class LevelInfo:
+    """One row of the level table and one box of the picture. name: unique id, e.g. "model.block.*.titans" where repeated
+    instances are one row with count N, plus ".memory name" when the level has several memories; optimiser memories are rows too,
+    e.g. "outer.m". clock: "token" | "step". every: 0 is never (frozen), -1 is unbounded (cache: attention).
+    frequency: updates per token (a fraction of the step clock is per step, below every token frequency)."""
+
+    name: str
+    title: str
+    clock: str
+    every: int
+    frequency_text: str
+    texts: Texts
+    count: int = 1
+    heads: int | None = None
+    parameters: int = 0
+    state: int = 0
+    doc: str | None = None
+    parent: str | None = None  # group: the level (several memories) or the optimiser's level
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class FlowBox:
+    """For pictures: the structure of flows, `repeat` once with its count. name as written; kind flow | level | function."""
+
+    name: str
+    kind: str
+    count: int
+    children: tuple[FlowBox, ...] = ()
+    level: str | None = None  # LevelInfo name where kind is level
+
+
+@dataclass(frozen=True)
+class LevelGraph:
+    name: str
+    source: Source
+    params: tuple[ParamValue, ...]
+    inputs: tuple[InputSpec, ...]
+    root: Instance
+    output: Node | None
+    output_type: Type | None
+    step_levels: tuple[StepLevel, ...]
+    weights: tuple[WeightSpec, ...]  # absolute paths, in order of creation
+    state: tuple[StateSlot, ...]
+    levels: tuple[LevelInfo, ...]  # fastest first, as the paper orders them
+    edges: tuple[Edge, ...]
+    flows: tuple[FlowBox, ...]
+    notes: tuple[Diagnostic, ...] = ()
+    execution: tuple[tuple[str, Any], ...] = ()
+    doc: str | None = None
+    texts: Mapping[str, str] = field(default_factory=dict)  # {"nl": canonical spec text to save with a bundle}
+
+    def instance(self, path: str) -> Instance:
+        return {i.path: i for i in self.root.walk()}[path]
+
+    @property
+    def networkx(self) -> Any:
+        """A networkx.MultiDiGraph of the levels: node data is the LevelInfo, edge data kind and label."""
+        import networkx
+
+        g = networkx.MultiDiGraph(name=self.name)
+        for level in self.levels:
+            g.add_node(level.name, level=level)
+        for e in self.edges:
+            g.add_edge(e.source, e.target, kind=e.kind, label=e.label)
+        return g
