@@ -1,8 +1,8 @@
 """Independent references for the tests: plain float64 loops written from the published equations.
 
 Nothing here imports nestflow. Sequence tensors are ``[B, H, T, D]``, rates and gates ``[B, H, T, 1]`` (or
-``[B, H, T, D]`` where a gate acts on the key channels), matrices ``[B, H, out, in]``. Everything is differentiable by autograd, initial
-states included. Each module is checked against something else in ``tests/test_oracles.py``.
+``[B, H, T, D]`` where a gate acts on the key channels), matrices ``[B, H, out, in]``. Everything is differentiable by
+autograd, initial states included. Each module is checked against something else in ``tests/test_oracles.py``.
 """
 
 from oracles.attention import attention, rope

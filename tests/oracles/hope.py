@@ -1,7 +1,7 @@
 """Hope's self-modifying memory (arXiv 2512.24695, section 8), one token at a time.
 
 Five MLPs learn together. Everything a memory generates (key, value, rate, gate, its own target) is recalled from the
-state that the chunk began with, θ_a; so is every gradient. The update is delta gradient descent in its exact, proximal form:
+state that the chunk began with, θ_a; so is every gradient. The update is delta gradient descent, exact form:
 
     W_t = α_t W_{t−1} − η' (W_{t−1} h hᵀ + G),   η' = η / (1 + η‖h‖²),   h = the matrix's own input at θ_a
 """
