@@ -1,0 +1,100 @@
+"""Names and shapes of everything a stream keeps between calls: the one place that knows the state dict.
+
+    LEVEL.MEMORY.TENSOR            the memory's tensor as it stands
+    LEVEL.MEMORY.TENSOR@chunk      as the open chunk began (only where chunk > every: errors are taken there)
+    LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
+    LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
+    LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule (`like` w); LEVEL.MEMORY.SLOT where it is one number
+    LEVEL.MEMORY.key / .value      the pairs a cache keeps
+    INSTANCE.TAIL                  the last inputs of a look-back block
+"""
+
+from __future__ import annotations
+
+from nestflow.graph.model import Init, Instance, Memory, MemoryTensor, StateSlot, TailSpec
+from nestflow.ir.rule import DgdStep, RuleSlot
+
+CHUNK, PENDING, GRAM = "@chunk", "@pending", "@gram"
+
+
+def memory_path(instance: str, memory: str, tensor: str) -> str:
+    """State path of a memory's tensor; the learned start has the same path among the weights."""
+    return ".".join(p for p in (instance, memory, tensor) if p)
+
+
+def state_tensors(memory: Memory) -> tuple[MemoryTensor, ...]:
+    """The tensors of the memory that are state (those named `slow` are weights of the level, not listed here)."""
+    return () if memory.function is None else memory.function.tensors
+
+
+def keeps_anchor(memory: Memory) -> bool:
+    """Errors are taken at a state that is not the current one: the stream keeps that state too."""
+    return memory.kind != "cache" and memory.chunk > memory.every
+
+
+def has_dgd(memory: Memory) -> bool:
+    return memory.rule is not None and any(isinstance(s, DgdStep) for s in memory.rule.program)
+
+
+def state_slots(instance: Instance) -> tuple[StateSlot, ...]:
+    """What one instance keeps (its children not included): its memories in order, then its tails."""
+    slots: list[StateSlot] = []
+    for memory in instance.memories:
+        slots += _cache_slots(instance.path, memory) if memory.kind == "cache" else _memory_slots(instance.path, memory)
+    slots += [_tail_slot(instance.path, tail) for tail in instance.tails]
+    return tuple(slots)
+
+
+def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
+    tensors = state_tensors(memory)
+    slots = [_tensor_slot(path, memory, t, "") for t in tensors]
+    if keeps_anchor(memory):
+        slots += [_tensor_slot(path, memory, t, CHUNK) for t in tensors]
+    for rule_slot in memory.rule.slots if memory.rule is not None else ():
+        if rule_slot.like == "number":
+            name = memory_path(path, memory.name, rule_slot.name)
+            slots.append(StateSlot(name, "rule", (), memory.heads, None, _number(rule_slot)))
+            continue
+        slots += [_rule_slot(path, memory, t, rule_slot) for t in tensors]
+    if memory.every > 1:
+        for t in tensors:
+            name = memory_path(path, memory.name, t.path)
+            slots.append(StateSlot(name + PENDING, "pending", t.shape, memory.heads))
+            if has_dgd(memory) and len(t.shape) == 2:
+                slots.append(StateSlot(name + GRAM, "pending", (t.shape[1], t.shape[1]), memory.heads))
+    return slots
+
+
+def _tensor_slot(path: str, memory: Memory, t: MemoryTensor, suffix: str) -> StateSlot:
+    learned = memory_path(path, "", t.learned) if t.learned else None
+    name = memory_path(path, memory.name, t.path) + suffix
+    return StateSlot(name, "anchor" if suffix else "memory", t.shape, memory.heads, learned, t.init)
+
+
+def _rule_slot(path: str, memory: Memory, t: MemoryTensor, slot: RuleSlot) -> StateSlot:
+    name = memory_path(path, memory.name, f"{slot.name}.{t.path}")
+    if slot.init.op in ("w", "w0"):  # starts where the memory starts
+        learned = memory_path(path, "", t.learned) if t.learned else None
+        return StateSlot(name, "rule", t.shape, memory.heads, learned, t.init)
+    return StateSlot(name, "rule", t.shape, memory.heads, None, _number(slot))
+
+
+def _number(slot: RuleSlot) -> Init:
+    value = float(slot.init.value) if slot.init.op == "const" else 0.0
+    return Init("constant", value) if value else Init("zeros")
+
+
+def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:
+    """Pairs are appended, and those that no later query sees are dropped: the length grows to at most what is visible."""
+    slots = []
+    for role, node in (("key", memory.key), ("value", memory.value)):
+        if node is not None:
+            name = memory_path(path, memory.name, role)
+            heads = node.type.heads
+            slots.append(StateSlot(name, f"cache_{role}", (0, *node.type.shape), heads, grows=True))
+    return slots
+
+
+def _tail_slot(path: str, tail: TailSpec) -> StateSlot:
+    shape = (tail.length, *tail.type.shape)
+    return StateSlot(memory_path(path, "", tail.path), "tail", shape, tail.type.heads, dtype=tail.type.dtype)
