@@ -165,11 +165,14 @@ class Slot(Node):
 @dataclass(frozen=True)
 class Statement(Node):
     """`doc` is the text of the `##` comments that belong to the statement (before it or at its line end).
-    `comments` are plain `#` comment lines just above it, `trailing` the one at its end: kept for printing."""
+    `comments` are plain `#` comment lines just above it, `trailing` the one at its end, `closing` those before the
+    end of its body, `blank` an empty line above it: kept for printing."""
 
     doc: str | None = field(default=None, kw_only=True)
     comments: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
     trailing: str | None = field(default=None, compare=False, kw_only=True)
+    closing: tuple[str, ...] = field(default=(), compare=False, repr=False, kw_only=True)
+    blank: bool = field(default=False, compare=False, repr=False, kw_only=True)
 
 
 @dataclass(frozen=True)
