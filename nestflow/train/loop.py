@@ -1,0 +1,219 @@
+"""The training loop: windows of text in, a trained bundle, its history and its checkpoints out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nestflow.diagnostics.core import NestflowError, fail
+from nestflow.train import checkpoint as ckpt
+from nestflow.train.config import TrainConfig, train_config
+from nestflow.train.data import Corpus, Windows, corpus
+from nestflow.train.display import Display, LevelCounts, token_levels_line
+from nestflow.train.evaluate import validation_bpb
+from nestflow.train.history import History, Log, StepRecord, read_history
+from nestflow.train.protocol import Trainable, device_of, require_vocab, token_input
+from nestflow.train.signals import StopRequest
+
+OnStep = Callable[[StepRecord], None]
+
+# a resumed run reads the very batches that the first would have read
+_FIXED = ("batch", "length", "seed", "holdout")
+
+
+def train(
+    bundle: Trainable | None,
+    data: str | Path | bytes | Corpus | None = None,
+    steps: int | None = None,
+    *,
+    out: str | Path | None = None,
+    resume: str | Path | None = None,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+    show: bool = True,
+    console: Any = None,
+    **settings: Any,
+) -> History:
+    """Train a bundle on bytes of text.
+
+    data: a shipped text (`shakespeare`), a file, a folder of .txt files, bytes, or a `Corpus`. steps: in all.
+    settings: the other fields of `TrainConfig` (batch, length, seed, holdout, eval_every, eval_windows,
+    checkpoint_every, keep). out: a folder for `log.jsonl` and checkpoints; None writes nothing.
+    resume: a folder that an earlier run wrote, or one checkpoint in it: weights, optimiser, clocks, data position and
+    random state go on bit for bit, and `bundle` may be None. overwrite: drop an earlier run in `out`.
+
+    SIGINT and SIGTERM end the run after the step, with a checkpoint (`History.interrupted`).
+    Raises NestflowError: NF520 to NF522 (text), NF524 (settings), NF525 (checkpoints), NF526 (the loss is not a
+    number), NF527 (the spec does not read bytes).
+    """
+    given = dict(settings) | ({} if steps is None else {"steps": steps})
+    if isinstance(data, (str, Path)):
+        given["data"] = str(data)
+    own = None if data is None or isinstance(data, (str, Path)) else data
+    run = _resume(own, given, out, resume) if resume is not None else _start(bundle, own, given, out, overwrite)
+    run.on_step = on_step
+    note = token_levels_line(run.bundle.graph, run.config.length)
+    with StopRequest() as stop, Display(run.config.steps, run.done, show, console, note) as display:
+        try:
+            run.loop(stop, display)
+        finally:
+            run.log.close()
+    return run.history
+
+
+def _start(bundle: Any, own: Corpus | bytes | None, given: dict[str, Any], out: Any, overwrite: bool) -> _Run:
+    """A new run. Everything is checked before anything is written."""
+    if bundle is None:
+        raise fail("NF525", "there is nothing to train: no bundle was given, and no run to resume")
+    config = train_config(given)
+    run = _Run(bundle, _text(own, config), config, None if out is None else Path(out), History())
+    if run.folder is not None:
+        _claim(run.folder, overwrite)
+    run.open()
+    # a kill before the first periodic checkpoint still leaves one to resume from
+    run.save()
+    return run
+
+
+def _resume(own: Corpus | bytes | None, given: dict[str, Any], out: Any, resume: str | Path) -> _Run:
+    """A run as its last checkpoint left it."""
+    where, folder = ckpt.find_checkpoint(resume)
+    bundle = ckpt.load_bundle(where)
+    state = (getattr(bundle, "extra", None) or {}).get("train")
+    if not state:
+        raise fail("NF525", f"`{where}` was not written by `train`: it has no training state to resume")
+    before = dict(state["config"])
+    for name in _FIXED:
+        if name in given and given[name] != before[name]:
+            raise fail(
+                "NF525",
+                f"the run in `{folder}` has {name} = {before[name]}, and cannot go on with {given[name]}",
+                help=f"leave `{name}` out to resume, or start a new run",
+            )
+    config = train_config(before | given)
+    text = _text(own, config)
+    if text.fingerprint != state["fingerprint"]:
+        raise fail(
+            "NF525",
+            f"the text `{text.name}` is not the one that the run in `{folder}` was trained on",
+            help="resume with the same text, or start a new run from the checkpoint's bundle",
+        )
+    target = folder if out is None else Path(out)
+    target.mkdir(parents=True, exist_ok=True)
+    run = _Run(bundle, text, config, target, read_history(folder, state["step"]))
+    run.windows.restore(state["windows"])
+    run.done = int(state["step"])
+    run.open(folder)
+    run.history.checkpoint = where
+    ckpt.set_rng_state(state["rng"])
+    return run
+
+
+def _text(own: Corpus | bytes | None, config: TrainConfig) -> Corpus:
+    return own if isinstance(own, Corpus) else corpus(config.data if own is None else own, config.holdout)
+
+
+class _Run:
+    """The state of one call of `train`."""
+
+    def __init__(self, bundle: Trainable, text: Corpus, config: TrainConfig, folder: Path | None, history: History):
+        self.bundle = bundle
+        self.text = text
+        self.config = config
+        self.folder = folder
+        self.history = history
+        self.done = 0
+        # checked before the first step, so that no run dies at its first validation
+        self.input = token_input(bundle)
+        require_vocab(bundle, max(int(t.max()) for t in (text.train_N, text.val_M) if len(t)))
+        self.windows = Windows(text.train_N, config.batch, config.length, config.seed)
+        self.levels = LevelCounts(history.updates())
+        self.on_step: OnStep | None = None
+        history.bundle = bundle
+
+    def open(self, source: Path | None = None) -> None:
+        """Open the log where the run stands and tell the bundle's schedules how long the run is."""
+        self.log = Log(self.folder, self.done, source)
+        set_total = getattr(self.bundle, "set_total_steps", None)
+        if set_total is not None:
+            set_total(self.config.steps)
+
+    def loop(self, stop: StopRequest, display: Display) -> None:
+        """Steps until the end or a signal; validation and checkpoints at their periods."""
+        c = self.config
+        while self.done < c.steps and stop.name is None:
+            record = self.one_step()
+            display.step(record.step, record.loss, record.tokens_per_s, self.levels)
+            if self.on_step is not None:
+                self.on_step(record)
+            last = self.done == c.steps
+            if len(self.text.val_M) > c.length and (last or (c.eval_every and self.done % c.eval_every == 0)):
+                bpb = validation_bpb(self.bundle, self.text.val_M, c.length, c.eval_windows, c.batch)
+                self.history.val.append((self.done, bpb))
+                self.log.val(self.done, bpb)
+                display.validation(bpb)
+                display.say(f"step {self.done}: validation {bpb:.3f} bits per byte")
+            if last or stop.name is not None or (c.checkpoint_every and self.done % c.checkpoint_every == 0):
+                self.save()
+        if stop.name is not None:
+            self.history.interrupted = stop.name
+            self.save()
+            where = f": {self.history.checkpoint}" if self.history.checkpoint else ""
+            display.say(f"stopped by {stop.name} after step {self.done}{where}")
+
+    def one_step(self) -> StepRecord:
+        begin = time.perf_counter()
+        x_BT = self.windows.next().to(device_of(self.bundle.module))
+        self.bundle.module.train()
+        report = self.bundle.step({self.input: x_BT})
+        loss = float(report["loss"])
+        if not math.isfinite(loss):
+            raise _not_finite(loss, self.done + 1, self.history.checkpoint)
+        updated = self.levels.add(report["levels"])
+        self.done += 1
+        record = StepRecord(self.done, loss, time.perf_counter() - begin, x_BT.numel(), updated)
+        self.history.records.append(record)
+        self.log.step(record)
+        return record
+
+    def save(self) -> None:
+        if self.folder is None:
+            return
+        state = {
+            "step": self.done,
+            "windows": self.windows.state(),
+            "config": self.config.model_dump(),
+            "fingerprint": self.text.fingerprint,
+            "rng": ckpt.rng_state(),
+        }
+        self.history.checkpoint = ckpt.save_checkpoint(self.bundle, self.folder, self.done, state, self.config.keep)
+
+
+def _claim(folder: Path, overwrite: bool) -> None:
+    """Take a folder for a new run; never over an earlier one unless asked."""
+    found = ckpt.checkpoints(folder)
+    if found and not overwrite:
+        raise fail(
+            "NF525",
+            f"`{folder}` holds a run that got to step {found[-1][0]}",
+            help="resume it (`--resume`), choose another folder, or drop it (`--overwrite`)",
+        )
+    try:
+        if overwrite:
+            ckpt.clear(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise fail("NF525", f"cannot write to `{folder}`: {e.strerror or e}") from e
+
+
+def _not_finite(loss: float, step: int, checkpoint: Path | None) -> NestflowError:
+    kept = f"; the last good state is `{checkpoint}`" if checkpoint else ""
+    return fail(
+        "NF526",
+        f"the loss became {loss} at step {step}{kept}",
+        help="lower the inner rate or the chunk (their product drives stability) or the outer learning rate; keep "
+        "keys and values of unit length (`l2norm`)",
+    )

@@ -1,0 +1,74 @@
+"""What the trainer asks of a bundle. `nestflow.Bundle` is one; anything of this shape trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nestflow.diagnostics.core import fail
+
+
+class Trainable(Protocol):
+    """The part of a bundle that training uses."""
+
+    module: Any  # nn.Module: module(tokens=x_BT int64) -> logits_BTV
+    optimizer: Any  # torch.optim.Optimizer
+    graph: Any  # LevelGraph
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor: ...
+
+    def step(self, batch: dict[str, Tensor]) -> Mapping[str, Any]: ...
+
+    def stream(self, batch: int = 1) -> Any: ...
+
+    def save(self, path: str | Path, extra: dict[str, Any] | None = None) -> Any: ...
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are (the CPU if it has none)."""
+    for p in module.parameters():
+        return p.device
+    return torch.device("cpu")
+
+
+def token_input(bundle: Trainable) -> str:
+    """The name of the one input that takes bytes. Raises NF527 if the spec has another kind of inputs.
+
+    A byte stream goes into an input of integers `int[T] in [0, vocab)` with vocab of at least 256.
+    """
+    inputs = list(getattr(bundle.graph, "inputs", ()) or ())
+    if not inputs:
+        return "tokens"
+    if len(inputs) > 1:
+        names = ", ".join(f"`{i.name}`" for i in inputs)
+        raise fail(
+            "NF527",
+            f"this spec has {len(inputs)} inputs ({names}), and text is one",
+            inputs[1].span,
+            "train it in a loop of your own with `bundle.step(batch)`",
+        )
+    only = inputs[0]
+    if only.low is None and only.high is None:
+        raise fail(
+            "NF527",
+            f"the input `{only.name}` is not a stream of token numbers, and text is bytes",
+            only.span,
+            "declare it as `input tokens : int[T] in [0, 256)`, or write a loop of your own with `bundle.step(batch)`",
+        )
+    return only.name
+
+
+def require_vocab(bundle: Trainable, highest: int) -> None:
+    """NF527 if the text has bytes above what the input takes. highest: the largest byte of the text."""
+    for i in list(getattr(bundle.graph, "inputs", ()) or ())[:1]:
+        if i.high is not None and highest > i.high:
+            raise fail(
+                "NF527",
+                f"the text has a byte of value {highest}, and `{i.name}` takes 0 to {int(i.high)}",
+                i.span,
+                "set `vocab = 256` to read any bytes",
+            )
