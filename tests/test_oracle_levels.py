@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles.cases import CASES, Case, Tensors
 from torch import Tensor
 
 import nestflow
+from tests.oracles.cases import CASES, Case, Tensors
 
 BATCH = 2
 LENGTHS = (1, 5, 10)  # one token; not a multiple of the chunk of 4; several chunks

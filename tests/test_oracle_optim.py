@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import optim as oracle
 from torch import Tensor
 
 import nestflow
+from tests.oracles import optim as oracle
 
 SHAPES = ((5, 7), (7, 3), (6,))
 STEPS = 100
@@ -158,10 +158,10 @@ def test_dgd_on_bare_parameters_says_what_it_needs() -> None:
 
 DGD = """nestflow 1
 input x : float[T, 4]
-input y : float[T, 3]
+input target : float[T, 3]
 output net(x)
 flow net(x) { return linear(x, 3) }
-loss = l2(net(x), y)
+loss = l2(net(x), target)
 level outer { every 1 step; memory weights(net); objective loss; update dgd(0.5) }
 """
 
@@ -175,5 +175,5 @@ def test_dgd_on_the_step_clock_takes_the_layers_inputs() -> None:
         x, y = (torch.randn(2, 5, n, generator=generator, dtype=torch.float64) for n in (4, 3))
         before = weight.detach().clone()
         grad = torch.einsum("bto,bti->oi", x @ before.mT - y, x) / 10
-        bundle.step({"x": x, "y": y})
+        bundle.step({"x": x, "target": y})
         assert_near([weight.detach()], [oracle.dgd_exact(before, grad, x.flatten(0, 1), 0.5)])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracles import (
+from torch import Tensor
+
+from tests.oracles import (
     FIVE_MEMORIES,
     attention,
     delta_rule,
@@ -18,11 +20,10 @@ from oracles import (
     self_modifying,
     titans_memory,
 )
-from oracles import optim as oracle_optim
-from oracles.hope import dgd_memory, l2norm
-from oracles.mlp import mlp
-from oracles.titans import dot, gradient, huber, l2
-from torch import Tensor
+from tests.oracles import optim as oracle_optim
+from tests.oracles.hope import dgd_memory, l2norm
+from tests.oracles.mlp import mlp
+from tests.oracles.titans import dot, gradient, huber, l2
 
 B, H, T, D = 2, 2, 9, 4
 

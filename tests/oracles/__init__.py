@@ -5,11 +5,11 @@ Nothing here imports nestflow. Sequence tensors are ``[B, H, T, D]``, rates and 
 autograd, initial states included. Each module is checked against something else in ``tests/test_oracles.py``.
 """
 
-from oracles.attention import attention, rope
-from oracles.hope import FIVE_MEMORIES, dgd_step, self_modifying
-from oracles.matrix import delta_rule, gated_delta, linear_attention, momentum_delta
-from oracles.mlp import init_mlp, mlp
-from oracles.titans import titans_memory
+from tests.oracles.attention import attention, rope
+from tests.oracles.hope import FIVE_MEMORIES, dgd_step, self_modifying
+from tests.oracles.matrix import delta_rule, gated_delta, linear_attention, momentum_delta
+from tests.oracles.mlp import init_mlp, mlp
+from tests.oracles.titans import titans_memory
 
 __all__ = [
     "FIVE_MEMORIES",

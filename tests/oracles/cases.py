@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from oracles.attention import attention, rope
-from oracles.hope import FIVE_MEMORIES, dgd_memory, l2norm, self_modifying
-from oracles.matrix import delta_rule, gated_delta, linear_attention, momentum_delta
-from oracles.titans import dot, huber, l2, titans_memory
+from tests.oracles.attention import attention, rope
+from tests.oracles.hope import FIVE_MEMORIES, dgd_memory, l2norm, self_modifying
+from tests.oracles.matrix import delta_rule, gated_delta, linear_attention, momentum_delta
+from tests.oracles.titans import dot, huber, l2, titans_memory
 
 Tensors = dict[str, Tensor]
 Expected = Callable[[Tensors, Tensors], Tensor]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from oracles.mlp import inputs_of, mlp
-from oracles.titans import gradient, l2
+from tests.oracles.mlp import inputs_of, mlp
+from tests.oracles.titans import gradient, l2
 
 FIVE_MEMORIES = ("keys", "values", "store", "rates", "gates")
 Memories = dict[str, list[Tensor]]

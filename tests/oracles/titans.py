@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from oracles.mlp import alias, mlp
+from tests.oracles.mlp import alias, mlp
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 

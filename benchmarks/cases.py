@@ -1,0 +1,111 @@
+"""The implementations under test: each a function from (chunk, device) to a module of x [B,T,dim]."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+DIM, HEADS, EXPAND = 256, 4, 2
+SPEC = Path(__file__).with_name("titans_memory.nl")
+
+
+def nestflow_layer(chunk: int, device: str) -> nn.Module:
+    """The compiled spec."""
+    import nestflow
+
+    return nestflow.compile(str(SPEC), chunk_size=chunk).module.to(device)
+
+
+def plain_layer(chunk: int, device: str) -> nn.Module:
+    """The careful loop in plain torch."""
+    from benchmarks.plain_titans import PlainTitans
+
+    return PlainTitans(DIM, HEADS, EXPAND, chunk).to(device)
+
+
+class _First(nn.Module):
+    """titans-pytorch returns (output, state)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x)[0]
+
+
+def _peer(chunk: int, device: str, refreshed: bool) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from titans_pytorch import MemoryMLP, NeuralMemory
+    layer = NeuralMemory(
+        dim=DIM,
+        heads=HEADS,
+        dim_head=DIM // HEADS,
+        chunk_size=chunk,
+        batch_size=chunk if refreshed else None,
+        model=MemoryMLP(DIM // HEADS, depth=2, expansion_factor=float(EXPAND)),
+        mem_model_norm_add_residual=False,
+        default_step_transform_max_lr=0.1,
+    )
+    # its per-head parameters are one expanded view on CPU, which no optimiser step accepts: give each head its own
+    for p in layer.parameters():
+        p.data = p.data.clone()
+    return _First(layer).to(device)
+
+
+def peer_layer(chunk: int, device: str) -> nn.Module:
+    """titans-pytorch with its gradient refreshed at every chunk (batch_size = chunk_size): the comparable model."""
+    return _peer(chunk, device, refreshed=True)
+
+
+def peer_default_layer(chunk: int, device: str) -> nn.Module:
+    """titans-pytorch as its README runs it: every gradient at the sequence's first weights, another model."""
+    return _peer(chunk, device, refreshed=False)
+
+
+CASES: dict[str, Callable[[int, str], nn.Module]] = {
+    "nestflow": nestflow_layer,
+    "plain torch": plain_layer,
+    "titans-pytorch": peer_layer,
+    "titans-pytorch, first weights": peer_default_layer,
+}
+DEFAULT = ("nestflow", "plain torch", "titans-pytorch")
+
+
+def same_numbers(chunk: int, ticks: int = 70) -> float:
+    """The largest difference of nestflow and plain torch in float64 on the same weights, outputs of order one."""
+    from benchmarks.plain_titans import PlainTitans
+
+    ours = nestflow_layer(chunk, "cpu").double()
+    plain = PlainTitans(DIM, HEADS, EXPAND, chunk).double()
+    plain.copy_from(dict(ours.named_weights()))
+    x = torch.randn(2, ticks, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return (ours(x=x) - plain(x)).abs().max().item()
+
+
+def forward_pass(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    """One inference pass."""
+
+    def run() -> None:
+        with torch.no_grad():
+            layer(x)
+
+    return run
+
+
+def training_pass(layer: nn.Module, x: Tensor) -> Callable[[], None]:
+    """Forward, backward into the weights and into x, as inside a deeper model."""
+    x = x.detach().requires_grad_()
+
+    def run() -> None:
+        layer.zero_grad(set_to_none=True)
+        x.grad = None
+        layer(x).square().mean().backward()
+
+    return run

@@ -1,0 +1,63 @@
+"""Interleaved rounds in one process: a busy host slows every case of a round alike, so ratios within a round hold."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+
+@dataclass
+class Times:
+    """Seconds of one case in each round it ran, and the floor's seconds in the same rounds."""
+
+    seconds: list[float] = field(default_factory=list)
+    floor: list[float] = field(default_factory=list)
+
+    def ratios(self, passes: int) -> list[float]:
+        """Multiples of the floor, round by round; a training step counts as three passes."""
+        return [s / (passes * f) for s, f in zip(self.seconds, self.floor, strict=True)]
+
+    def summary(self, passes: int) -> dict[str, float | int]:
+        """Median and spread of the ratios first, then the seconds."""
+        ratios = self.ratios(passes)
+        return {
+            "ratio": statistics.median(ratios),
+            "ratio_low": min(ratios),
+            "ratio_high": max(ratios),
+            "seconds": statistics.median(self.seconds),
+            "seconds_best": min(self.seconds),
+            "rounds": len(ratios),
+        }
+
+
+def once(run: Callable[[], None], device: str) -> float:
+    """Seconds of one call."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def floor_seconds(run: Callable[[], None], device: str, repeats: int = 3) -> float:
+    """The fastest of a few: a floor is a floor."""
+    return min(once(run, device) for _ in range(repeats))
+
+
+def interleave(
+    floor: Callable[[], None], cases: dict[str, Callable[[], None]], rounds: int, budget: float, device: str
+) -> dict[str, Times]:
+    """Run every case once a round, in turn; a case that has used its ``budget`` of seconds leaves after the round."""
+    times = {name: Times() for name in cases}
+    for _ in range(rounds):
+        for name, run in cases.items():
+            if sum(times[name].seconds) < budget:
+                times[name].floor.append(floor_seconds(floor, device))
+                times[name].seconds.append(once(run, device))
+    return times
