@@ -1,0 +1,77 @@
+"""Lines of Python with indentation, the imports they need, and unique names for functions."""
+
+from __future__ import annotations
+
+import keyword
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nestflow.graph.model import Instance
+
+RESERVED = frozenset({"c", "p", "F", "torch", "nn", "math", "T", "B", "forward", "losses", "initial_state", "Context", "Model"})
+
+
+def identifier(text: str) -> str:
+    """A Python identifier made from a name of the text (which may hold dots, dashes or be a keyword)."""
+    name = re.sub(r"\W", "_", text) or "x"
+    if name[0].isdigit():
+        name = "_" + name
+    return name + "_" if keyword.iskeyword(name) or name in RESERVED else name
+
+
+class Writer:
+    """Collects lines. `use` notes an import and gives the name back, so that it can stand in the expression."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.imports: dict[str, set[str]] = {}
+        self.functions: dict[int, str] = {}  # id(instance) -> the function that computes it
+        self._instances: list[Instance] = []  # keeps ids alive
+        self._taken: set[str] = set(RESERVED)
+        self._depth = 0
+
+    def line(self, text: str = "") -> None:
+        """One statement (or several lines) at the current indentation."""
+        for part in text.split("\n"):
+            self.lines.append(("    " * self._depth + part).rstrip())
+
+    @contextmanager
+    def block(self, header: str) -> Iterator[None]:
+        """`with writer.block("for i in range(3):"):` indents what is written inside."""
+        self.line(header)
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+
+    def use(self, module: str, name: str) -> str:
+        """Import `name` from `module` in the generated file; the name, to be called."""
+        self.imports.setdefault(module, set()).add(name)
+        self._taken.add(name)
+        return name
+
+    def function_name(self, base: str) -> str:
+        """A top-level name that no other function of this file has."""
+        name = base = identifier(base)
+        n = 1
+        while name in self._taken:
+            n += 1
+            name = f"{base}_{n}"
+        self._taken.add(name)
+        return name
+
+    def register(self, instance: Instance, function: str) -> None:
+        """Say which function computes an instance (its parents call it)."""
+        self.functions[id(instance)] = function
+        self._instances.append(instance)
+
+    def function(self, instance: Instance) -> str:
+        """The function that computes an instance; children are written before their parents."""
+        return self.functions[id(instance)]
+
+    def text(self) -> str:
+        return "\n".join(self.lines) + "\n"

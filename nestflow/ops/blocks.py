@@ -1,0 +1,116 @@
+"""Row-wise blocks that generated code calls: norms, softmax, per-head products, losses.
+
+They know tensors only. Norms, softmax and losses are computed in at least float32.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x itself, or in float32 if its type is narrower."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def rmsnorm(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    """x / √(mean x² + eps) ⊙ gain over the last axis."""
+    z = at_least_float32(x)
+    y = (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return y if gain is None else y * gain
+
+
+def l2norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / √(Σ x² + eps) over the last axis; eps inside the root, so a zero row has a zero gradient."""
+    z = at_least_float32(x)
+    return (z * torch.rsqrt(z.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def layernorm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """(x − mean) / √(var + eps) ⊙ gain + bias over the last axis, biased variance."""
+    z = at_least_float32(x)
+    z = z - z.mean(-1, keepdim=True)
+    y = (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    y = y if gain is None else y * gain
+    return y if bias is None else y + bias
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over the last axis."""
+    return at_least_float32(x).softmax(-1).to(x.dtype)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Log-softmax over the last axis."""
+    return at_least_float32(x).log_softmax(-1).to(x.dtype)
+
+
+def linear_heads(x: Tensor, w: Tensor, axis: int = 1) -> Tensor:
+    """A whole x [B, T, ..., d] seen by every head's weight w [H, n, d]: [B, H, T, ..., n], in one product.
+
+    axis: where the head axis goes (0 where there is no batch axis).
+    """
+    return F.linear(x, w.flatten(0, 1)).unflatten(-1, (w.shape[0], w.shape[1])).movedim(-2, axis)
+
+
+def embed_heads(i: Tensor, w: Tensor, axis: int = 1) -> Tensor:
+    """Rows i [B, T] of every head's table w [H, vocab, d]: [B, H, T, d]."""
+    return w[:, i].movedim(0, axis)
+
+
+def maximum(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """The larger of a tensor and a number; at a tie half the gradient goes to each."""
+    x = a if isinstance(a, Tensor) else b
+    return torch.maximum(_like(a, x), _like(b, x))
+
+
+def minimum(a: Tensor | float, b: Tensor | float) -> Tensor:
+    """The smaller of a tensor and a number; at a tie half the gradient goes to each."""
+    x = a if isinstance(a, Tensor) else b
+    return torch.minimum(_like(a, x), _like(b, x))
+
+
+def _like(value: Tensor | float, x: Tensor | float) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    assert isinstance(x, Tensor)  # the emitter folds two numbers
+    return torch.full((), value, dtype=x.dtype, device=x.device)
+
+
+def choose(condition: Tensor, a: float, b: float, dtype: torch.dtype) -> Tensor:
+    """a where the condition holds, b elsewhere."""
+    return torch.full(condition.shape, b, dtype=dtype, device=condition.device).masked_fill(condition, a)
+
+
+def cross_entropy(p: Tensor, y: Tensor, mask: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """Mean of −log softmax(p)[y] over the unmasked terms; 0 if none is left.
+
+    p [..., V] scores, y [...] classes, mask [...] (true or 1: the term counts).
+    """
+    terms = F.cross_entropy(at_least_float32(p).flatten(0, -2), y.flatten(), reduction="none", label_smoothing=smoothing)
+    if mask is None:
+        return terms.sum() / max(1, terms.numel())
+    weight = mask.flatten().to(terms.dtype)
+    # a masked term may be infinite: it must not become NaN by 0 · inf
+    return torch.where(weight != 0, terms * weight, 0.0).sum() / weight.sum().clamp(min=1.0)
+
+
+def newton_schulz(x: Tensor, iters: int = 5, coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+                  eps: float = 1e-7, dtype: str | None = None) -> Tensor:
+    """Towards the nearest orthogonal matrix: X / max(‖X‖, eps), then `iters` times aX + (bA + cA²)X with A = XXᵀ.
+
+    x [..., rows, cols]; A is on the shorter side. A vector or number passes unchanged. (Jordan et al. 2024, Muon.)
+    """
+    if x.ndim < 2:
+        return x
+    a, b, c = coefficients
+    z = x.to(getattr(torch, dtype)) if dtype else at_least_float32(x)
+    tall = z.shape[-2] > z.shape[-1]
+    z = z.mT if tall else z
+    z = z / z.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(iters):
+        gram = z @ z.mT
+        z = a * z + (b * gram + c * gram @ gram) @ z
+    return (z.mT if tall else z).to(x.dtype)

@@ -1,0 +1,39 @@
+"""What generated code runs with: the context of one call, and how the state of a fresh stream is made."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Context:
+    """One call of generated code.
+
+    w: slow weights by path. s: state of the stream before the call, by path. n: the state after it, filled by the code.
+    t0: ticks the rows have seen. training: whether this is the forward pass of a step that learns.
+    """
+
+    def __init__(self, w: dict[str, Tensor], s: dict[str, Tensor], t0: int, training: bool, dtype: torch.dtype,
+                 device: torch.device) -> None:
+        self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device
+        self.n: dict[str, Tensor] = {}
+
+
+def fresh_state(table: list[tuple], w: dict[str, Tensor], batch: int, dtype: torch.dtype,
+                device: torch.device) -> dict[str, Tensor]:
+    """The state of a stream that begins, [batch, (heads,) *shape] each, from the generated STATE table.
+
+    A row of the table: path, shape without batch, learned start (path of a weight, or None), value, dtype.
+    A learned start is one tensor seen by every row, so gradients reach it. value: a number or "eye".
+    """
+    state = {}
+    for path, shape, learned, value, kind in table:
+        full = (batch, *shape)
+        if learned is not None:
+            state[path] = w[learned].expand(full)
+        elif value == "eye":
+            state[path] = torch.eye(shape[-2], shape[-1], dtype=dtype, device=device).expand(full)
+        else:
+            of = dtype if kind == "float" else torch.int64 if kind == "int" else torch.bool
+            state[path] = torch.full(full, value, dtype=of, device=device)
+    return state
