@@ -20,7 +20,8 @@ MAX_ERRORS = 20
 # After these a statement goes on in the next line, and `{` begins a record.
 WANTS_MORE = frozenset("ASSIGN COMMA COLON PIPE PLUS MINUS MUL POW CMP AND OR NOT IF ELSE IN OF AS DOT".split())
 # A line that begins with one of these belongs to the line before.
-GOES_ON = frozenset("PIPE PLUS MUL POW CMP AND OR ELSE IF COMMA RPAR RSQB OF AS DOT ASSIGN".split())
+GOES_ON = frozenset("PIPE PLUS MUL POW CMP AND OR ELSE".split())
+INSIDE = GOES_ON | {"COMMA", "RPAR", "RSQB", "IF", "DOT"}
 CLOSES = {"RPAR": "LPAR", "RSQB": "LSQB", "RBRACE": "LBRACE", "RRECORD": "LRECORD"}
 MIRROR = {"LPAR": ("RPAR", ")"), "LSQB": ("RSQB", "]"), "LBRACE": ("RBRACE", "}"), "LRECORD": ("RRECORD", "}")}
 
@@ -225,7 +226,7 @@ class Layout:
             elif t.base == "NL" and depth <= 0:
                 last, following = self._before(j), self._next(j, True)
                 carried = last.base in WANTS_MORE or last.base in ("LPAR", "LSQB", "LBRACE")
-                if not carried and following.base not in GOES_ON:
+                if not carried and following.base not in INSIDE:
                     return j
         return stop
 

@@ -55,7 +55,7 @@ def parse_spec(tokens: list[Token], source: Source, errors: Collector, comments:
         _, number, body = found
         version = _version(number, errors)
         check_tree(body, errors)
-    errors.stop_on_errors()
+    raise_sorted(errors)
     doc = "\n".join(header_doc).strip("\n") or None
     spec = T.Spec(version, body, source, doc, tuple(header), tuple(footer))
     return ordered(spec)
@@ -68,10 +68,16 @@ def parse_expression(text: str, name: str = "<expression>") -> T.Expr:
     check_text(source, errors)
     laid = Layout(tokenize(text, source, errors), errors, statements=False).run()
     found = run_parser(laid, "expression", errors)
-    if found is not None:
-        check_tree((found,), errors)
+    errors.stop_on_errors()
+    check_tree((found,), errors)
     errors.stop_on_errors()
     return found
+
+
+def raise_sorted(errors: Collector) -> None:
+    """Raise what was gathered, in the order of the text."""
+    if errors.errors:
+        raise NestflowError(sorted(errors.errors, key=lambda d: d.span.start if d.span else -1))
 
 
 def _version(number: Token, errors: Collector) -> int:
@@ -96,7 +102,7 @@ def _lark() -> Any:
 
 
 def run_parser(tokens: list[Token], start: str, errors: Collector) -> Any:
-    """Feed laid-out tokens to the LALR tables. None if there was an error; every statement is tried."""
+    """Feed laid-out tokens to the LALR tables; every statement is tried. None if nothing could be made of the text."""
     from lark.exceptions import UnexpectedToken
     from lark.parsers.lalr_parser_state import ParseConf, ParserState
 
@@ -120,8 +126,8 @@ def run_parser(tokens: list[Token], start: str, errors: Collector) -> Any:
     except UnexpectedToken as e:
         run.i = len(tokens) - 1
         run.report(frozenset(e.expected))
-        found = None
-    return None if run.failed else found
+        return None
+    return found
 
 
 class _Run:
@@ -134,7 +140,6 @@ class _Run:
         self.statements = statements
         self.i = 0
         self.frames: list[tuple[int, int]] = [(1, 0)]  # per body: height of the stack, and token, where its statement began
-        self.failed = False
 
     def before(self, token: Token) -> None:
         if token.opens and token.type != "NESTFLOW":
@@ -150,8 +155,10 @@ class _Run:
             self.frames[-1] = (len(self.state.state_stack), 0)
 
     def report(self, expected: frozenset[str]) -> None:
-        self.failed = True
         height, start = self.frames[-1]
+        first, last = self.tokens[start].start, self.tokens[self.i].end
+        if any(d.span is not None and first <= d.span.start < last for d in self.errors.errors):
+            return  # the lexer or the layout said what is wrong with this statement
         d = explain(Failure(self.tokens, self.i, start, expected, self.state.value_stack[height - 1 :]))
         self.errors.error(d.code, d.message, d.span, d.help, d.related)
 

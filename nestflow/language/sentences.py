@@ -82,8 +82,8 @@ class Failure:
 
 def explain(f: Failure) -> Diagnostic:
     """The diagnostic for one failure."""
-    for rule in (_foreign_first_word, _bare_pipe, _reserved, _missing_else, _body, _equals, _chain, _ends_early,
-                 _nothing_between, _no_operator):
+    for rule in (_foreign_first_word, _bare_pipe, _reserved, _missing_else, _body, _equals, _chain, _bare_statement,
+                 _ends_early, _nothing_between, _no_operator):
         d = rule(f)
         if d is not None:
             return d
@@ -254,6 +254,16 @@ def _chain(f: Failure) -> Diagnostic | None:
     if f.token.type == "CMP" and f.before is not None and f.before.type in VALUE_ENDS and any(w.type == "CMP" for w in f.words):
         return Diagnostic("NF101", "comparisons do not chain", f.token.span, "write `a < b and b < c`")
     return None
+
+
+def _bare_statement(f: Failure) -> Diagnostic | None:
+    """An expression that stands alone."""
+    if f.i != f.start + 1 or f.first.type != "NAME" or f.token.type not in OPERATOR_TYPES | {"DOT", "IF", "IN"}:
+        return None
+    end = next((t for t in f.tokens[f.i :] if t.type in ENDS), f.token)
+    whole = _source(f, f.first.start, end.start)
+    return Diagnostic("NF101", "an expression alone is no statement", f.first.span,
+                      f"give it a name, `name = {whole}`, or write `return {whole}`")
 
 
 def _ends_early(f: Failure) -> Diagnostic | None:

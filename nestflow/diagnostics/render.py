@@ -1,0 +1,116 @@
+"""How diagnostics are shown: a picture of the place for people, one line for logs, records for programs."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from typing import Any
+
+from nestflow.diagnostics.core import Diagnostic, Span
+
+MAX_SHOWN = 20
+MAX_WIDTH = 120
+TAB = 4
+
+
+def render_all(diagnostics: Sequence[Diagnostic]) -> str:
+    """Up to 20 diagnostics as text, then how many more there are."""
+    parts = [render(d) for d in diagnostics[:MAX_SHOWN]]
+    more = len(diagnostics) - MAX_SHOWN
+    if more > 0:
+        parts.append(f"... and {more} more")
+    return "\n\n".join(parts)
+
+
+def render(d: Diagnostic) -> str:
+    """One diagnostic: code and sentence, place, source line with a caret, related places, help."""
+    lines = [f"{d.severity}[{d.code}]: {safe(d.message)}"]
+    gutter = max((len(str(s.line)) for s in (d.span, *(r.span for r in d.related)) if s is not None), default=1)
+    if d.span is not None:
+        lines += _picture(d.span, gutter)
+    for r in d.related:
+        lines.append(f"{' ' * gutter} = note: {safe(r.message)}")
+        lines += _picture(r.span, gutter, "-")
+    if d.help:
+        lines.append(f"{' ' * gutter} = help: {safe(d.help)}")
+    return "\n".join(lines)
+
+
+def short(d: Diagnostic) -> str:
+    """`file:line:col: error[NF101] sentence (help)`, in one line."""
+    where = f"{safe(d.span.where())}: " if d.span is not None else ""
+    help = f" ({safe(d.help)})" if d.help else ""
+    return f"{where}{d.severity}[{d.code}] {safe(d.message)}{help}"
+
+
+def as_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:
+    """Diagnostics as plain records; lines and columns from 1, ends exclusive, None where there is no place."""
+    return [
+        {
+            "code": d.code, "severity": d.severity, "message": d.message, "help": d.help, **_place(d.span),
+            "related": [{"message": r.message, **_place(r.span)} for r in d.related],
+        }
+        for d in diagnostics
+    ]
+
+
+def _place(span: Span | None) -> dict[str, Any]:
+    if span is None:
+        return dict.fromkeys(("file", "line", "column", "end_line", "end_column", "start", "end"))
+    (line, column), (end_line, end_column) = span.source.position(span.start), span.source.position(span.end)
+    return {"file": span.source.name, "line": line, "column": column, "end_line": end_line, "end_column": end_column,
+            "start": span.start, "end": span.end}
+
+
+def safe(text: str) -> str:
+    """Text that a terminal can show without obeying it: control and direction characters become visible."""
+    return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
+
+
+def _visible(c: str) -> str:
+    n = ord(c)
+    if n < 0x20:
+        return " " * TAB if c == "\t" else chr(0x2400 + n)
+    if n == 0x7F:
+        return "\u2421"
+    return " " if unicodedata.category(c) == "Zs" else "\ufffd"
+
+
+def _width(c: str) -> int:
+    if unicodedata.combining(c):
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
+
+
+def _picture(span: Span, gutter: int, mark: str = "^") -> list[str]:
+    """The place, the line, and a line that marks the span (its first line, where it has several)."""
+    number, column = span.source.position(span.start)
+    raw = span.source.line(number)
+    start = min(column - 1, len(raw))
+    stop = min(max(start + span.end - span.start, start + 1), max(len(raw), start + 1))
+    cells = [_cell(c) for c in raw]
+    before = sum(w for _, w in cells[:start])
+    marked = max(1, sum(w for _, w in cells[start:stop]))
+    text = "".join(t for t, _ in cells)
+    if sum(w for _, w in cells) > MAX_WIDTH:
+        text, before, marked = _crop(cells, start, stop)
+    pad = " " * gutter
+    return [f"{pad}--> {safe(span.where())}", f"{pad} |", f"{number:>{gutter}} | {text}".rstrip(),
+            f"{pad} | {' ' * before}{mark * marked}"]
+
+
+def _cell(c: str) -> tuple[str, int]:
+    if c == "\t":
+        return " " * TAB, TAB
+    shown = safe(c)
+    return shown, sum(_width(x) for x in shown)
+
+
+def _crop(cells: list[tuple[str, int]], start: int, stop: int) -> tuple[str, int, int]:
+    """The part of a long line around a span."""
+    first = max(0, start - MAX_WIDTH // 3)
+    last = min(len(cells), first + MAX_WIDTH - 2)
+    head, tail = ("\u2026" if first else ""), ("\u2026" if last < len(cells) else "")
+    before = len(head) + sum(w for _, w in cells[first:start])
+    marked = max(1, sum(w for _, w in cells[start : min(stop, last)]))
+    return head + "".join(t for t, _ in cells[first:last]) + tail, before, marked
