@@ -18,7 +18,7 @@ from nestflow.graph.model import Instance
 from nestflow.ir.node import Node, Type
 
 ATOM = 100  # precedence of names, calls and brackets
-WIDE = 96  # a longer expression gets a name of its own
+WIDE = 84  # a longer expression gets a name of its own
 
 _BASES = {"linear": "h", "embed": "x", "rmsnorm": "n", "l2norm": "n", "layernorm": "n", "softmax": "p", "matmul": "z",
           "short_conv": "conv", "previous": "prev", "rope": "r", "merge_heads": "y", "split_heads": "s", "position": "t"}
@@ -58,6 +58,7 @@ class Emitter:
                  special: Callable[[Node], str | None] | None = None, reuse: bool = False) -> None:
         self.writer, self.instance, self.special, self.reuse = writer, instance, special, reuse
         self.ticks, self.batch, self.t0, self.prefix, self.tick_letter = ticks, batch, t0, prefix, tick_letter
+        self.wide = WIDE
         self.letters = letters or Letters()
         self.done: dict[Node, Expr] = {}
         self.uses: Counter[Node] = Counter()
@@ -153,7 +154,7 @@ class Emitter:
         e: Expr = emit(self, node)
         if node in self.done:  # an operation with several results has assigned itself
             return
-        single = self.uses[node] <= 1 and node not in self.names and len(e.text) <= WIDE
+        single = self.uses[node] <= 1 and node not in self.names and len(e.text) <= self.wide
         if node.op in CHEAP and single or not node.args and node.op not in ("position",):
             self.done[node] = e
         else:

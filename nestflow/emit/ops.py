@@ -27,7 +27,7 @@ _CALLS = {"exp": "torch.exp({})", "log": "torch.log({})", "sqrt": "torch.sqrt({}
 CHEAP = frozenset(_INFIX) | frozenset(_CALLS) | frozenset(
     "neg not elu1 inverse_softplus max min where sum mean amax inner transpose merge_heads split_heads spread stop index "
     "reshape linear embed softmax log_softmax l2norm rmsnorm layernorm next cross_entropy mean_all matmul outer concat "
-    "stack rope sum_features newton_schulz".split())
+    "stack rope sum_features newton_schulz call".split())
 
 
 def _expr(text: str, precedence: int = ATOM, *parts: Expr) -> Expr:
@@ -276,7 +276,7 @@ def rowwise(em: Emitter, node: Node) -> Expr:
     x, *weights = node.args
     parts = [em.done[x]] + [tensor(em, w, node.type, 1) for w in weights]
     text = [p.text for p in parts]
-    if node.get("eps") is not None:
+    if node.get("eps") not in (None, 1e-5 if node.op == "layernorm" else 1e-6):
         text.append(f"eps={node['eps']!r}")
     return _expr(f"{node.op}({', '.join(text)})", ATOM, *parts)
 
@@ -421,11 +421,9 @@ def call(em: Emitter, node: Node) -> Expr:
     parts = [em.done[a] for a in node.args]
     path = f'{em.prefix} + "{child}."' if em.prefix else f'"{child}."'
     e = _expr(f"{function}({', '.join(['c', path, *(p.text for p in parts)])})", ATOM, *parts)
-    base = em.names.get(node)
-    if base is None:
-        parts_ = [x for x in child.split(".") if not x.isdigit()]
-        em.assign(node, e, parts_[-1] if parts_ else "x")
-        return e
+    if node not in em.names and (em.uses[node] > 1 or len(e.text) > em.wide):
+        words = [x for x in child.split(".") if not x.isdigit()]
+        em.assign(node, e, words[-1] if words else "x")
     return e
 
 

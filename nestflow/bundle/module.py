@@ -1,0 +1,138 @@
+"""The `nn.Module` of a compiled spec: weights by path, inputs by name, the state of a stream in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nestflow.bundle.inputs import by_name, checked
+from nestflow.bundle.state import Group, State
+from nestflow.diagnostics.core import fail
+from nestflow.graph.model import LevelGraph
+from nestflow.ops.runtime import Context
+from nestflow.ops.weights import draw, plant
+
+
+class Module(nn.Module):
+    """Computes the spec's `output`. Weights lie at their paths (`state_dict()["model.block.0.titans.key.linear.weight"]`).
+
+    Called with the spec's inputs by name, batch first (a single input also by position); every call opens fresh
+    streams. `run` takes and gives a `State`. Raises NestflowError NF501 to NF507 for inputs that do not fit.
+    """
+
+    def __init__(self, graph: LevelGraph, program: ModuleType, seed: int = 0, dtype: torch.dtype = torch.float32,
+                 device: torch.device | str | None = None) -> None:
+        super().__init__()
+        frozen = {w for level in graph.step_levels if level.rule is None for w in level.weights}
+        places: list[tuple[str, nn.Module, str]] = []
+        for spec in graph.weights:
+            start = draw(spec.path, spec.full_shape, spec.init.kind, spec.init.a, spec.init.b, spec.init.maps, seed)
+            weight = nn.Parameter(start.to(device=device, dtype=dtype), requires_grad=spec.path not in frozen)
+            places.append((spec.path, *plant(self, spec.path, weight)))
+        # a list hides the modules from nn.Module's own tables: they are in the tree already
+        self.__dict__["_places"] = places
+        self.__dict__["_graph"] = graph
+        self.__dict__["_program"] = program
+        self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The slow weights by path, in order of creation."""
+        found = {}
+        for path, module, leaf in self.__dict__["_places"]:
+            found[path] = module._parameters[leaf]
+        return found
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights (of the inputs, where there are none)."""
+        return self._kind()[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self._kind()[1]
+
+    def _kind(self) -> tuple[torch.dtype, torch.device]:
+        for _, module, leaf in self.__dict__["_places"]:
+            weight = module._parameters[leaf]
+            return weight.dtype, weight.device
+        return self.__dict__["_fallback"]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Module:  # a module without weights follows .to() and .double() too
+        super()._apply(fn, recurse)
+        dtype, device = self.__dict__["_fallback"]
+        moved = fn(torch.empty(0, dtype=dtype, device=device))
+        self.__dict__["_fallback"] = (moved.dtype, moved.device)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Module:
+        made = Module(self.__dict__["_graph"], self.__dict__["_program"], 0, *self._kind())
+        memo[id(self)] = made
+        made.load_state_dict(self.state_dict())
+        for path, weight in self.weights.items():
+            made.weights[path].requires_grad_(weight.requires_grad)
+            memo[id(weight)] = made.weights[path]
+        return made.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"{self.__dict__['_graph'].name}: {sum(w.numel() for w in self.weights.values()):,} weights"
+
+    # ---- calls
+
+    def bind(self, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The inputs as checked tensors, in the order of the spec."""
+        graph: LevelGraph = self.__dict__["_graph"]
+        values = by_name(graph.inputs, args, inputs)
+        if torch.compiler.is_compiling():  # traced code takes tensors as they are: the checks read values
+            return values
+        return checked(graph.inputs, values, *self._kind())
+
+    def forward(self, *args: Any, **inputs: Any) -> Tensor:
+        return self._call("forward", self.bind(args, inputs), None)[0]
+
+    def losses(self, *args: Any, training: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
+        """The objectives of the levels that learn on the step clock, by the name of the first level that has each."""
+        return self._call("losses", self.bind(args, inputs), None, training)[0]
+
+    def initial_state(self, batch: int = 1) -> State:
+        """The state of streams that begin; gradients reach the learned starts through it."""
+        dtype, device = self._kind()
+        return State.of(self.__dict__["_program"].initial_state(self.weights, batch, dtype, device), batch)
+
+    def run(self, state: State | None = None, *args: Any, training: bool | None = None, **inputs: Any) -> tuple[Tensor, State]:
+        """Output for the next ticks of the streams, and the state after them. `state` None opens fresh streams.
+
+        Rows that have seen different numbers of ticks are computed in groups. Raises NF507 where the state has other rows.
+        """
+        bound = self.bind(args, inputs)
+        return self._call("forward", bound, state, training)
+
+    def _call(self, entry: str, bound: dict[str, Tensor], state: State | None, training: bool | None = None) -> tuple[Any, State]:
+        batch = next(iter(bound.values())).shape[0] if bound else 1
+        if state is None:
+            state = self.initial_state(batch)
+        elif state.batch != batch:
+            raise fail("NF507", f"the state has {state.batch} rows, and the inputs have {batch}",
+                       help="`stream.reset(rows)` starts rows anew, `module.initial_state(batch)` opens streams")
+        if len(state.groups) == 1:
+            result, group = self._group(entry, bound, state.groups[0], training)
+            return result, State((group,))
+        parts = []
+        for g in state.groups:
+            which = torch.tensor(g.rows, device=self.device)
+            parts.append(self._group(entry, {n: x[which] for n, x in bound.items()}, g, training))
+        order = [r for _, g in parts for r in g.rows]
+        back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
+        return torch.cat([out for out, _ in parts])[back], State(tuple(g for _, g in parts))
+
+    def _group(self, entry: str, bound: dict[str, Tensor], group: Group, training: bool | None) -> tuple[Any, Group]:
+        """Rows at one position through the generated code."""
+        graph, program, (dtype, device) = self.__dict__["_graph"], self.__dict__["_program"], self._kind()
+        c = Context(self.weights, group.tensors, group.t, self.training if training is None else training, dtype, device)
+        result = getattr(program, entry)(c, *bound.values())
+        ticks = next((bound[i.name].shape[1] for i in graph.inputs if i.type.clock), 1)
+        return result, Group(group.rows, group.t + ticks, {**group.tensors, **c.n})

@@ -1,0 +1,100 @@
+"""What streams keep between calls. Rows that have seen equally many ticks share tensors and are computed together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nestflow.diagnostics.core import fail
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows (indices in the batch) at one position. t: ticks seen. tensors: [rows, ...] by path."""
+
+    rows: tuple[int, ...]
+    t: int
+    tensors: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of a batch of streams: `tensors` by path, `t` ticks seen by each row."""
+
+    groups: tuple[Group, ...]
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor], batch: int, t: int = 0) -> State:
+        """Rows that are all at position t."""
+        return State((Group(tuple(range(batch)), t, tensors),))
+
+    @property
+    def batch(self) -> int:
+        return sum(len(g.rows) for g in self.groups)
+
+    @property
+    def t(self) -> tuple[int, ...]:
+        """Ticks that each row has seen."""
+        seen = {row: g.t for g in self.groups for row in g.rows}
+        return tuple(seen[i] for i in range(self.batch))
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """[batch, ...] by path. Raises NF507 where rows are at different positions (use `row`)."""
+        if len(self.groups) != 1:
+            raise fail("NF507", "the rows of this state are at different positions, so its tensors do not stack",
+                       help="`state.row(i)` gives the tensors of one row")
+        return self.groups[0].tensors
+
+    def row(self, i: int) -> dict[str, Tensor]:
+        """The tensors of one row, without the batch axis."""
+        for g in self.groups:
+            if i in g.rows:
+                return {path: x[g.rows.index(i)] for path, x in g.tensors.items()}
+        raise fail("NF507", f"the state has {self.batch} rows, and no row {i}")
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> State:
+        """The state with each tensor changed."""
+        return State(tuple(Group(g.rows, g.t, {p: change(x) for p, x in g.tensors.items()}) for g in self.groups))
+
+    def detach(self) -> State:
+        """The same state, cut off from the gradients of earlier calls."""
+        return self.map(lambda x: x.detach())
+
+    def restart(self, rows: Iterable[int], fresh: dict[str, Tensor]) -> State:
+        """The state with some rows begun anew. fresh: tensors of that many rows at their start. Raises NF507."""
+        new = tuple(sorted(set(rows)))
+        if any(not 0 <= r < self.batch for r in new):
+            raise fail("NF507", f"rows {list(new)} of a state with {self.batch} rows")
+        kept = []
+        for g in self.groups:
+            stay = [i for i, r in enumerate(g.rows) if r not in new]
+            if len(stay) == len(g.rows):
+                kept.append(g)
+            elif stay:
+                kept.append(_take(g, stay))
+        return State(_merge((*kept, Group(new, 0, fresh)))) if new else self
+
+
+def _take(g: Group, which: list[int]) -> Group:
+    return Group(tuple(g.rows[i] for i in which), g.t, {p: x[torch.tensor(which, device=x.device)] for p, x in g.tensors.items()})
+
+
+def _merge(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Groups at the same position become one, its rows in order."""
+    by_t: dict[int, list[Group]] = {}
+    for g in groups:
+        by_t.setdefault(g.t, []).append(g)
+    merged = []
+    for t in sorted(by_t, reverse=True):
+        same = by_t[t]
+        if len(same) == 1:
+            merged.append(same[0])
+            continue
+        rows = tuple(r for g in same for r in g.rows)
+        joined = Group(rows, t, {p: torch.cat([g.tensors[p] for g in same]) for p in same[0].tensors})
+        merged.append(_take(joined, sorted(range(len(rows)), key=rows.__getitem__)))
+    return tuple(merged)

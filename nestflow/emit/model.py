@@ -1,0 +1,208 @@
+"""LevelGraph + Plan to the source of a Python module: one function for each distinct flow or level, tables, entry points.
+
+    def block(c, p, x_BTD):      c: nestflow.ops.runtime.Context, p: path of the instance ("model.block.0.")
+    forward(c, inputs...)        the spec's output
+    losses(c, inputs...)         {name: the objective}, one for each distinct objective of the step-clock levels
+    WEIGHTS, STATE, INPUTS       tables
+
+The code is pure: weights and state in (`c.w`, `c.s`), outputs and state out (`c.n`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from nestflow.diagnostics.core import Span, fail
+from nestflow.emit.expr import Emitter, Letters
+from nestflow.emit.layout import axes
+from nestflow.emit.repeat import Rolled
+from nestflow.emit.writer import Writer, identifier
+from nestflow.graph.model import Init, Instance, LevelGraph, StateSlot, StepLevel
+from nestflow.ir.node import Node, Type
+
+ENTRY = ("forward", "losses", "initial_state")
+
+
+def emit_model(graph: LevelGraph, plan: Any) -> str:
+    """The source of the module that computes the graph. Raises NestflowError NF508 where a start cannot be made."""
+    writer = Writer()
+    letters = letters_of(graph)
+    _emit_instances(graph.root, plan, writer, letters)
+    _emit_entry_points(graph, writer, letters)
+    body = writer.text()
+    return "\n".join([_header(graph, writer, letters), _tables(graph), body])
+
+
+def letters_of(graph: LevelGraph) -> Letters:
+    """Letters for the widths that the spec's params name, so that `x_BTD` means the same in every function."""
+    known: dict[int, str] = {}
+    for param in graph.params:
+        letter = {"dim": "D", "width": "D", "vocab": "V", "classes": "V"}.get(param.name)
+        if letter and isinstance(param.value, int) and param.value > 1 and letter not in known.values():
+            known.setdefault(param.value, letter)
+    return Letters(known)
+
+
+def objectives(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
+    """The distinct objectives of the levels that learn on the step clock: name (of the first such level) -> its levels."""
+    groups: dict[Node, list[StepLevel]] = {}
+    for level in graph.step_levels:
+        if level.objective is not None and level.rule is not None:
+            groups.setdefault(level.objective, []).append(level)
+    return {levels[0].name: tuple(levels) for levels in groups.values()}
+
+
+# ---- functions
+
+def body_key(instance: Instance, memo: dict[int, Any]) -> Any:
+    """Instances with equal keys compute the same: they share a function."""
+    if id(instance) not in memo:
+        children = tuple((path, body_key(child, memo)) for path, child in instance.children)
+        memo[id(instance)] = (instance.kind, instance.slots, instance.result, instance.memories, instance.heads,
+                              tuple(t.path for t in instance.tails), children)
+    return memo[id(instance)]
+
+
+def _emit_instances(root: Instance, plan: Any, writer: Writer, letters: Letters) -> None:
+    from nestflow.emit.level import emit_level
+
+    memo: dict[int, Any] = {}
+    known: dict[Any, str] = {}
+
+    def visit(instance: Instance) -> None:
+        for _, child in instance.children:
+            visit(child)
+        if instance.kind == "root" or instance.result is None:
+            return
+        key = body_key(instance, memo)
+        if key not in known:
+            if instance.kind == "level":
+                known[key] = emit_level(instance, plan.levels[instance.path], writer)
+            else:
+                known[key] = _emit_flow(instance, writer, letters)
+        writer.register(instance, known[key])
+
+    visit(root)
+
+
+def _emit_flow(instance: Instance, writer: Writer, letters: Letters) -> str:
+    """One flow: its statements, named as in the text."""
+    assert instance.result is not None
+    name = writer.function_name(instance.name.split(".")[-1])
+    slots = [(slot_node(n, t), identifier(n + letters.suffix(t)) if axes(t) else identifier(n), t) for n, t in instance.slots]
+    ticks, batch = sizes((v, t) for _, v, t in slots)
+    em = Emitter(writer, {node: variable for node, variable, _ in slots}, instance=instance, letters=letters,
+                 ticks=ticks, batch=batch, reuse=True)
+    em.special = Rolled(em, instance, writer).special
+    em.plan(instance.result)
+    with writer.block(f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):{place(instance.span)}"):
+        _doc(instance, writer)
+        writer.line(f"return {em.value(instance.result)}")
+    writer.line()
+    writer.line()
+    return name
+
+
+def slot_node(name: str, t: Type) -> Node:
+    """The node that reads a slot (interned, so this is the one in the body)."""
+    from nestflow.ir.ops import leaf
+
+    return leaf("slot", t, name=name)
+
+
+def sizes(slots: Iterable[tuple[str, Type]]) -> tuple[str, str]:
+    """Expressions for the number of ticks and of rows, read from the first variable that has such an axis."""
+    ticks, batch = "1", "1"
+    for variable, t in slots:
+        if t.batch and batch == "1":
+            batch = f"{variable}.shape[0]"
+        if t.clock and ticks == "1":
+            ticks = f"{variable}.shape[{axes(t).index('T')}]"
+    return ticks, batch
+
+
+def place(span: Span | None) -> str:
+    """`  # hope.nl:12`, to stand behind a line of code."""
+    return f"  # {span.source.name}:{span.line}" if span is not None else ""
+
+
+def _doc(instance: Instance, writer: Writer) -> None:
+    if instance.doc:
+        for line in instance.doc.strip().split("\n"):
+            writer.line("# " + line.strip())
+
+
+# ---- entry points
+
+def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> None:
+    slots = [(slot_node(i.name, i.type), identifier(i.name + letters.suffix(i.type)), i.type) for i in graph.inputs]
+    arguments = ", ".join(["c", *(v for _, v, _ in slots)])
+    ticks, batch = sizes((v, t) for _, v, t in slots)
+
+    def emitter() -> Emitter:
+        return Emitter(writer, {n: v for n, v, _ in slots}, instance=graph.root, letters=letters, ticks=ticks, batch=batch,
+                       prefix="", reuse=False)
+
+    with writer.block(f"def forward({arguments}):"):
+        writer.line("# the output of the spec")
+        writer.line(f"return {emitter().value(graph.output)}" if graph.output is not None else "return None")
+    writer.line()
+    writer.line()
+    groups = objectives(graph)
+    with writer.block(f"def losses({arguments}):"):
+        writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
+        em = emitter()
+        nodes = {name: levels[0].objective for name, levels in groups.items()}
+        em.plan(*(n for n in nodes.values() if n is not None))
+        values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
+        writer.line("return {" + ", ".join(values) + "}")
+    writer.line()
+    writer.line()
+    fresh = writer.use("nestflow.ops.runtime", "fresh_state")
+    with writer.block("def initial_state(w, batch, dtype, device):"):
+        writer.line("# the state of streams that begin, [batch, ...] by path")
+        writer.line(f"return {fresh}(STATE, w, batch, dtype, device)")
+
+
+# ---- tables
+
+def _header(graph: LevelGraph, writer: Writer, letters: Letters) -> str:
+    from nestflow._version import __version__
+
+    params = ", ".join(f"{p.name} = {p.value!r}" for p in graph.params)
+    lines = [f'"""{graph.name}, generated by nestflow {__version__} from {graph.source.name}. Edit the spec, not this file.'.replace("\\", "/")]
+    if graph.doc:
+        lines += ["", graph.doc.strip().replace('"""', "'''").replace("\\", "/")]
+    if params:
+        lines += ["", f"Params: {params}".replace("\\", "/").replace('"""', "'''")]
+    legend = letters.legend()
+    lines += ["", f"Shapes: B batch, H heads, T tokens, C tokens of a chunk{'; ' + legend if legend else ''}.", '"""', "",
+              "from __future__ import annotations", "", "import torch", "import torch.nn.functional as F"]
+    imports = [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(writer.imports.items())]
+    return "\n".join([*lines, "", *imports, ""])
+
+
+def _tables(graph: LevelGraph) -> str:
+    lines = ["# input, shape behind [B, T] (or [B]), type"]
+    lines += ["INPUTS = ["] + [f"    ({i.name!r}, {i.type.shape!r}, {i.type.dtype!r})," for i in graph.inputs] + ["]"]
+    lines += ["# weight, shape, how it starts: kind, its two numbers, functions of the draw", "WEIGHTS = ["]
+    lines += [f"    ({w.path!r}, {w.full_shape!r}, {w.init.kind!r}, {w.init.a!r}, {w.init.b!r}, {w.init.maps!r})," for w in graph.weights]
+    lines += ["]", "# state of a row, shape, the weight it starts from or None, else its value, type", "STATE = ["]
+    lines += [f"    {_state_row(s)!r}," for s in graph.state]
+    return "\n".join([*lines, "]", "", ""])
+
+
+def _state_row(s: StateSlot) -> tuple[str, tuple[int, ...], str | None, float | str, str]:
+    return s.path, ((s.heads,) if s.heads else ()) + s.shape, s.init, _start(s.start, s.path), s.dtype
+
+
+def _start(init: Init, path: str) -> float | str:
+    if init.kind in ("zeros", "ones"):
+        return 0.0 if init.kind == "zeros" else 1.0
+    if init.kind == "constant" and not init.maps:
+        return float(init.a)
+    if init.kind == "eye":
+        return "eye"
+    raise fail("NF508", f"the state `{path}` starts from a draw ({init.kind}), and this version starts states from weights or constants",
+               help="write `init = learned(...)` for a start that is drawn once and learned")
