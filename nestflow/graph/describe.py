@@ -1,0 +1,229 @@
+"""The level table, the edges between levels and the structure of flows, read off the instances."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+
+from nestflow.graph.model import Edge, FlowBox, Instance, LevelInfo, Memory, StateSlot, StepLevel, Texts, WeightSpec
+from nestflow.graph.state import state_slots
+from nestflow.ir.node import Node, walk
+
+_NUMBER = re.compile(r"\.\d+(?=\.|$)")
+
+
+def pattern(path: str) -> str:
+    """A path with every repeat index as `*`."""
+    return _NUMBER.sub(".*", path)
+
+
+def row_name(instance: Instance, memory: Memory) -> str:
+    base = pattern(instance.path)
+    return base if len(instance.memories) == 1 else f"{base}.{memory.name}"
+
+
+def level_instances(root: Instance) -> list[Instance]:
+    return [i for i in root.walk() if i.kind == "level"]
+
+
+# --- rows ---------------------------------------------------------------------------------------------------
+
+
+def levels(root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpec], state: tuple[StateSlot, ...]) -> tuple[LevelInfo, ...]:
+    """Fastest first: attention, then the token clock, then the step clock, frozen weights last."""
+    rows: list[tuple[tuple[float, float, int], LevelInfo]] = []
+    groups: dict[str, list[Instance]] = defaultdict(list)
+    for i in level_instances(root):
+        groups[pattern(i.path)].append(i)
+    for name, group in groups.items():
+        first = group[0]
+        slow = sum(w.size for i in group for w in _weights(i))
+        for n, m in enumerate(first.memories):
+            rows += _memory_rows(name, first, m, len(group), slow if n == 0 else 0, len(rows))
+    sizes = {w.path: w.size for w in weights}
+    for s in steps:
+        rows += _step_rows(s, sizes, len(rows))
+    rows.sort(key=lambda r: r[0])
+    return tuple(r for _, r in rows)
+
+
+def _weights(instance: Instance) -> Iterable[WeightSpec]:
+    for i in instance.walk():
+        yield from i.weights
+
+
+def _memory_rows(name: str, instance: Instance, m: Memory, count: int, slow: int, at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
+    single = len(instance.memories) == 1
+    row = name if single else f"{name}.{m.name}"
+    heads = m.heads or 1
+    kept = sum(_size(s.shape) * (s.heads or 1) for s in state_slots(instance) if s.role in ("memory", "cache_key", "cache_value")
+               and s.path.startswith(f"{instance.path}.{m.name}." if instance.path else f"{m.name}."))
+    every = -1 if m.kind == "cache" else m.every
+    info = LevelInfo(row, instance.name if single else f"{instance.name}.{m.name}", "token", every, _token_text(m), m.texts, count, m.heads,
+                     slow, kept, instance.doc, None if single else name, m.span or instance.span)
+    order = (0.0, -1.0 if every < 0 else float(m.every), at)
+    rows = [(order, info)]
+    size = sum(_size(t.shape) for t in m.function.tensors) * heads if m.function else 0
+    for k, slot in enumerate(m.rule.slots if m.rule else ()):
+        if slot.name.endswith(".pending"):
+            continue
+        texts = Texts(memory="like(w)" if slot.like == "w" else "scalar")
+        rows.append(((0.0, float(m.every) - 0.5, at + k), LevelInfo(
+            f"{row}.{slot.name}", slot.name, "token", m.every, _token_text(m), texts, count, m.heads, 0,
+            size if slot.like == "w" else heads, None, row, slot_span(m, slot.name))))
+    return rows
+
+
+def slot_span(m: Memory, name: str) -> object:
+    for s in m.rule.program if m.rule else ():
+        if getattr(s, "slot", None) == name:
+            return s.span
+    return None
+
+
+def _token_text(m: Memory) -> str:
+    if m.kind == "cache":
+        return "∞"
+    every = "every token" if m.every == 1 else f"every {m.every} tokens"
+    return every if m.chunk == m.every else f"{every}, chunk {m.chunk}"
+
+
+def _step_rows(s: StepLevel, sizes: dict[str, int], at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
+    size = sum(sizes[p] for p in s.weights)
+    text = "never" if s.every == 0 else "every step" if s.every == 1 else f"every {s.every} steps"
+    clock = 2.0 if s.every == 0 else 1.0
+    slots = s.rule.slots if s.rule else ()
+    kept = sum(size if x.like == "w" else 1 for x in slots)
+    rows = [((clock, float(s.every), at), LevelInfo(s.name, s.name, "step", s.every, text, s.texts, 1, None, size, kept, s.doc, None, s.span))]
+    for k, slot in enumerate(slots):
+        if slot.name.endswith(".pending"):
+            continue
+        texts = Texts(memory="like(w)" if slot.like == "w" else "scalar")
+        rows.append(((clock, float(s.every) - 0.5, at + k), LevelInfo(f"{s.name}.{slot.name}", slot.name, "step", s.every, text, texts, 1, None, 0,
+                                                                     size if slot.like == "w" else 1, None, s.name, s.span)))
+    return rows
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
+
+
+# --- edges --------------------------------------------------------------------------------------------------
+
+
+def edges(root: Instance, steps: tuple[StepLevel, ...], output: Node | None, weights: list[WeightSpec]) -> tuple[Edge, ...]:
+    """The four kinds of edge, each once per pair of rows."""
+    found: dict[tuple[str, str, str], str] = {}
+
+    def add(kind: str, source: str, target: str, label: str = "") -> None:
+        if source != target or kind == "generates":
+            old = found.get((kind, source, target))
+            labels = [] if not old else old.split(", ")
+            if label and label not in labels:
+                labels.append(label)
+            found[(kind, source, target)] = ", ".join(labels)
+
+    for source, target in _context(root, output):
+        for m in source.memories[-1:]:
+            for n in target.memories[:1]:
+                add("context", row_name(source, m), row_name(target, n))
+    for i in level_instances(root):
+        for m in i.memories:
+            _level_edges(i, m, add)
+    _step_edges(root, steps, add)
+    return tuple(Edge(k, s, t, label) for (k, s, t), label in found.items())  # type: ignore[arg-type]
+
+
+def _level_edges(i: Instance, m: Memory, add: object) -> None:
+    fields = {"key": m.key, "value": m.value, "query": m.query, "gate": m.retain}
+    if m.rule is not None:
+        fields |= {"rate" if n == "lr" else n: a for n, a in m.rule.arguments}
+    for label, node in fields.items():
+        for n in walk(node) if node is not None else ():
+            if n.op == "recall" and n["mode"] == "chunk":
+                source = next(x for x in i.memories if x.name == n["memory"])
+                add("generates", row_name(i, source), row_name(i, m), label)  # type: ignore[operator]
+    for slot in m.rule.slots if m.rule else ():
+        if not slot.name.endswith(".pending"):
+            add("optimises", f"{row_name(i, m)}.{slot.name}", row_name(i, m))  # type: ignore[operator]
+
+
+def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> None:
+    for s in steps:
+        for slot in s.rule.slots if s.rule else ():
+            if not slot.name.endswith(".pending"):
+                add("optimises", f"{s.name}.{slot.name}", s.name)  # type: ignore[operator]
+    owner = {p: s.name for s in steps for p in s.weights}
+    for i in level_instances(root):
+        for m in i.memories:
+            owners = {"initialises": set(), "generates": set()}
+            for w in i.weights:
+                full = f"{i.path}.{w.path}" if i.path else w.path
+                if full in owner:
+                    mine = w.path.startswith(f"{m.name}.")
+                    if w.role == "init" and mine:
+                        owners["initialises"].add(owner[full])
+                    elif w.role == "weight":
+                        owners["generates"].add(owner[full])
+            for s in owners["initialises"]:
+                add("initialises", s, row_name(i, m), "start")  # type: ignore[operator]
+            if m is i.memories[0]:
+                for s in owners["generates"]:
+                    add("generates", s, row_name(i, m), "projections")  # type: ignore[operator]
+
+
+def _context(root: Instance, output: Node | None) -> list[tuple[Instance, Instance]]:
+    """Which level's output reaches which level's input, without those that a level in between explains."""
+    pairs: dict[tuple[str, str], tuple[Instance, Instance]] = {}
+
+    def run(instance: Instance, taint: dict[str, frozenset[str]]) -> frozenset[str]:
+        known: dict[int, frozenset[str]] = {}
+        if instance.result is None:
+            return frozenset()
+        for n in walk(instance.result):
+            if n.op == "slot":
+                known[id(n)] = taint.get(n["name"], frozenset())
+            elif n.op == "call":
+                child = instance.child(n["child"])
+                given = {name: known[id(a)] for name, a in zip(n["names"], n.args, strict=True)}
+                if child.kind == "level":
+                    for sources in given.values():
+                        for s in sources:
+                            pairs[(s, child.path)] = (by_path[s], child)
+                    known[id(n)] = frozenset([child.path])
+                else:
+                    known[id(n)] = run(child, given)
+            else:
+                known[id(n)] = frozenset().union(*(known[id(a)] for a in n.args)) if n.args else frozenset()
+        return known[id(instance.result)]
+
+    by_path = {i.path: i for i in root.walk()}
+    run(root, {})
+    after: dict[str, set[str]] = defaultdict(set)
+    for a, b in pairs:
+        after[a].add(b)
+    return [pair for (a, b), pair in pairs.items() if not any(b in after[m] for m in after[a] if m != b)]
+
+
+# --- structure ----------------------------------------------------------------------------------------------
+
+
+def flows(root: Instance) -> tuple[FlowBox, ...]:
+    """Flows and levels as boxes in boxes, a repeat once with its count."""
+    return _boxes(root)
+
+
+def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
+    groups: dict[str, list[Instance]] = {}
+    for rel, child in instance.children:
+        groups.setdefault(pattern("." + rel), []).append(child)
+    boxes = []
+    for group in groups.values():
+        first = group[0]
+        level = pattern(first.path) if first.kind == "level" else None
+        boxes.append(FlowBox(first.name, first.kind, len(group), _boxes(first), level))
+    return tuple(boxes)

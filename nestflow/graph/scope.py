@@ -1,0 +1,225 @@
+"""Where an expression stands: the instance that gets its weights, the names it sees, its heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from nestflow.graph.model import Init, Instance, MemoryTensor, TailSpec, WeightSpec
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type
+from nestflow.language import tree
+
+if TYPE_CHECKING:
+    from nestflow.graph.elaborate import Elaborator
+
+Lookup = Callable[[str], Any]
+
+
+@dataclass
+class Builder:
+    """An instance under construction: its own weights, tails and children, and the names given so far.
+
+    memory: when a memory's function is built, weights become its state tensors (kept here), and flows are inlined."""
+
+    path: str
+    weights: list[WeightSpec] = field(default_factory=list)
+    tails: list[TailSpec] = field(default_factory=list)
+    children: dict[str, Instance] = field(default_factory=dict)
+    used: dict[str, int] = field(default_factory=dict)
+    sites: dict[Any, str] = field(default_factory=dict)
+    memory: list[MemoryTensor] | None = None
+
+    def name(self, key: Any, base: str, indices: tuple[int, ...]) -> str:
+        """The relative path of the call `key`: its base name (made unique in text order), then the repeat indices."""
+        if key not in self.sites:
+            n = self.used.get(base, 0) + 1
+            self.used[base] = n
+            self.sites[key] = base if n == 1 else f"{base}_{n}"
+        return ".".join([self.sites[key], *map(str, indices)])
+
+    def snapshot(self) -> tuple[Any, ...]:
+        return (list(self.weights), list(self.tails), dict(self.children), dict(self.used), dict(self.sites))
+
+    def restore(self, kept: tuple[Any, ...]) -> None:
+        self.weights, self.tails, self.children, self.used, self.sites = (
+            list(kept[0]), list(kept[1]), dict(kept[2]), dict(kept[3]), dict(kept[4]))
+
+
+@dataclass(frozen=True)
+class Env:
+    """place: flow, level, rule or top (what is not resolved at compile time differs a little between them)."""
+
+    elab: Elaborator
+    builder: Builder
+    lookup: Lookup
+    place: str
+    prefix: str = ""
+    heads: int | None = None
+    flow_heads: int | None = None
+    indices: tuple[int, ...] = ()
+    for_key: tuple[Any, ...] = ()
+    recall_mode: str = "chunk"
+    specials: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    depth: int = 0
+    rule: Any = None
+
+    def with_(self, **changes: Any) -> Env:
+        return replace(self, **changes)
+
+    def extend(self, names: Mapping[str, Any]) -> Env:
+        """The same place with more names, which come first."""
+        outer = self.lookup
+
+        def find(name: str) -> Any:
+            return names[name] if name in names else outer(name)
+
+        return replace(self, lookup=find)
+
+    def path(self, base: str) -> str:
+        return f"{self.prefix}.{base}" if self.prefix else base
+
+
+@dataclass
+class Site:
+    """One call of a vocabulary word: what the word's `build` may ask for."""
+
+    env: Env
+    word: str
+    expr: tree.Expr
+    base: str
+    _rel: str | None = None
+
+    @property
+    def span(self) -> Any:
+        return self.expr.span
+
+    def fail(self, code: str, message: str, help: str | None = None) -> None:
+        raise self.env.elab.failure(code, message, self.expr.span, help)
+
+    # values ----------------------------------------------------------------------------------------
+
+    def node(self, value: Any, what: str) -> Node:
+        return self.env.elab.as_node(value, self.expr, f"`{what}`")
+
+    def vector(self, value: Any, what: str) -> Node:
+        x = self.node(value, what)
+        return x if x.type.shape or x.type.like else ops.reshape(x, (1,))
+
+    def number(self, value: Any, what: str) -> float:
+        if isinstance(value, (int, float)):
+            return value
+        if isinstance(value, Node) and value.op == "const":
+            return value.value
+        raise self.env.elab.failure("NF302", f"{what} must be a number known when compiling", self.expr.span,
+                                    "use a number or a param")
+
+    def size(self, value: Any, what: str) -> int:
+        n = self.number(value, what)
+        if isinstance(n, bool) or n != int(n):
+            self.fail("NF303", f"{what} must be a whole number, and this is {n}")
+        if not 0 < n <= 2**31:
+            self.fail("NF304", f"{what} must be between 1 and 2^31, and this is {int(n)}")
+        return int(n)
+
+    def flag(self, value: Any, what: str) -> bool:
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, Node) and value.op == "const" and isinstance(value.value, bool):
+            return value.value
+        raise self.env.elab.failure("NF305", f"{what} must be true or false", self.expr.span)
+
+    def items(self, value: Any, what: str) -> list[Any]:
+        if not isinstance(value, list):
+            self.fail("NF306", f"{what} must be a list")
+        return value
+
+    def word_text(self, value: Any) -> str | None:
+        """A bare word or string given as an option (`approx = tanh`)."""
+        if value is None or isinstance(value, str):
+            return value
+        return getattr(value, "name", None)
+
+    def axis(self, value: Any) -> int | None:
+        return None if value is None else int(self.number(value, "axis"))
+
+    def reduce(self, op: str, x: Node, axis: int | None) -> Node:
+        """sum and mean reduce everything outside flows and token-level fields, feature axes inside."""
+        if axis is None and self.env.place == "top" and x.type.batch:
+            if op == "mean":
+                return ops.mean_all(x, self.span)
+            self.fail("NF311", "sum over the batch depends on its size", "use `mean`, or name an axis")
+        return ops.reduce(op, x, axis, span=self.span)
+
+    # heads -----------------------------------------------------------------------------------------
+
+    def level_heads(self) -> int | None:
+        return self.env.heads or self.env.flow_heads
+
+    def weight_heads(self, x: Node) -> int | None:
+        """The heads a linear of x has: x's own; else the level's, unless x comes out of a merge_heads."""
+        if x.type.heads:
+            return x.type.heads
+        if not self.env.heads:
+            return None
+        from nestflow.ir.node import depends
+
+        return None if depends(x, lambda n: n.op == "merge_heads") else self.env.heads
+
+    # weights ---------------------------------------------------------------------------------------
+
+    def rel(self) -> str:
+        if self._rel is None:
+            key = (id(self.expr), self.env.for_key, self.env.prefix, self.word)
+            self._rel = self.env.builder.name(key, self.env.path(self.base), self.env.indices)
+        return self._rel
+
+    def weight(self, local: str, shape: tuple[int, ...], init: Init, heads: int | None = None,
+               multiplies: bool = False, bare: bool = False) -> Node:
+        """A weight of this instance: a slow weight, or inside a memory's function a state tensor of it."""
+        path = self.rel() if bare else f"{self.rel()}.{local}"
+        type_ = Type(shape=shape, heads=heads)
+        b = self.env.builder
+        self.env.elab.count_weights(shape, heads, self.expr)
+        if b.memory is not None:
+            if all(t.path != path for t in b.memory):
+                b.memory.append(MemoryTensor(path, shape, None, init))
+            return ops.leaf("theta", type_, self.span, tensor=path)
+        if all(w.path != path for w in b.weights):
+            b.weights.append(WeightSpec(path, shape, heads, init, "weight", multiplies, self.span))
+        return ops.leaf("weight", type_, self.span, path=path)
+
+    def tail(self, local: str, type_: Type, length: int) -> str:
+        if self.env.builder.memory is not None:
+            self.fail("NF320", f"`{self.word}` looks back, and a memory's function may not", "apply it to the key instead")
+        path = f"{self.rel()}.{local}"
+        if length and all(t.path != path for t in self.env.builder.tails):
+            self.env.builder.tails.append(TailSpec(path, type_, length))
+        return path
+
+    # starts ----------------------------------------------------------------------------------------
+
+    def init(self, value: Any, fan_in: int | None = None, std: float | None = None) -> Init:
+        """An `init` argument, or the default: normal(fan_in^-0.5), normal(std)."""
+        if value is None:
+            return Init("normal", float(fan_in) ** -0.5) if fan_in else Init("normal", std or 0.0)
+        return self.env.elab.as_init(value, self.expr)
+
+    def distribution(self, kind: str, args: tuple[float, ...]) -> Any:
+        from nestflow.graph.values import Distribution
+
+        a, b = (*args, 0.0, 0.0)[:2]
+        return Distribution(Init(kind, a, b))
+
+    def is_distribution(self, value: Any) -> bool:
+        from nestflow.graph.values import Distribution
+
+        return isinstance(value, Distribution)
+
+    def map_distribution(self, value: Any, op: str) -> Any:
+        return value.mapped(op)
+
+    def fill(self, kind: str, shape: tuple[Any, ...]) -> Node:
+        sizes = tuple(self.size(n, f"an axis of {kind}") for n in shape)
+        return ops.leaf("fill", Type(shape=sizes), self.span, kind=kind)

@@ -1,0 +1,202 @@
+"""Levels on the step clock: which slow weights each owns, what it minimises, how and how often it learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nestflow.diagnostics.core import NestflowError, Related
+from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.globs import check_glob, matches
+from nestflow.graph.memory import written
+from nestflow.graph.model import StepLevel, Texts, WeightSpec
+from nestflow.graph.rules import update_rule
+from nestflow.graph.values import Partial
+from nestflow.ir import ops
+from nestflow.ir.node import Node
+from nestflow.language import tree
+
+KNOWN = ("every", "memory", "objective", "update", "retain", "gradient", "init", "reset", "per", "keep", "rounds", "project",
+         "read", "chunk", "key", "value", "query", "weight", "when", "heads")
+
+
+class StepLevels:
+    """All levels of the step clock at once: ownership is settled among them."""
+
+    def __init__(self, elab: Any, levels: list[tree.Level]) -> None:
+        self.elab, self.levels = elab, levels
+        self.fields: dict[str, dict[str, tree.Field]] = {}
+        self.owner: dict[str, tree.Level] = {}
+        self.objectives: dict[str, Node | None] = {}
+
+    def prepare(self) -> None:
+        """Evaluate the objectives: they and `output` make the root instances."""
+        for level in self.levels:
+            try:
+                self.fields[level.name] = self.read(level)
+                f = self.fields[level.name].get("objective")
+                self.objectives[level.name] = None if f is None else self.objective(f)
+            except NestflowError as e:
+                self.elab.collector.take(e)
+
+    def read(self, level: tree.Level) -> dict[str, tree.Field]:
+        fields: dict[str, tree.Field] = {}
+        for s in level.body:
+            if not isinstance(s, tree.Field):
+                raise self.elab.failure("NF217", f"level `{level.name}` is on the step clock: it has fields only", s.span)
+            if s.name not in KNOWN:
+                raise self.elab.failure("NF221", f"a level has no field `{s.name}`", s.name_span or s.span,
+                                        did_you_mean(s.name, KNOWN) or "its fields are every, memory, objective, update")
+            if s.name in fields:
+                raise self.elab.failure("NF222", f"`{s.name}` is given twice", s.span)
+            if s.name not in ("every", "memory", "objective", "update"):
+                raise self.elab.not_yet(f"`{s.name}` on the step clock", s.span)
+            fields[s.name] = s
+        if "memory" not in fields:
+            raise self.elab.failure("NF223", f"level `{level.name}` has no memory", level.span, "`memory weights(model)`")
+        return fields
+
+    def objective(self, f: tree.Field) -> Node:
+        value = evaluate(f.value, self.elab.top)
+        if isinstance(value, Partial):
+            raise self.elab.failure("NF232", "the objective of weights is an expression", f.span, "`objective cross_entropy(model(tokens), next(tokens))`")
+        node = self.elab.as_node(value, f.value, "`objective`")
+        return node if not node.type.shape and not node.type.batch else ops.mean_all(node, f.span)
+
+    def build(self, weights: list[WeightSpec]) -> tuple[StepLevel, ...]:
+        owned = {name: self.owned(level, weights) for level in self.levels if (name := level.name) in self.fields and not self.is_rest(level)}
+        owned |= {level.name: self.rest(level, weights) for level in self.levels if level.name in self.fields and self.is_rest(level)}
+        result = []
+        for level in self.levels:
+            if level.name not in owned:
+                continue
+            try:
+                result.append(self.level(level, owned[level.name]))
+            except NestflowError as e:
+                self.elab.collector.take(e)
+        self.elab.collector.stop_on_errors()
+        self.check_owners(weights, result)
+        return tuple(result)
+
+    def call_of(self, level: tree.Level) -> tuple[str, tree.Expr, tuple[tree.Expr, ...], dict[str, tree.Expr]]:
+        """weights or rest, its flow, globs, keywords."""
+        f = self.fields[level.name]["memory"]
+        e = f.value
+        if not (isinstance(e, tree.Call) and isinstance(e.function, tree.Name) and e.function.name in ("weights", "rest") and e.args):
+            hint = "a level without inputs learns weights: `memory weights(model)`, `memory rest(model)`"
+            raise self.elab.failure("NF226", f"level `{level.name}` is called by nobody, and `{written(e)}` are no weights of a flow", e.span, hint)
+        return e.function.name, e.args[0], e.args[1:], dict(e.kwargs)
+
+    def is_rest(self, level: tree.Level) -> bool:
+        try:
+            return self.call_of(level)[0] == "rest"
+        except NestflowError:
+            return False
+
+    def flow_of(self, level: tree.Level, expr: tree.Expr) -> str:
+        name = expr.name if isinstance(expr, tree.Name) else ""
+        children = self.elab.root.children
+        if name not in children:
+            if name in self.elab.declared:
+                raise self.elab.failure("NF409", f"`{name}` has no root instance: neither `output` nor an objective calls it", expr.span, f"`output {name}(…)`")
+            raise self.elab.failure("NF201", f"`{name or written(expr)}` is no flow of this spec", expr.span, did_you_mean(name, [*children, *self.elab.declared]))
+        return name
+
+    def owned(self, level: tree.Level, weights: list[WeightSpec]) -> tuple[str, ...]:
+        try:
+            _, flow_expr, globs, kwargs = self.call_of(level)
+            prefix = self.flow_of(level, flow_expr) + "."
+            texts = [self.glob(g) for g in globs] or ["**"]
+            excepts = [self.glob(e) for k, e in kwargs.items() if k == "except"]
+            for k, e in kwargs.items():
+                if k != "except":
+                    raise self.elab.unknown_slot("weights", k, ["except"], e)
+            inside = [w.path for w in weights if w.path.startswith(prefix)]
+            for g, e in zip(texts, globs, strict=False):
+                if not any(matches(g, p.removeprefix(prefix)) for p in inside):
+                    near = did_you_mean(g, [p.removeprefix(prefix) for p in inside])
+                    raise self.elab.failure("NF410", f"`{g}` matches no weight of `{prefix[:-1]}`", e.span,
+                                            near or "its weights are " + ", ".join(p.removeprefix(prefix) for p in inside[:4]) + ", …")
+            mine = tuple(p for p in inside if any(matches(g, p.removeprefix(prefix)) for g in texts)
+                         and not any(matches(x, p.removeprefix(prefix)) for x in excepts))
+        except NestflowError as e:
+            self.elab.collector.take(e)
+            return ()
+        for p in mine:
+            self.claim(p, level)
+        return mine
+
+    def claim(self, path: str, level: tree.Level) -> None:
+        other = self.owner.setdefault(path, level)
+        if other is not level:
+            related = (Related(other.span, f"`{other.name}` owns it here"),) if other.span else ()
+            self.elab.collector.error("NF411", f"`{path}` has two owners on the step clock: `{other.name}` and `{level.name}`", level.span,
+                                      "`rest(F)` takes what no other level owns; `except = \"glob\"` leaves some out", related)
+
+    def glob(self, expr: tree.Expr) -> str:
+        value = evaluate(expr, self.elab.top)
+        if not isinstance(value, str):
+            raise self.elab.failure("NF238", "a glob is a string", expr.span, '`weights(model, "**.mlp.**")`')
+        check_glob(value, expr.span)
+        return value
+
+    def rest(self, level: tree.Level, weights: list[WeightSpec]) -> tuple[str, ...]:
+        try:
+            _, flow_expr, globs, _ = self.call_of(level)
+            prefix = self.flow_of(level, flow_expr) + "."
+            if globs:
+                raise self.elab.failure("NF238", "`rest(F)` takes no glob", globs[0].span, "`weights(F, glob)` does")
+            mine = tuple(w.path for w in weights if w.path.startswith(prefix) and w.path not in self.owner)
+            for p in mine:
+                self.claim(p, level)
+            return mine
+        except NestflowError as e:
+            self.elab.collector.take(e)
+            return ()
+
+    def level(self, level: tree.Level, owned: tuple[str, ...]) -> StepLevel:
+        fields = self.fields[level.name]
+        every = self.every(level, fields.get("every"))
+        texts = Texts(memory=written(fields["memory"].value), objective=written(getattr(fields.get("objective"), "value", None)),
+                      update=written(getattr(fields.get("update"), "value", None)))
+        if every == 0:
+            return StepLevel(level.name, 0, owned, None, None, texts, level.doc, level.span)
+        if "update" not in fields:
+            raise self.elab.failure("NF234", f"level `{level.name}` needs an `update`", level.span, "`update adamw(3e-4)`, or `every never`")
+        if self.objectives.get(level.name) is None:
+            raise self.elab.failure("NF232", f"level `{level.name}` needs an `objective`", level.span, "`objective loss`")
+        rule = update_rule(self.elab, fields["update"], self.elab.top)
+        return StepLevel(level.name, every, owned, self.objectives[level.name], rule, texts, level.doc, level.span)
+
+    def every(self, level: tree.Level, f: tree.Field | None) -> int:
+        if f is None:
+            return 1
+        if isinstance(f.value, tree.Name) and f.value.name == "never":
+            return 0
+        if f.unit is None:
+            raise self.elab.failure("NF402", "`every` needs a unit", f.span, f"add a unit: `{written(f.value)} steps`")
+        unit = f.unit.rstrip("s")
+        if unit == "token":
+            raise self.elab.not_yet("a loss of the whole model on the token clock", f.span)
+        if unit != "step" or f.of is not None:
+            known = ("step", "token")
+            near = did_you_mean(f.unit, known)
+            if near is None or f.of is not None:
+                raise self.elab.not_yet(f"the clock `{f.unit}`", f.unit_span or f.span)
+            raise self.elab.failure("NF401", f"`{f.unit}` is no clock", f.unit_span or f.span, near)
+        n = integer(f.value, self.elab.top, "`every`")
+        if not 1 <= n <= 10**9:
+            raise self.elab.failure("NF406", f"`every` is at least 1 step, and this is {n}", f.span, "`every never` freezes a level")
+        return n
+
+    def check_owners(self, weights: list[WeightSpec], levels: list[StepLevel]) -> None:
+        """A weight with no owner is an error, once any level learns weights."""
+        if not levels:
+            return
+        lost = [w for w in weights if w.path not in self.owner]
+        if lost:
+            names = ", ".join(f"`{w.path}`" for w in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+            flow = lost[0].path.split(".")[0]
+            self.elab.collector.error("NF412", f"no level owns {names}", levels[0].span,
+                                      f"`level frozen {{ every never; memory rest({flow}) }}` keeps them as they start")
+        self.elab.collector.stop_on_errors()

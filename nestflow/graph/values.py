@@ -1,0 +1,87 @@
+"""What an expression of a spec can be while the graph is built: mostly a Node; else one of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nestflow.graph.model import Init
+from nestflow.ir.node import Node
+from nestflow.language import tree
+from nestflow.vocabulary.record import Word
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A flow, level, optimiser or word that has not got its first input yet: `mlp(depth = 2)`, `titans`, `gelu`.
+    name: the word as written, which its instances are called after. shift: positional args start at the second slot."""
+
+    target: tree.Template | Word
+    name: str
+    args: tuple[Any, ...] = ()
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    shift: bool = False
+
+    @property
+    def kind(self) -> str:
+        if isinstance(self.target, Word):
+            return "word"
+        return {tree.Flow: "flow", tree.Level: "level", tree.Optimizer: "optimizer"}[type(self.target)]
+
+
+@dataclass
+class SharedValue:
+    """`shared e = f(...)`: one instance for many calls, at a path of its own."""
+
+    value: Partial
+    path: str
+    expr: tree.Expr
+    call: Any = None  # the child's relative path and slots once it exists
+
+
+@dataclass(frozen=True)
+class MemoryValue:
+    """A memory of the level being built, called to be recalled."""
+
+    level: Any
+    name: str
+
+
+@dataclass(frozen=True)
+class Distribution:
+    init: Init
+
+    def mapped(self, op: str) -> Distribution:
+        return Distribution(replace(self.init, maps=(*self.init.maps, op)))
+
+
+@dataclass(frozen=True)
+class OnValue:
+    """`on_value(e)`: a vector on the value axis."""
+
+    node: Node
+
+
+@dataclass(frozen=True)
+class DecayFirst:
+    """`decay_first(gate)`."""
+
+    gate: Any
+
+
+@dataclass(frozen=True)
+class RootFlow:
+    """A flow or level named outside flows: its one root instance."""
+
+    partial: Partial
+
+
+@dataclass
+class Poison:
+    """What a name is whose own mistake has been told already: uses of it say nothing more."""
+
+    names: set[str] = field(default_factory=set)
+
+
+class Quiet(Exception):
+    """Raised on a use of a Poison."""

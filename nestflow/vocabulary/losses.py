@@ -1,0 +1,161 @@
+"""Objectives and losses; distributions; schedules; words of update rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type, make
+from nestflow.vocabulary.record import describe, word
+
+# --- objectives of a level: they take the prediction and the value -----------------------------------------
+
+
+@word("dot()", kind="objective", also="hebbian")
+def dot(site: Any, p: Node, v: Node) -> Node:
+    """−⟨p, v⟩: the gradient in the prediction is −v. Linear attention; the default of key-less memories."""
+    return ops.unary("neg", ops.inner(p, v) if p.type.shape else ops.binary("mul", p, v))
+
+
+@word("l2(p = none, v = none)", kind="objective", also="mse MSELoss squared_error", paper="½‖p − v‖², so that gd is the delta rule")
+def l2(site: Any, p: Node, v: Node) -> Node:
+    """½‖p − v‖² summed over features: the gradient in the prediction is p − v."""
+    e = ops.binary("sub", p, v)
+    return ops.binary("mul", ops.const(0.5), ops.reduce("sum", ops.unary("square", e)))
+
+
+@word("lp(p)", kind="objective", paper="MIRAS (Moneta), without the factor p")
+def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
+    """Σ |p − v|^p / p: gradient sign(e)|e|^(p−1)."""
+    n = float(site.number(power, "p"))
+    e = ops.unary("abs", ops.binary("sub", p, v))
+    return ops.binary("div", ops.reduce("sum", ops.binary("pow", e, ops.const(n))), ops.const(n))
+
+
+@word("huber(delta)", kind="objective", paper="MIRAS (Yaad), per coordinate")
+def huber(site: Any, p: Node, v: Node, delta: Any = None) -> Node:
+    """Per coordinate ½e² inside δ, δ(|e| − δ/2) outside: gradient clip(e, ±δ)."""
+    d = site.node(delta, "huber")
+    e = ops.binary("sub", p, v)
+    a = ops.unary("abs", e)
+    quadratic = ops.binary("mul", ops.const(0.5), ops.unary("square", e))
+    line = ops.binary("mul", d, ops.binary("sub", a, ops.binary("mul", ops.const(0.5), d)))
+    return ops.reduce("sum", ops.where(ops.binary("le", a, d), quadratic, line))
+
+
+# --- losses of outputs --------------------------------------------------------------------------------
+
+
+@word("cross_entropy(p, y, mask = none, smoothing = 0)", kind="loss", also="CrossEntropyLoss nll ce")
+def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any) -> Node:
+    """−log softmax(p)[y], classes on the last axis; the mean over the unmasked terms of the whole batch (natural logarithm)."""
+    return ops.cross_entropy(site.node(p, "cross_entropy"), site.node(y, "cross_entropy"),
+                             None if mask is None else site.node(mask, "cross_entropy"),
+                             float(site.number(smoothing, "smoothing")), site.span)
+
+
+# --- distributions ------------------------------------------------------------------------------------
+
+
+def _distribution(signature: str, doc: str) -> None:
+    name = signature.partition("(")[0]
+
+    def build(site: Any, *args: Any) -> Any:
+        return site.distribution(name, tuple(float(site.number(a, name)) for a in args))
+
+    word(signature, kind="distribution", doc=doc)(build)
+
+
+_distribution("normal(std)", "mean 0, standard deviation std")
+_distribution("uniform(a, b)", "flat between a and b")
+_distribution("log_uniform(a, b)", "log x flat between log a and log b")
+_distribution("constant(c)", "always c")
+
+
+# --- schedules ----------------------------------------------------------------------------------------
+
+
+def _schedule(name: str, signature: str, doc: str) -> None:
+    names = [p.split("=")[0].strip() for p in signature.partition("(")[2].rstrip(")").split(",")]
+
+    def build(site: Any, *args: Any) -> Node:
+        values = {n: (None if a is None else float(site.number(a, n))) for n, a in zip(names, args, strict=True)}
+        return make("schedule", (), Type(), site.span, kind=name, **values)
+
+    word(signature, kind="schedule", doc=doc)(build)
+
+
+_schedule("cosine", "cosine(peak, warmup = 0, total = none, floor = 0)",
+          "peak · s/warmup up to warmup, then half a cosine to floor at total + N; total is the run's length by default")
+_schedule("linear_decay", "linear_decay(peak, warmup = 0, total = none, floor = 0)", "as cosine, straight")
+_schedule("wsd", "wsd(peak, warmup, stable, decay)", "up over warmup ticks, peak for stable, straight to 0 over decay")
+
+
+# --- words of update rules ----------------------------------------------------------------------------
+
+
+@word("clip_norm(g, c)", kind="update", also="clip_grad_norm clip_grad_norm_ grad_clip")
+def clip_norm(site: Any, g: Any, c: Any) -> Node:
+    """g · min(1, c/(‖g‖ + 1e-6)), ‖g‖ over the level's whole gradient, one copy at a time."""
+    g, bound = site.node(g, "clip_norm"), site.node(c, "clip_norm")
+    norm = make("norm_all", (g,), g.type.with_(like=False, shape=()), site.span)
+    ratio = ops.binary("div", bound, ops.binary("add", norm, ops.const(1e-6)))
+    return ops.binary("mul", g, ops.binary("min", ops.const(1.0), ratio), site.span)
+
+
+@word("norm_all(e)", kind="update")
+def norm_all(site: Any, e: Any) -> Node:
+    """√Σ e² over all weights of the level that learn at this tick by the same update."""
+    e = site.node(e, "norm_all")
+    return make("norm_all", (e,), e.type.with_(like=False, shape=()), site.span)
+
+
+@word("total(e)", kind="update")
+def total(site: Any, e: Any) -> Node:
+    """Σ e over all tensors of a record; in an optimiser over all weights of the level."""
+    e = site.node(e, "total")
+    return make("total", (e,), e.type.with_(like=False, shape=()), site.span)
+
+
+@word("trust(d, c)", kind="update")
+def trust(site: Any, d: Any, c: Any) -> Node:
+    """d · min(1, c‖w‖/‖d‖)."""
+    d, bound = site.node(d, "trust"), site.node(c, "trust")
+    number = d.type.with_(like=False, shape=())
+    w = ops.leaf("w", d.type.with_(batch=False, clock=None))
+    size = make("norm_w", (w,), number)
+    own = make("norm_w", (d,), number)
+    ratio = ops.binary("div", ops.binary("mul", bound, size), ops.binary("max", own, ops.const(1e-12)))
+    return ops.binary("mul", d, ops.binary("min", ops.const(1.0), ratio), site.span)
+
+
+def _fact(name: str, doc: str) -> None:
+    def build(site: Any, w: Any) -> Node:
+        return ops.leaf("fact", Type("int"), site.span, name=name)
+
+    word(f"{name}(w)", kind="update", doc=doc)(build)
+
+
+_fact("ndim", "the number of axes of the weight (a head axis is not seen)")
+_fact("rows", "the first axis of the weight")
+_fact("cols", "the product of the other axes (a vector: 1)")
+
+
+# --- words whose meaning is in the elaborator ---------------------------------------------------------------
+
+describe("matrix(m = none, n = none)", "memory", "W q. State: `weight`, out × in, zeros. in = key's width, out = value's.", also="linear_memory")
+describe("vector(n)", "memory", "M() is the state, a vector, zeros.")
+describe("scalar()", "memory", "M() is the state, a number, zero.")
+describe("like(w)", "memory", "M() is the state, of w's shape, zeros: what optimisers keep.")
+describe("cache(window = none, segment = none, sink = 0, prefix = 0, causal = true, scale = none)", "memory",
+         "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width.", "softmax attention",
+         also="attention kv_cache sdpa")
+describe("weights(F, globs..., except = none)", "memory", "The weights of flow F whose path matches.", also="parameters params model.parameters")
+describe("rest(F)", "memory", "The weights of F that no other level of that clock owns.")
+describe("dgd(lr, normalize = false, exact = true, only = **)", "update",
+         "Delta gradient descent: −η(A K + g), K = Σ k kᵀ over the inputs of each weight; η = lr/(1 + lr tr K) if exact.",
+         "Nested Learning eq. 56-57, 88", also="delta_gd")
+describe("decay_first(gate)", "retention", "Decay before the error: the gated delta rule.", "Gated DeltaNet")
+describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
+describe("before(m)", "special", "The state of a memory before this tick.")
+describe("debias(m)", "update", "m / (1 − the product of its retains).", "Adam")
