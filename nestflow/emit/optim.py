@@ -1,0 +1,197 @@
+"""`optim.py`: one torch.optim.Optimizer for all levels on the step clock, as readable source.
+
+Each level becomes a class that holds its period, its weights and its update rule as torch code; a level whose rule
+reads the same as an earlier one's inherits it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+from nestflow.emit.rule_torch import RuleCode, key, place, write_rule
+from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
+from nestflow.ir.rule import Rule
+
+_HEAD = '''"""{title}
+
+{about}
+"""
+
+{imports}
+'''
+
+
+def class_name(name: str) -> str:
+    """`cms_16` -> `Cms16`."""
+    words = re.sub(r"\W", "_", name).split("_")
+    text = "".join(w[:1].upper() + w[1:] for w in words if w)
+    return text if text[:1].isalpha() and text not in ("Optimizer", "Level", "StepOptimizer") else f"Level{text}"
+
+
+def compress(names: tuple[str, ...]) -> list[str]:
+    """Names that differ in one run of numbers as one pattern: block.0.w, block.1.w -> block.{0..1}.w."""
+    parts = {n: n.split(".") for n in names}
+    families: dict[tuple[str, ...], list[int]] = {}
+    for p in parts.values():
+        at = next((i for i, x in enumerate(p) if x.isdecimal() and str(int(x)) == x), None)
+        if at is not None:
+            families.setdefault((*p[:at], "{}", *p[at + 1:]), []).append(int(p[at]))
+    result: list[str] = []
+    seen: set[tuple[str, ...]] = set()
+    for n, p in parts.items():
+        at = next((i for i, x in enumerate(p) if x.isdecimal() and str(int(x)) == x), None)
+        pattern = tuple(p) if at is None else (*p[:at], "{}", *p[at + 1:])
+        numbers = sorted(families.get(pattern, []))
+        if len(numbers) < 2 or numbers != list(range(numbers[0], numbers[-1] + 1)) or "{" in n:
+            result.append(n)
+        elif pattern not in seen:
+            seen.add(pattern)
+            result.append(".".join(pattern).replace("{}", "{%d..%d}" % (numbers[0], numbers[-1])))
+    return result
+
+
+def glob_matches(glob: str, path: str) -> bool:
+    """`*` stays within a part, `**` crosses parts. The path may also be given from inside its first part."""
+    pattern = re.escape(glob).replace(r"\*\*\.", "(?:.*\\.)?").replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
+    return any(re.fullmatch(pattern, p) for p in (path, path.partition(".")[2]))
+
+
+def _wrap(items: list[str], before: str, after: str, indent: str) -> list[str]:
+    one = f"{indent}{before}{', '.join(items)}{after}"
+    if len(one) <= 118:
+        return [one]
+    return [f"{indent}{before}", *(f"{indent}    {i}," for i in items), f"{indent}{after}"]
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _dictionary(items: dict[str, str]) -> list[str]:
+    return _wrap([f'"{k}": {v}' for k, v in items.items()], "return {", "}", " " * 8)
+
+
+def _functions(code: RuleCode) -> list[str]:
+    """The static methods of a level's class."""
+    lines: list[str] = []
+
+    def method(name: str, arguments: str, body: list[str]) -> None:
+        lines.extend(["", "    @staticmethod", f"    def {name}({arguments}):", *body])
+
+    if code.hypers:
+        method("hypers", "fact", _dictionary(code.hypers))
+    if code.schedules:
+        if code.schedule_facts:
+            lines.insert(0, f"    schedule_facts = {code.schedule_facts!r}")
+        method("schedule", "tick, total, every, fact", _dictionary(code.schedules))
+    if code.slots:
+        method("slots", "w, fact", _dictionary(code.slots))
+    arguments = "w, g, state, group, fact" + (", gram" if code.reads_inputs else "")
+    method("update", arguments, ["        " + x for x in code.update])
+    if code.evaluate:
+        method("evaluate", "w, state, group, fact", ["        " + x for x in code.evaluate])
+    flags = [f"    {name} = True" for name, on in (("collective", code.collective), ("evaluates", bool(code.evaluate)),
+                                                   ("reads_inputs", code.reads_inputs), ("normalize", code.normalize)) if on]
+    return flags + lines
+
+
+def _comment(text: str) -> str:
+    return " ".join(text.replace("\\", "/").replace('"""', "'''").split())
+
+
+class _File:
+    def __init__(self) -> None:
+        self.blocks: list[str] = []
+        self.helpers: set[str] = set()
+        self.math = False
+        self.classes: list[str] = []
+        self.known: dict[str, str] = {}  # functions of a rule -> the class that has them
+
+    def level(self, rule: Rule, name: str, every: int, weights: list[str] | None, per_head: list[str], inputs: list[str],
+              code: RuleCode, note: str, doc: str | None) -> None:
+        """One level's class."""
+        title = class_name(name)
+        base_title, n = title, 1
+        while title in self.classes:
+            n += 1
+            title = f"{base_title}{n}"
+        functions = "\n".join(_functions(code))
+        base = self.known.setdefault(functions, title)
+        summary = _comment(f"every {every} step{'s' if every != 1 else ''}: {rule.text}" if weights is not None else rule.text)
+        lines = [f"class {title}({'Level' if base == title else base}):" + (f"  # {note}" if note else ""), f'    """{summary}']
+        if doc:
+            lines += ["", *(f"    {x}" for x in doc.replace("\\", "/").replace('"""', "'''").splitlines())]
+        lines[-1] += '"""' if not doc else ""
+        lines += ['    """'] if doc else []
+        lines += ["", f"    name = {_quoted(name)}"]
+        if every != 1 or base != title:
+            lines.append(f"    every = {every}")
+        if weights is not None:
+            lines += _wrap([_quoted(w) for w in weights], "weights = expand(", ")", "    ")
+        if per_head or base != title:
+            lines += _wrap([_quoted(w) for w in per_head], "per_head = frozenset(expand(", "))", "    ")
+        if inputs:
+            lines += _wrap([_quoted(w) for w in inputs], "inputs = frozenset(expand(", "))", "    ")
+        if base == title and functions:
+            lines.append(functions)
+        self.helpers |= code.helpers
+        self.math |= code.needs_math
+        self.classes.append(title)
+        self.blocks.append("\n".join(lines))
+
+    def text(self, title: str, about: str, single_objective: bool) -> str:
+        """The whole file."""
+        body = "\n\n\n".join(self.blocks)
+        runtime = ["StepOptimizer"] + (["Level"] if self.classes else []) + (["expand"] if "expand(" in body else [])
+        imports = ["import math", ""] if self.math else []
+        if "torch." in body:
+            imports += ["import torch", ""]
+        imports.append(f"from nestflow.bundle.step_optimizer import {', '.join(sorted(runtime))}")
+        if self.helpers:
+            imports.append(f"from nestflow.ops.rules import {', '.join(sorted(self.helpers))}")
+        tail = ["class Optimizer(StepOptimizer):", f'    """{title}"""', "",
+                f"    levels = ({', '.join(self.classes)}{',' if len(self.classes) == 1 else ''})"]
+        if not single_objective:
+            tail.append("    single_objective = False  # their gradients come from different losses: use the bundle's `step`")
+        head = _HEAD.format(title=title, about=about, imports="\n".join(imports))
+        return head + "\n\n" + (body + "\n\n\n" if body else "") + "\n".join(tail) + "\n"
+
+
+def _per_level(level: StepLevel, weights: dict[str, WeightSpec], code: RuleCode) -> tuple[list[str], list[str], list[str]]:
+    """Patterns of the level's weights, of those with heads, of those whose inputs its rule reads."""
+    own = tuple(level.weights)
+    heads = tuple(n for n in own if weights[n].heads)
+    inputs = tuple(n for n in own if code.reads_inputs and weights[n].multiplies and glob_matches(code.only, n))
+    return compress(own), compress(heads), compress(inputs)
+
+
+def emit_optim(graph: LevelGraph) -> str:
+    """The source of `optim.py` for a level graph: a module with a class `Optimizer(weights, total_steps=None, **settings)`.
+
+    Levels with `every never` are not in it. Raises NotImplementedError for a rule with an operation that has no step-clock form.
+    """
+    file = _File()
+    weights = {w.path: w for w in graph.weights}
+    learning = [level for level in graph.step_levels if level.rule is not None]
+    for level, rule in ((x, x.rule) for x in learning):
+        if rule is None:
+            continue
+        code = write_rule(rule)
+        file.level(rule, level.name, level.every, *_per_level(level, weights, code), code, place(level.span), level.doc)
+    objectives = {id(level.objective) for level in learning}
+    about = "Written by nestflow from the spec; this is the code that runs. w, g: a weight and its gradient, summed over the ticks\n" \
+            "since the last update. Memories are changed in place, in torch.optim's order of operations."
+    return file.text(f"The optimizer of `{_comment(graph.name)}`.", about, len(objectives) <= 1)
+
+
+def emit_rule(rule: Rule, name: str) -> str:
+    """The source of a module whose class `Optimizer(params, **settings)` puts one rule on any parameters."""
+    file = _File()
+    code = write_rule(rule)
+    file.level(rule, "optimizer", 1, None, [], [], code, place(rule.span), None)
+    about = "Written by nestflow from the spec of the optimizer; this is the code that runs. w, g: a weight and its gradient."
+    return file.text(f"The optimizer `{_comment(name)}`.", about, True)
+
+
+__all__ = ["compress", "emit_optim", "emit_rule", "key"]

@@ -1,0 +1,474 @@
+"""An update rule as the body of one Python function that changes a weight and its memories in place.
+
+Rates that are numbers come from the param group, so that torch's schedulers and per-group settings work; an argument
+that depends on the gradient or the weight is written out where it is used.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+from nestflow.diagnostics.core import Span
+from nestflow.emit.numbers import ATOM, COMPARE, POWER, PRODUCT, SUM, Text, number
+from nestflow.emit.tensors import Product, Tensors, complement, lerp
+from nestflow.ir import ops
+from nestflow.ir.node import Node, depends, rebuild, walk
+from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Statement, Step
+
+# what a generated function calls its own arguments, and keys that a param group needs for itself
+TAKEN = frozenset({"w", "g", "t", "state", "group", "fact", "gram", "torch", "math", "params", "level", "every", "names", "ticks",
+                   "updates", "n_ticks", "total_steps", "evaluating", "initial_lr", "param_names", "step", "pending"})
+_NUMBER_LEAVES = frozenset({"const", "fact", "schedule", "hyper"})
+WIDTH = 118
+
+
+def key(name: str) -> str:
+    """The name of a rate or memory in param groups, state and generated code."""
+    name = re.sub(r"\W", "_", name)
+    return name + "_" if name in TAKEN or not name.isidentifier() else name
+
+
+def place(span: Span | None) -> str:
+    """`optimizers/adamw.nl:3`: the last two parts of the file's name, and the line."""
+    if span is None:
+        return ""
+    parts = span.source.name.replace("\\", "/").split("/")
+    return f"{'/'.join(parts[-2:])}:{span.line}"
+
+
+@dataclass
+class RuleCode:
+    """What is emitted for one rule. hypers, schedules: name -> Python text. update, slots, evaluate: lines of function bodies."""
+
+    hypers: dict[str, str]
+    schedules: dict[str, str]
+    schedule_facts: tuple[str, ...]
+    slots: dict[str, str]
+    update: list[str]
+    evaluate: list[str]
+    helpers: set[str]
+    collective: bool
+    needs_math: bool
+    reads_inputs: bool
+    text: str = ""
+    normalize: bool = False
+    only: str = "**"
+
+
+def static_parts(rule: Rule) -> tuple[dict[str, Node], dict[str, Node]]:
+    """The rule's arguments that are numbers known for each weight, and those that follow a schedule. Others are written out."""
+    settled: dict[str, Node] = {}
+    timed: dict[str, Node] = {}
+    for name, _ in rule.arguments:
+        node = rule.expand(ops.leaf("hyper", rule.argument(name).type, name=name))
+        leaves = {n.op for n in walk(node) if not n.args}
+        if node.op == "const" and isinstance(node.value, bool):
+            continue  # a switch: known when compiling
+        if leaves <= _NUMBER_LEAVES and not any(n.type.like for n in walk(node)):
+            (timed if "schedule" in leaves else settled)[name] = node
+    return settled, timed
+
+
+def resolve(rule: Rule) -> Rule:
+    """The rule with only those hypers left that a param group holds; switches decide their branches."""
+    settled, timed = static_parts(rule)
+    table = dict(rule.arguments)
+
+    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "hyper" and n["name"] not in settled and n["name"] not in timed:
+            return rebuild(table[n["name"]], change)
+        if n.op == "where":
+            return ops.where(*args, span=n.span)
+        if n.op == "not" and args[0].op == "const":
+            return ops.unary("not", args[0])
+        if n.op in ("eq", "ne", "and", "or") and all(a.op == "const" for a in args):
+            return ops.binary(n.op, *args)
+        return None
+
+    def new(s: Statement) -> Statement:
+        if isinstance(s, DgdStep):
+            return replace(s, lr=rebuild(s.lr, change), scale=None if s.scale is None else rebuild(s.scale, change))
+        if isinstance(s, SlotUpdate) and s.pending_value is not None:
+            return replace(s, value=rebuild(s.value, change), pending_value=rebuild(s.pending_value, change))
+        return replace(s, value=rebuild(s.value, change))
+
+    return replace(rule, program=tuple(new(s) for s in rule.program), gradient=rebuild(rule.gradient, change),
+                   eval=None if rule.eval is None else rebuild(rule.eval, change),
+                   slots=tuple(replace(s, init=rebuild(s.init, change)) for s in rule.slots))
+
+
+def _reads(s: Statement, test: object) -> bool:
+    nodes = [s.lr, *([s.scale] if s.scale is not None else [])] if isinstance(s, DgdStep) else [s.value]
+    if isinstance(s, SlotUpdate) and s.pending_value is not None:
+        nodes.append(s.pending_value)
+    return any(depends(n, test) for n in nodes)  # type: ignore[arg-type]
+
+
+def _slot(op: str, name: str) -> object:
+    return lambda n: n.op == op and n["name"] == name
+
+
+def settle_order(program: tuple[Statement, ...]) -> list[Statement]:
+    """A memory that later statements read as it was `before` is updated after them, where nothing between depends on it."""
+    order = list(program)
+    for s in program:
+        if not isinstance(s, SlotUpdate):
+            continue
+        i = order.index(s)
+        readers = [j for j in range(i + 1, len(order)) if _reads(order[j], _slot("slot_old", s.slot))]
+        if not readers:
+            continue
+        between = order[i + 1: readers[-1] + 1]
+        moved = {x.slot for x in between if isinstance(x, SlotUpdate)}
+        own = lambda n, moved=moved: n.op in ("slot_old", "slot_new") and n["name"] in moved  # noqa: E731
+        weight_changes = any(not isinstance(x, SlotUpdate) for x in between) and _reads(s, lambda n: n.op == "w")
+        if not any(_reads(x, _slot("slot_new", s.slot)) for x in between) and not _reads(s, own) and not weight_changes:
+            order.insert(readers[-1], order.pop(i))
+    return order
+
+
+@dataclass
+class _Lines:
+    lines: list[str] = field(default_factory=list)
+    indent: str = ""
+    note: str = ""
+
+    def add(self, text: str) -> None:
+        text = self.indent + text
+        if self.note and len(text) + len(self.note) + 4 > WIDTH:
+            self.lines.append(f"{self.indent}# {self.note}")
+            self.lines.append(text)
+        else:
+            self.lines.append(f"{text}  # {self.note}" if self.note else text)
+        self.note = ""
+
+
+class RuleWriter:
+    """Writes the functions of one rule."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.settled, self.timed = static_parts(rule)
+        self.rule = resolve(rule)
+        self.out = _Lines()
+        self.used: set[str] = set()
+        self.facts: set[str] = set()
+        self.counts_ticks = self.counts_updates = False
+        self.products: dict[str, str] = {}  # memories whose retain varies: the number that holds its running product
+        self.periods = {s.slot: s.every for s in self.rule.program if isinstance(s, SlotUpdate)}
+        self.slot_kinds = {s.name: s for s in self.rule.slots}
+        self.variables = set(TAKEN) | {key(s.name) for s in self.rule.slots} | {key(n) for n in (*self.settled, *self.timed)}
+        self.tensors = Tensors(self.out.add, self._name, self._leaf, self._kept)
+
+    # --- leaves ----------------------------------------------------------------------------------------
+
+    def _name(self, base: str) -> str:
+        name, n = base, 1
+        while name in self.variables:
+            n += 1
+            name = f"{base}_{n}"
+        self.variables.add(name)
+        return name
+
+    def _leaf(self, node: Node) -> Text:
+        if node.op == "hyper":
+            self.used.add(node["name"])
+            return Text(key(node["name"]))
+        if node.op == "fact":
+            self.facts.add(node["name"])
+            return Text(f"fact.{node['name']}")
+        if node.op == "updates":
+            self.counts_updates = True
+            return Text("t")
+        if node.op == "n_ticks":
+            self.counts_ticks = True
+            return Text("n_ticks")
+        return self._schedule(node)
+
+    def _schedule(self, node: Node) -> Text:
+        kind = node["kind"]
+        self.tensors.helper(kind)
+        settings = {k: node.get(k) for k in ("peak", "warmup", "total", "floor", "stable", "decay")}
+        parts = [f"{k}={v!r}" for k, v in settings.items() if v is not None]
+        if kind != "wsd":
+            if settings["total"] is None:
+                parts.append("total=total")
+            parts.append("every=every")
+        return Text(f"{kind}(tick, {', '.join(parts)})")
+
+    def _kept(self, node: Node) -> Text:
+        """1 − the product of the retains of a memory so far."""
+        slot, retain = node.args[0]["name"], node.args[1]
+        constant = not depends(retain, lambda n: n.op not in ("const", "hyper", "fact") and not n.args) and not any(
+            n.op == "hyper" and n["name"] in self.timed for n in walk(retain))
+        if not constant:
+            return Text(f"1 - {self.products[slot]}", SUM)
+        self.counts_updates = True
+        every = self.periods.get(slot, 1)
+        times = "t" if every == 1 else f"max(t // {every}, 1)"
+        return Text(f"1 - {self.tensors.number(retain).at(ATOM)}**{times}", SUM)
+
+    # --- statements ------------------------------------------------------------------------------------
+
+    def write(self) -> RuleCode:
+        """All functions of the rule."""
+        rule, tensors = self.rule, self.tensors
+        tensors.bound = {n: n.op for n in self._leaves() if n.op in ("g", "w")}
+        order = settle_order(rule.program)
+        for s in order:
+            if isinstance(s, SlotUpdate):
+                tensors.bound.update({n: key(s.slot) for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot})
+        self._starting_values()
+        self._running_products()
+        self._gradient()
+        for s in order:
+            roots = [s.lr] if isinstance(s, DgdStep) else [s.value]
+            tensors.count(*roots, *([s.pending_value] if isinstance(s, SlotUpdate) and s.pending_value is not None else []))
+        for i, s in enumerate(order):
+            self.out.note = place(s.span or rule.span)
+            self._statement(s, order[i + 1:])
+        body = self.out.lines
+        evaluate = self._evaluate()
+        return RuleCode(*self._arguments(), self._slots(), self._prelude(body) + list(body), evaluate, tensors.helpers, tensors.collective,
+                        tensors.needs_math, any(isinstance(s, DgdStep) for s in rule.program), rule.text, *self._inputs())
+
+    def _inputs(self) -> tuple[bool, str]:
+        steps = [s for s in self.rule.program if isinstance(s, DgdStep)]
+        return (steps[0].normalize, steps[0].only) if steps else (False, "**")
+
+    def _leaves(self) -> list[Node]:
+        return [n for n in walk(*self.rule.nodes()) if not n.args]
+
+    def _starting_values(self) -> None:
+        for n in self._leaves():
+            if n.op == "w0":
+                self.tensors.bound[n] = "w0"
+            elif n.op == "w_chunk":
+                self.out.add("w_chunk = w.clone()")
+                self.tensors.bound[n] = "w_chunk"
+
+    def _running_products(self) -> None:
+        for n in walk(*self.rule.nodes()):
+            if n.op == "debias":
+                leaves = {x for x in walk(n.args[1]) if not x.args}
+                if any(x.op not in ("const", "hyper", "fact") or (x.op == "hyper" and x["name"] in self.timed) for x in leaves):
+                    self.products.setdefault(n.args[0]["name"], self._name(f"{key(n.args[0]['name'])}_kept"))
+
+    def _gradient(self) -> None:
+        if self.rule.gradient.op == "g":
+            return
+        self.tensors.count(self.rule.gradient)
+        self.out.note = place(self.rule.span)
+        before = dict(self.tensors.bound)
+        self.out.add(f"g = {self.tensors.text(self.rule.gradient).text}")
+        self.tensors.bound = before
+        self.tensors.uses.clear()
+
+    def _statement(self, s: Statement, later: list[Statement]) -> None:
+        if isinstance(s, SlotUpdate):
+            self._memory(s, later)
+        elif isinstance(s, Step):
+            self._step(s.value)
+        elif isinstance(s, SetWeight):
+            self.out.add(f"w.copy_({self.tensors.text(s.value).text})")
+        else:
+            self._dgd(s)
+        if not isinstance(s, SlotUpdate):
+            self.tensors.forget(lambda n: n.op == "w" and bool(n.args) is False)
+            self.tensors.bound.update({n: "w" for n in self._leaves() if n.op == "w"})
+
+    def _step(self, value: Node) -> None:
+        p = self.tensors.product(value)
+        if len(p.tensors) == 1 and p.tensors[0].op == "w" and not p.below:
+            change = f"1 {'-' if p.sign < 0 else '+'} {p.factor(positive=True).at(PRODUCT)}"
+            self.out.add(f"w.mul_({change})")
+        else:
+            self.out.add("w" + self._gain(value))
+
+    def _gain(self, value: Node) -> str:
+        """`.add_(x, alpha=c)` and the like: adds the value in place."""
+        tensors = self.tensors
+        if value in tensors.bound or value.op in ("add", "sub"):
+            return f".add_({tensors.text(value).text})"
+        p = tensors.product(value, squares=True)
+        number_beside = p.factor()
+        scale = "" if p.plain else number_beside.text
+        if not p.tensors and not p.below:
+            return f".add_({number_beside.text})"
+        if len(p.tensors) == 1 and len(p.below) == 1:
+            top, below = tensors.text(p.tensors[0]).text, tensors.text(p.below[0]).text
+            return f".addcdiv_({top}, {below}{f', value={scale}' if scale else ''})"
+        if len(p.tensors) == 2 and not p.below:
+            a, b = (tensors.text(x).text for x in p.tensors)
+            return f".addcmul_({a}, {b}{f', value={scale}' if scale else ''})"
+        if not p.tensors:
+            return f".add_({tensors.text(value).text})"
+        inside = tensors._times(self._joined(p.tensors), Product(), p.below)
+        return f".add_({inside.text}{f', alpha={scale}' if scale else ''})"
+
+    def _joined(self, nodes: list[Node]) -> Text:
+        first = self.tensors.text(nodes[0])
+        rest = [self.tensors.text(x).at(POWER) for x in nodes[1:]]
+        return Text(" * ".join([first.at(PRODUCT), *rest]), PRODUCT, True) if rest else first
+
+    def _memory(self, s: SlotUpdate, later: list[Statement]) -> None:
+        name = key(s.slot)
+        if any(_reads(x, _slot("slot_old", s.slot)) for x in later):
+            old = self._name(f"{name}_before")
+            self.out.add(f"{old} = {name}.clone()")
+            after = {n: old for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot}
+        else:
+            after = {}
+        if s.every > 1:
+            self._periodic(s, name)
+        else:
+            self._renew(name, s)
+        self.tensors.bound.update(after)
+        self.tensors.bound.update({n: name for n in self._leaves() if n.op == "slot_new" and n["name"] == s.slot})
+        if s.slot in self.products:
+            retain = next(n.args[1] for n in walk(*self.rule.nodes()) if n.op == "debias" and n.args[0]["name"] == s.slot)
+            self.out.add(f"{self.products[s.slot]}.mul_({self.tensors.text(retain).text})")
+
+    def _periodic(self, s: SlotUpdate, name: str) -> None:
+        self.counts_updates = True
+        pending = None
+        if s.pending is not None and s.pending_value is not None:
+            pending = key(s.pending)
+            self.out.add(pending + self._gain(s.pending_value))
+        outside = dict(self.tensors.bound)
+        if pending is not None and s.pending_value is not None:
+            self.tensors.bound[s.pending_value] = pending
+            self.tensors.bound.update({n: pending for n in self._leaves() if n.op in ("slot_old", "slot_new") and n["name"] == s.pending})
+        self.out.add(f"if t % {s.every} == 0:")
+        self.out.indent += "    "
+        self._renew(name, s)
+        if pending is not None:
+            self.out.add(f"{pending}.zero_()")
+        self.out.indent = self.out.indent[:-4]
+        self.tensors.bound = outside
+
+    def _renew(self, name: str, s: SlotUpdate) -> None:
+        """The memory's new state in place: retain · old + rate · value, as torch would write it."""
+        value, tensors = s.value, self.tensors
+        old = _slot("slot_old", s.slot)
+        if self.slot_kinds[s.slot].like == "number":
+            self.out.add(f"{name}.copy_({tensors.text(value).text})")
+            return
+        if value.op != "add":
+            self.out.add(name + self._changed(value, s))
+            return
+        mixed = lerp(value)
+        keep, rest = _decay(value, s.slot)
+        if rest is None or depends(rest, old):  # type: ignore[arg-type]
+            if mixed is not None and old(mixed[0]) and not depends(mixed[1], old) and not depends(mixed[2], old):  # type: ignore
+                self.out.add(f"{name}.lerp_({tensors.text(mixed[1]).text}, {tensors.text(mixed[2]).text})")
+            else:
+                self.out.add(f"{name}.copy_({tensors.text(value).text})")
+            return
+        if keep is not None and rest.op == "mul" and complement(keep, rest.args[0]) and not self._two_tensors(rest.args[1]):
+            self.out.add(f"{name}.lerp_({tensors.text(rest.args[1]).text}, {tensors.text(rest.args[0]).text})")
+            return
+        gain = self._gain(rest)
+        self.out.add(name + ("" if keep is None else f".mul_({tensors.text(keep).text})") + gain)
+
+    def _changed(self, value: Node, s: SlotUpdate) -> str:
+        """old − rate·(old − v) is a lerp towards v; anything else is written out."""
+        old = _slot("slot_old", s.slot)
+        if value.op == "sub" and old(value.args[0]) and value.args[1].op == "mul":  # type: ignore[operator]
+            rate, gap = value.args[1].args
+            if gap.op == "sub" and gap.args[0] is value.args[0] and not depends(gap.args[1], old):  # type: ignore[arg-type]
+                return f".lerp_({self.tensors.text(gap.args[1]).text}, {self.tensors.text(rate).text})"
+        return f".copy_({self.tensors.text(value).text})"
+
+    def _two_tensors(self, node: Node) -> bool:
+        if node in self.tensors.bound:
+            return False
+        p = self.tensors.product(node, squares=True)
+        return len(p.tensors) == 2 and not p.below
+
+    def _dgd(self, s: DgdStep) -> None:
+        gram = "gram"
+        if s.scale is not None and not ops.is_const(s.scale, 1):
+            self.out.add(f"gram = None if gram is None else gram * {self.tensors.text(s.scale).at(PRODUCT)}")
+        exact = "" if s.exact else ", exact=False"
+        self.out.add(f"w.add_({self.tensors.helper('delta_step')}(w, g, {gram}, {self.tensors.text(s.lr).text}{exact}))")
+
+    # --- the other functions ---------------------------------------------------------------------------
+
+    def _arguments(self) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+        """Texts of the arguments that are in use (lr always), and the facts that schedules look at."""
+        used = set(self.used) | ({"lr"} & {*self.settled, *self.timed})
+        hypers = {key(n): number(node, self._leaf).text for n, node in self.settled.items() if n in used}
+        self.facts.clear()
+        schedules = {key(n): number(node, self._leaf).text for n, node in self.timed.items() if n in used}
+        self.tensors.needs_math |= any("math." in x for x in (*hypers.values(), *schedules.values()))
+        return hypers, schedules, tuple(sorted(self.facts))
+
+    def _slots(self) -> dict[str, str]:
+        slots: dict[str, str] = {}
+        for s in self.rule.slots:
+            slots[key(s.name)] = self._start(s.like, s.init)
+        if any(n.op == "w0" for n in self._leaves()):
+            slots["w0"] = f"{self.tensors.helper('copy_of')}(w)"
+        for product in self.products.values():
+            slots[product] = "torch.ones((), dtype=torch.float64)"
+        if self.rule.eval is not None:
+            slots["training_weight"] = f"{self.tensors.helper('zeros')}(w)"
+        return slots
+
+    def _start(self, like: str, init: Node) -> str:
+        if init.op == "w":
+            return f"{self.tensors.helper('copy_of')}(w)"
+        if like == "number":
+            return f"torch.tensor(float({self.tensors.text(init).text}))"
+        if init.op == "const":
+            zero = f"{self.tensors.helper('zeros')}(w)"
+            return zero if init.value == 0 else f"{zero}.fill_({init.value!r})"
+        return f"{self.tensors.helper('zeros')}(w).add_({self.tensors.text(init).text})"
+
+    def _prelude(self, body: list[str]) -> list[str]:
+        """The lines that take rates and memories out of the group and the state."""
+        text = "\n".join(body)
+        rates = sorted((key(n) for n in self.used), key=[key(n) for n, _ in self.rule.arguments].index)
+        memories = [k for k in self._slots() if re.search(rf"\b{re.escape(k)}\b", text)]
+        lines = []
+        for source, names in (("group", rates), ("state", memories)):
+            if names:
+                lines.append(", ".join(names) + " = " + ", ".join(f'{source}["{n}"]' for n in names))
+        if self.counts_updates:
+            lines.append('t = state["step"]  # updates of this weight, this one included')
+        if self.counts_ticks:
+            lines.append('n_ticks = group["n_ticks"]  # ticks summed in g')
+        return lines
+
+    def _evaluate(self) -> list[str]:
+        if self.rule.eval is None:
+            return []
+        used, self.used = self.used, set()
+        self.out = _Lines()
+        self.tensors.line = self.out.add
+        self.tensors.bound.update({n: key(n["name"]) for n in self._leaves() if n.op in ("slot_old", "slot_new")})
+        self.out.add(f"return {self.tensors.text(self.rule.eval).text}")
+        lines = self._prelude(self.out.lines) + self.out.lines
+        self.used = used | self.used
+        return lines
+
+
+def _decay(value: Node, slot: str) -> tuple[Node | None, Node | None]:
+    """(retain, rest) of retain·old + rest; retain None is 1; rest None where the sum has another form."""
+    for old, rest in (value.args, value.args[::-1]):
+        if old.op == "slot_old" and old["name"] == slot:
+            return None, rest
+        if old.op == "mul":
+            for keep, leaf in (old.args, old.args[::-1]):
+                if leaf.op == "slot_old" and leaf["name"] == slot:
+                    return keep, rest
+    return None, None
+
+
+def write_rule(rule: Rule) -> RuleCode:
+    """Python text for one update rule. Raises NotImplementedError for an operation that has no step-clock form."""
+    return RuleWriter(rule).write()
+
+
+__all__ = ["COMPARE", "RuleCode", "key", "place", "write_rule"]

@@ -1,0 +1,141 @@
+"""Tensor functions that generated optimizers call. `heads` is 1 where the tensor has a leading head axis, else 0:
+norms, sums and Newton-Schulz then see each head's tensor alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What an optimizer's memory is kept in: at least float32."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def zeros(w: Tensor) -> Tensor:
+    """A memory `like(w)`, zeros."""
+    return torch.zeros_like(w, dtype=state_dtype(w.dtype), memory_format=torch.preserve_format)
+
+
+def copy_of(w: Tensor) -> Tensor:
+    """A memory `like(w)` with `init w`."""
+    return w.detach().to(dtype=state_dtype(w.dtype), copy=True)
+
+
+def _own_axes(x: Tensor, heads: int) -> tuple[int, ...]:
+    return tuple(range(heads, x.ndim))
+
+
+def norm_of(x: Tensor, heads: int = 0) -> Tensor:
+    """‖x‖₂, one number (per head, kept broadcastable)."""
+    if heads and x.ndim == 1:
+        return x.abs()
+    return torch.linalg.vector_norm(x, dim=_own_axes(x, heads), keepdim=True) if heads else torch.linalg.vector_norm(x)
+
+
+def sum_of(x: Tensor, heads: int = 0) -> Tensor:
+    """Σ over all axes of the tensor (per head, kept broadcastable)."""
+    if heads and x.ndim == 1:
+        return x
+    return x.sum(_own_axes(x, heads), keepdim=True) if heads else x.sum()
+
+
+def mean_of(x: Tensor, heads: int = 0) -> Tensor:
+    """The mean over all axes of the tensor (per head, kept broadcastable)."""
+    if heads and x.ndim == 1:
+        return x
+    return x.mean(_own_axes(x, heads), keepdim=True) if heads else x.mean()
+
+
+def amax_of(x: Tensor, heads: int = 0) -> Tensor:
+    """The greatest element (per head, kept broadcastable)."""
+    if heads and x.ndim == 1:
+        return x
+    return x.amax(_own_axes(x, heads), keepdim=True) if heads else x.amax()
+
+
+def norm_all(tensors: Sequence[Tensor]) -> Tensor:
+    """√Σ‖x‖² over all tensors of a level: as torch.nn.utils.clip_grad_norm_ computes it."""
+    norm = torch.nn.utils.get_total_norm(list(tensors))
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded weights: each rank needs the whole norm
+
+
+def total(tensors: Sequence[Tensor]) -> Tensor:
+    """Σ of all elements of all tensors of a level."""
+    device = tensors[0].device
+    number = torch.stack([x.sum().to(device) for x in tensors]).sum()
+    return number.full_tensor() if hasattr(number, "full_tensor") else number
+
+
+def newton_schulz(x: Tensor, iters: int = 5, coefficients: Sequence[float] = QUINTIC, eps: float = 1e-7,
+                  dtype: torch.dtype | None = None, heads: int = 0) -> Tensor:
+    """X / max(‖X‖_F, eps), then iters times X ← aX + (bA + cA²)X with A = XXᵀ on the shorter side (torch.optim.Muon's
+    order of operations; it computes in bfloat16). Below rank 2 unchanged, above it rows × the rest."""
+    if x.ndim - heads < 2:
+        return x
+    a, b, c = coefficients
+    shape = x.shape
+    x_NRC = x.reshape(-1, shape[heads], math.prod(shape[heads + 1:])) if heads else x.reshape(1, shape[0], -1)
+    wide_NRC = x_NRC.to(dtype or x.dtype)
+    tall = wide_NRC.shape[-2] > wide_NRC.shape[-1]
+    if tall:
+        wide_NRC = wide_NRC.mT
+    wide_NRC = wide_NRC / torch.linalg.vector_norm(wide_NRC, dim=(-2, -1), keepdim=True).clamp(min=eps)
+    for _ in range(iters):
+        gram_NRR = wide_NRC @ wide_NRC.mT
+        mix_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
+        wide_NRC = torch.baddbmm(wide_NRC, mix_NRR, wide_NRC, beta=a)
+    if tall:
+        wide_NRC = wide_NRC.mT
+    return wide_NRC.reshape(shape).to(x.dtype)
+
+
+def delta_step(w: Tensor, g: Tensor, gram: Tensor | None, lr: float, exact: bool = True) -> Tensor:
+    """Delta gradient descent: −η(W K + g), K [in, in] the sum of x xᵀ over the inputs of W [out, in] (a leading head axis
+    in all three where W has it); η = lr/(1 + lr·tr K) if exact, else lr. Without inputs: −lr·g."""
+    if gram is None:
+        return -lr * g
+    trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+    rate = lr / (1 + lr * trace) if exact else lr
+    return -rate * (w @ gram + g)
+
+
+def _warm(tick: float, peak: float, warmup: float) -> float | None:
+    return peak * tick / warmup if tick <= warmup else None
+
+
+def cosine(tick: float, peak: float, warmup: float, total: float, floor: float, every: int) -> float:
+    """peak·tick/warmup up to warmup, then half a cosine to floor, which is reached at total + every, so that the
+    last update still learns. tick: of the level's clock, from 1."""
+    value = _warm(tick, peak, warmup)
+    if value is not None:
+        return value
+    end = total + every
+    if tick >= end:
+        return floor
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * (tick - warmup) / (end - warmup)))
+
+
+def linear_decay(tick: float, peak: float, warmup: float, total: float, floor: float, every: int) -> float:
+    """As cosine, straight."""
+    value = _warm(tick, peak, warmup)
+    if value is not None:
+        return value
+    end = total + every
+    return floor if tick >= end else floor + (peak - floor) * (1 - (tick - warmup) / (end - warmup))
+
+
+def wsd(tick: float, peak: float, warmup: float, stable: float, decay: float) -> float:
+    """Up over warmup ticks, peak for stable ticks, straight to 0 over decay ticks."""
+    value = _warm(tick, peak, warmup)
+    if value is not None:
+        return value
+    past = tick - warmup - stable
+    if past <= 0:
+        return peak
+    return 0.0 if past >= decay else peak * (1 - past / decay)
