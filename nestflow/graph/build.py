@@ -231,7 +231,8 @@ class _Top:
     def root(self, output: Node | None) -> Instance:
         r = self.elab.root
         slots = tuple((i.name, i.type) for i in self.inputs)
-        if output is None and not self.elab.collector.errors:
+        library = not self.inputs and not any(isinstance(t, tree.Level) and t.slots is None for t in self.elab.declared.values())
+        if output is None and not library and not self.elab.collector.errors:
             self.elab.collector.error("NF413", "this spec has no `output`", self.program.spec.body[0].span if self.program.spec.body else None,
                                       "say what the compiled module computes: `output model(tokens)`")
             self.elab.collector.stop_on_errors()

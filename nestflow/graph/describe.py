@@ -128,14 +128,21 @@ def edges(root: Instance, steps: tuple[StepLevel, ...], output: Node | None, wei
             found[(kind, source, target)] = ", ".join(labels)
 
     for source, target in _context(root, output):
-        for m in source.memories[-1:]:
-            for n in target.memories[:1]:
-                add("context", row_name(source, m), row_name(target, n))
+        if pattern(source.path) == pattern(target.path):
+            continue  # the same level a block further up
+        m = _answering(source)
+        add("context", row_name(source, m), row_name(target, target.memories[0]))
     for i in level_instances(root):
         for m in i.memories:
             _level_edges(i, m, add)
     _step_edges(root, steps, add)
     return tuple(Edge(k, s, t, label) for (k, s, t), label in found.items())  # type: ignore[arg-type]
+
+
+def _answering(level: Instance) -> Memory:
+    """The memory whose recall the level returns."""
+    read = {n["memory"] for n in walk(level.result) if n.op == "recall" and n["mode"] == "return"} if level.result else set()
+    return next((m for m in level.memories if m.name in read), level.memories[-1])
 
 
 def _level_edges(i: Instance, m: Memory, add: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
@@ -13,7 +12,7 @@ from nestflow.graph.model import Instance
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.substitute import substitute
 from nestflow.graph.templates import LEVEL_FIELDS, check_name, items_of
-from nestflow.graph.values import MemoryValue, Poison, Quiet
+from nestflow.graph.values import MemoryValue, Poison, Quiet, SelfReference
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
@@ -32,10 +31,12 @@ class LevelBuilder:
         self.builder = Builder(path)
         self.exprs: dict[str, tuple[tree.Assign, tuple[Any, ...]]] = {}
         self.fields: dict[str, tree.Field] = {}
+        self.mistakes: list[Any] = []
         self.returns: tree.Return | None = None
         self.parts: dict[str, tuple[tree.Expr, dict[str, tree.Field], tree.Node]] = {}
         self.memo: dict[str, Any] = {}
         self.busy: list[str] = []
+        self.widths = 0  # memories whose value's width is being looked for
         self.memories: dict[str, MemoryBuild] = {}
         self.env = Env(elab, self.builder, self.find, "level", depth=depth)
         for s in template.slots or ():
@@ -53,7 +54,10 @@ class LevelBuilder:
                         raise self.elab.failure("NF220", f"`{n}` is given twice in this level", s.span, "in a level a name is given once")
                     self.exprs[n] = (s, for_key)
             elif isinstance(s, tree.Field):
-                self.field(s, self.fields, LEVEL_FIELDS)
+                try:
+                    self.field(s, self.fields, LEVEL_FIELDS)
+                except NestflowError as e:
+                    self.mistakes += e.diagnostics
             elif isinstance(s, tree.Return):
                 self.returns = s
             elif isinstance(s, tree.MemoryPart):
@@ -118,6 +122,8 @@ class LevelBuilder:
 
     def named(self, name: str) -> Any:
         if name in self.busy:
+            if self.widths:
+                raise SelfReference
             raise self.elab.failure("NF206", f"`{name}` is defined by itself: " + " → ".join([*self.busy, name]),
                                     self.exprs[name][0].span, "break the circle; a recall of a memory is no circle")
         statement, for_key = self.exprs[name]
@@ -144,29 +150,38 @@ class LevelBuilder:
 
     def build(self) -> Instance:
         self.collect(self.template.body)
+        if self.mistakes:
+            raise NestflowError(self.mistakes)
         for n in self.fields:
             if n in LATER:
                 raise self.elab.not_yet(f"`{n}` in a level", self.fields[n].span)
         self.set_heads()
         self.check_clock()
-        kinds = self.parts or {"memory": (self.fields["memory"].value, {}, self.fields["memory"])} if "memory" in self.fields or self.parts else {}
+        kinds = dict(self.parts)
+        if not kinds and "memory" in self.fields:
+            kinds = {"memory": (self.fields["memory"].value, {}, self.fields["memory"])}
         if not kinds:
             raise self.elab.failure("NF223", f"level `{self.template.name}` has no memory", self.template.span, "write `memory matrix`, `memory mlp(depth = 2)`, …")
         self.memories = {n: MemoryBuild(self, n, kind, fields, node) for n, (kind, fields, node) in kinds.items()}
-        for m in self.guard(self.memories.values()):
-            m.prepare()
-        self.elab.collector.stop_on_errors()
-        built = [m.build() for m in self.guard(self.memories.values())]
-        self.elab.collector.stop_on_errors()
+        self.each(lambda m: m.prepare())
+        built = self.each(lambda m: m.build())
         result = self.result()
         slots = tuple((k, v.type) for k, v in self.bound.items() if isinstance(v, Node) and v.op == "slot")
         names = tuple((n, v) for n, v in self.memo.items() if isinstance(v, Node) and v.op not in ("const", "slot"))
         return Instance(self.path, "level", self.template.name, slots, result, tuple(self.builder.weights), tuple(self.builder.tails),
                         tuple(self.builder.children.items()), tuple(built), self.env.heads, names, self.template.doc, self.template.span)
 
-    def guard(self, items: Any) -> Iterator[Any]:
-        """Each item's mistake is told, and the next is tried."""
-        yield from items
+    def each(self, act: Any) -> list[Any]:
+        """Do it for every memory; what is wrong with one does not hide what is wrong with the next."""
+        errors, done = [], []
+        for m in self.memories.values():
+            try:
+                done.append(act(m))
+            except NestflowError as e:
+                errors += e.diagnostics
+        if errors:
+            raise NestflowError(errors)
+        return done
 
     def set_heads(self) -> None:
         value = self.override("heads")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.expressions import apply, evaluate, integer
 from nestflow.graph.model import CacheSpec, Init, Memory, MemoryFunction, MemoryTensor, Texts, WeightSpec
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.templates import partial
-from nestflow.graph.values import DecayFirst, Distribution, MemoryValue, OnValue, Partial
+from nestflow.graph.values import DecayFirst, Distribution, MemoryValue, OnValue, Partial, SelfReference
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.language import tree
@@ -34,6 +35,7 @@ class MemoryBuild:
         self.preparing = False
         self.out_width: int | None = None
         self.guesses: list[Node] = []
+        self.errors: list[Any] = []
         self.function: MemoryFunction | None = None
         self.values: dict[str, Node | None] = {}
         self.value_type: Type | None = None
@@ -105,9 +107,20 @@ class MemoryBuild:
         return key
 
     def value_width(self) -> tuple[int, ...]:
-        """The value's shape (the key's where there is no value, or where it depends on the memory itself: see `guess`)."""
-        v = self.context("value")
-        return self.key_node().type.shape if v is None else v.type.shape
+        """The value's shape; the key's where there is no value, or where it depends on the memory itself."""
+        level = self.level
+        kept, memo, busy = level.builder.snapshot(), dict(level.memo), list(level.busy)
+        level.widths += 1
+        try:
+            v = self.context("value")
+            return self.key_node().type.shape if v is None else v.type.shape
+        except SelfReference:
+            level.builder.restore(kept)
+            level.memo, level.busy = memo, busy
+            self.values.pop("value", None)
+            return self.key_node().type.shape
+        finally:
+            level.widths -= 1
 
     def matrix(self, value: Partial) -> MemoryFunction:
         key = self.key_node()
@@ -261,12 +274,21 @@ class MemoryBuild:
         if self.cache is not None:
             return Memory(self.name, "cache", heads, None, key, value, query, None, None, None, None, every=every, chunk=chunk,
                           cache=self.cache, texts=texts, span=self.node.span)
-        objective = self.objective(value)
-        rule = self.rule()
-        retain, on, first = self.retention()
+        parts = [self.attempt(f) for f in (lambda: self.objective(value), self.rule, self.retention)]
+        if self.errors:
+            raise NestflowError(self.errors)
+        objective, rule, (retain, on, first) = parts
         return Memory(self.name, self.kind, heads, self.function, key, value, query, None, objective, rule, retain, on, first,
                       every, chunk, self.choice("read", READS, "after"), self.choice("gradient", GRADIENTS, "through"),
                       None, texts, self.node.span)
+
+    def attempt(self, part: Any) -> Any:
+        """One field; its mistake is kept, so that the other fields are looked at too."""
+        try:
+            return part()
+        except NestflowError as e:
+            self.errors += e.diagnostics
+            return None
 
     def check_guesses(self) -> None:
         for g in self.guesses:

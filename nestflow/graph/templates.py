@@ -103,10 +103,23 @@ class Templates:
         parent = env.builder
         path = f"{parent.path}.{rel}" if parent.path else rel
         inputs = {k: v for k, v in slots.items() if self.is_input(v)}
-        instance = self.build(template, path, slots, overrides, env.depth + 1, site)
+        try:
+            instance = self.build(template, path, slots, overrides, env.depth + 1, site)
+        except (NestflowError, Quiet) as e:
+            return self.stand_in(e, inputs, site)
         parent.children[rel] = instance
         assert instance.result is not None
         return make("call", tuple(inputs.values()), instance.result.type, site.span, child=rel, names=tuple(inputs))
+
+    def stand_in(self, e: Exception, inputs: dict[str, Any], site: tree.Expr) -> Node:
+        """Tell a template's mistake and go on as if it gave back its first input: one run shows what else is wrong."""
+        if isinstance(e, NestflowError):
+            self.elab.collector.take(e)
+        if not inputs:
+            raise Quiet
+        first = next(iter(inputs.values()))
+        type_ = first.type.with_(dtype="float", shape=first.type.shape or (1,))
+        return ops.leaf("slot", type_, site.span, name="(broken)")
 
     def build(self, template: tree.Template, path: str, slots: dict[str, Any], overrides: dict[str, Any], depth: int,
               site: tree.Expr) -> Instance:

@@ -85,3 +85,7 @@ class Poison:
 
 class Quiet(Exception):
     """Raised on a use of a Poison."""
+
+
+class SelfReference(Exception):
+    """The width of a memory's value depends on the memory itself."""
