@@ -101,7 +101,8 @@ class Builder(Transformer):
         return Part(c[1].text, c)
 
     def target(self, c: Children) -> Part:
-        return Part((c[0].text[1:-1], True), c) if isinstance(c[0], Token) else Part((c[0].value, False), c)
+        text = c[0].text[1:-1] if isinstance(c[0], Token) else c[0].value
+        return Part((text, isinstance(c[0], Token) or text.endswith((".nl", ".yaml", ".yml"))), c)
 
     def use(self, c: Children) -> T.Use:
         target, is_file = c[2].value

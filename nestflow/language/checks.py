@@ -121,7 +121,13 @@ def _assign(a: T.Assign, errors: Collector) -> None:
         errors.error("NF118", "one name is given twice in this statement", a.span, "give each part a name of its own")
 
 
+def _target(u: T.Use | T.Extends, errors: Collector) -> None:
+    if u.is_file and not u.target.endswith((".nl", ".yaml", ".yml")):
+        errors.error("NF008", f'"{u.target}" is no spec by its name', u.span,
+                     "a file's name ends in .nl, .yaml or .yml; a shipped spec stands without quotes: `use optimizers.adam`")
+
+
 _CHECKS: dict[type, Any] = {
     T.Call: _call, T.Record: _record, T.Pipe: _pipe, T.Field: _field, T.Level: _template, T.Flow: _flow,
-    T.Optimizer: _template, T.Assign: _assign,
+    T.Optimizer: _template, T.Assign: _assign, T.Use: _target, T.Extends: _target,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -27,7 +28,7 @@ def parse_nl(text: str, name: str) -> T.Spec:
     check_text(source, errors)
     comments: list[Comment] = []
     tokens = tokenize(text, source, errors, None, comments)
-    return parse_spec(check_header(tokens, errors), source, errors, comments)
+    return parse_spec(check_header(tokens, errors), source, errors, lambda laid: attach(laid, comments, text))
 
 
 def check_text(source: Source, errors: Collector) -> None:
@@ -43,11 +44,18 @@ def check_text(source: Source, errors: Collector) -> None:
                                         "a spec begins with the line `nestflow 1`")])
 
 
-def parse_spec(tokens: list[Token], source: Source, errors: Collector, comments: list[Comment]) -> T.Spec:
-    """The tree of a spec whose tokens are known, from either front end."""
+Around = tuple[list[str], list[str], list[str]]
+
+
+def parse_spec(tokens: list[Token], source: Source, errors: Collector, keep: Callable[[list[Token]], Around],
+               doc: str | None = None) -> T.Spec:
+    """The tree of a spec whose tokens are known, from either front end.
+
+    keep: gives the comments to the laid-out tokens, and returns those of the header, its docs, and of the footer.
+    """
     laid = Layout(tokens, errors).run()
     check_words(laid, errors)
-    header, header_doc, footer = attach(laid, comments, source.text)
+    header, header_doc, footer = keep(laid)
     found = run_parser(laid, "start", errors)
     version = 0
     body: tuple[T.Statement, ...] = ()
@@ -56,7 +64,7 @@ def parse_spec(tokens: list[Token], source: Source, errors: Collector, comments:
         version = _version(number, errors)
         check_tree(body, errors)
     raise_sorted(errors)
-    doc = "\n".join(header_doc).strip("\n") or None
+    doc = "\n".join(header_doc).strip("\n") or doc
     spec = T.Spec(version, body, source, doc, tuple(header), tuple(footer))
     return ordered(spec)
 

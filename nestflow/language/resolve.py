@@ -134,12 +134,9 @@ class _Loader:
         return body
 
     def _find(self, s: T.Use | T.Extends, folder: Path) -> tuple[T.Spec, Path, str]:
-        if not s.is_file and not is_file_name(s.target):
+        if not s.is_file:
             _, path = find_shipped(s.target, s.span)
             return read_shipped(path), path.parent, str(path.resolve())
-        if not is_file_name(s.target):
-            help = f"a file's name ends in .nl, .yaml or .yml; a shipped spec stands without quotes: `{s.target}`"
-            raise fail("NF008", f'"{s.target}" is no spec by its name', s.span, help)
         path = folder / s.target
         real = path.resolve()
         if "\\" in s.target or Path(s.target).is_absolute() or not any(real.is_relative_to(r) for r in self.roots):
