@@ -12,7 +12,7 @@ Format = Literal["svg", "html", "mermaid", "dot", "terminal"]
 SUFFIXES = {".svg": "svg", ".html": "html", ".htm": "html", ".png": "png", ".mmd": "mermaid", ".mermaid": "mermaid",
             ".dot": "dot", ".gv": "dot"}
 
-__all__ = ["SUFFIXES", "render", "save"]
+__all__ = ["SUFFIXES", "render", "save", "write_html", "write_png", "write_svg"]
 
 
 def render(graph: LevelGraph, format: Format = "terminal") -> Any:
@@ -52,6 +52,23 @@ def save(graph: LevelGraph, path: str | Path) -> Path:
     else:
         path.write_text(render(graph, format), encoding="utf-8")  # type: ignore[arg-type]
     return path
+
+
+def write_svg(graph: LevelGraph, path: str | Path) -> None:
+    """The picture as an SVG file."""
+    Path(path).write_text(render(graph, "svg"), encoding="utf-8")
+
+
+def write_html(graph: LevelGraph, path: str | Path) -> None:
+    """The picture as one HTML page."""
+    Path(path).write_text(render(graph, "html"), encoding="utf-8")
+
+
+def write_png(graph: LevelGraph, path: str | Path) -> None:
+    """The picture as a PNG. Raises NestflowError NF031 without matplotlib."""
+    from nestflow.view.png import to_png
+
+    to_png(graph, path)
 
 
 def _unknown(message: str) -> Exception:

@@ -207,12 +207,14 @@ def lanes_of(graph: LevelGraph) -> list[Lane]:
     return lanes
 
 
-def level_box(level: LevelInfo, common: set[str] | None = None) -> Box:
+def level_box(level: LevelInfo, common: set[str], grouped: bool) -> Box:
     """The box of a level; what its group already says (`common`) is left out."""
-    common = common or set()
     t = level.texts
-    room = 24 if common else 36
-    lines = [("title", words.short(words.clean(level.title or level.name), 26))]
+    room = 24 if grouped else 36
+    title = words.clean(level.title or level.name)
+    if grouped:
+        title = title.removeprefix(_last(level.parent or "") + ".")
+    lines = [("title", words.short(title, 26))]
     if t.memory:
         lines += [("code", line) for line in words.wrap(words.clean(t.memory), room)]
     if "objective" in common and "update" in common:
@@ -226,7 +228,7 @@ def level_box(level: LevelInfo, common: set[str] | None = None) -> Box:
     if size := words.sizes(level):
         lines.append(("soft", size))
     need = max(words.width(s, 14 if k == "title" else 11, k == "code") for k, s in lines) + (56 if level.count > 1 else 28)
-    w = min(max(need, 148), 182 if common else 278)
+    w = min(max(need, 148), 182 if grouped else 278)
     return Box(level, lines, w, 16 + sum(20 if k == "title" else 16 for k, _ in lines))
 
 
@@ -256,7 +258,7 @@ def units_of(graph: LevelGraph) -> list[Unit]:
     for key, levels in members.items():
         grouped = levels[0].parent is not None
         common = _common(levels) if grouped else set[str]()
-        cells = [Cell(level_box(v, common), below=grouped) for v in levels]
+        cells = [Cell(level_box(v, common, grouped), below=grouped) for v in levels]
         unit = Unit(key[0], "group" if grouped else None, cells)
         if grouped:
             unit.title, unit.header = _last(key[0]), _header(levels[0], common)

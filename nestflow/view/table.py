@@ -101,7 +101,7 @@ def _cells(row: Row, graph: LevelGraph, lowered: Mapping[str, str] | None) -> li
 def _name(row: Row, graph: LevelGraph) -> str:
     v = row[0]
     host = next((o.title for o in graph.levels if o.name == v.parent), v.parent or "").rsplit(".", 1)[-1]
-    titles = [words.clean(o.title or o.name) for o in row]
+    titles = [words.clean(o.title or o.name).removeprefix(f"{words.clean(host)}.") for o in row]
     inner = titles[0] if len(row) == 1 else "{" + ", ".join(titles) + "}"
     name = f"{words.clean(host)}.{inner}" if host else inner
     return f"{name} ×{v.count}" if v.count > 1 else name

@@ -110,10 +110,9 @@ def _card(b: Box, chips: list[Box], colour: str) -> tuple[int, Any]:
     lines = [Text(text, style="dim" if kind == "soft" else "") for kind, text in b.lines if kind != "title"]
     for c in chips:
         what = "".join(text for kind, text in c.lines if kind == "code")
-        name = next(text for kind, text in c.lines if kind == "title")
-        lines.append(Text.assemble(("◀ ", theme.TERMINAL_EDGES["optimises"]), (name, "bold"), (f"  {what}", "dim")))
+        lines.append(Text.assemble(("◀ ", theme.TERMINAL_EDGES["optimises"]), (_title(c), "bold"), (f"  {what}", "dim")))
     count = f" ×{b.level.count}" if b.level.count > 1 and b.badge else ""
-    title = Text.assemble((words.clean(b.level.title), "bold"), (count, f"bold {colour}"))
+    title = Text.assemble((_title(b), "bold"), (count, f"bold {colour}"))
     w = min(46, max([len(t) for t in lines] + [len(title) + 2, 10]) + 4)
     for t in lines:
         t.truncate(w - 4, overflow="ellipsis")
@@ -153,10 +152,14 @@ def _ends(link: Link) -> tuple[str, str]:
         return (f"each memory of {a.title}" if a.frame == "group" else _name(a, ab)), "itself"
     inside = a is b and a.frame == "group"
     target = f"every memory of {b.title}" if inside and bb is None else _name(b, bb)
-    return (words.clean(ab.level.title) if inside and ab else _name(a, ab)), target
+    return (_title(ab) if inside and ab else _name(a, ab)), target
+
+
+def _title(b: Box) -> str:
+    return next(text for kind, text in b.lines if kind == "title")
 
 
 def _name(unit: Unit, b: Box | None) -> str:
     if b is None:
-        return unit.title or words.clean(unit.cells[0].box.level.title)
-    return f"{unit.title}.{words.clean(b.level.title)}" if unit.frame == "group" else words.clean(b.level.title)
+        return unit.title or _title(unit.cells[0].box)
+    return f"{unit.title}.{_title(b)}" if unit.frame == "group" else _title(b)

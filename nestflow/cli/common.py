@@ -1,0 +1,72 @@
+"""What commands share: `--set`, loading a spec, consoles, writing files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nestflow.diagnostics.core import fail
+
+if TYPE_CHECKING:
+    from nestflow.graph.model import LevelGraph
+
+
+def parse_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """`--set dim=512` as {"dim": "512"}; the value is an expression of the language."""
+    found: dict[str, str] = {}
+    for text in values:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip() or not value.strip():
+            raise click.BadParameter(f"`{text}` is not NAME=VALUE, as in --set dim=512", ctx, param)
+        found[name.strip()] = value.strip()
+    return found
+
+
+def set_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The option `--set NAME=VALUE`, given to the command as `overrides`."""
+    return click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", callback=parse_sets,
+                        help="Set a param; may be repeated.")(f)
+
+
+def graph_of(target: str, overrides: dict[str, str]) -> LevelGraph:
+    """The checked level graph of a spec."""
+    from nestflow.graph.build import build
+    from nestflow.language.resolve import load
+
+    return build(load(target, overrides))
+
+
+def bundle_of(target: str, overrides: dict[str, str], **settings: Any) -> Any:
+    """A compiled spec, or a bundle loaded from its folder."""
+    import nestflow
+
+    if Path(target).is_dir():
+        if overrides:
+            raise fail("NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set")
+        return nestflow.load(target)
+    return nestflow.compile(target, **overrides, **settings)
+
+
+def console(stderr: bool = False) -> Any:
+    """A rich console that also serves pipes and NO_COLOR; at most 100 columns where nothing says how many."""
+    from rich.console import Console
+
+    width = None if os.environ.get("COLUMNS") or os.isatty(2 if stderr else 1) else 100
+    return Console(stderr=stderr, highlight=False, width=width)
+
+
+def write(path: Path, text: str, force: bool = True) -> None:
+    """Writes a text file with its folders. Raises NestflowError NF032 where it exists and may not be replaced."""
+    if path.exists() and not force:
+        raise fail("NF032", f"`{path}` exists already", help="choose another name, or add --force to replace it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def plural(n: int, word: str) -> str:
+    """`1 level`, `3 levels`."""
+    return f"{n} {word}{'' if n == 1 else 's'}"

@@ -1,0 +1,91 @@
+"""What a command's failure looks like: diagnostics on stderr, quiet interrupts, a report file for a crash."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from nestflow.diagnostics.core import NestflowError
+
+MISTAKE, USAGE, INTERNAL, INTERRUPTED = 1, 2, 70, 130
+
+
+def run(call: Callable[[], Any]) -> int:
+    """Calls, and gives the exit code of the process."""
+    try:
+        result = call()
+    except NestflowError as e:
+        show(e)
+        return MISTAKE
+    except click.exceptions.Exit as e:
+        return e.exit_code
+    except click.ClickException as e:
+        e.show()
+        return e.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return INTERRUPTED
+    except BrokenPipeError:
+        return _broken_pipe()
+    except OSError as e:
+        return _system(e)
+    except Exception as e:
+        return _crash(e)
+    return result if isinstance(result, int) else 0
+
+
+def show(error: NestflowError, format: str = "text") -> None:
+    """Diagnostics on stderr; the head of each coloured where a terminal shows it."""
+    from nestflow.diagnostics import render
+
+    if format == "short":
+        for d in error.diagnostics:
+            click.echo(render.short(d), err=True)
+        return
+    text = str(error)
+    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        for severity, colour in (("error", "red"), ("warning", "yellow"), ("note", "cyan")):
+            lines = text.split("\n")
+            text = "\n".join(click.style(x, fg=colour, bold=True) if x.startswith(f"{severity}[") else x for x in lines)
+    click.echo(text, err=True)
+
+
+def _broken_pipe() -> int:
+    """The reader (head, less) has gone: nothing more to say, and no complaint at exit."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    return 0
+
+
+def _system(e: OSError) -> int:
+    """The system refused a file: a sentence, not a trace."""
+    from nestflow.diagnostics.render import safe
+
+    where = f" `{safe(str(e.filename))}`" if e.filename else ""
+    click.echo(f"error[NF034]: cannot use{where}: {e.strerror or e}", err=True)
+    return MISTAKE
+
+
+def _crash(e: Exception) -> int:
+    """An internal error: the trace goes to a file that a report can carry."""
+    import platform
+    import tempfile
+    import traceback
+
+    from nestflow._version import __version__
+
+    trace = "".join(traceback.format_exception(e))
+    head = f"nestflow {__version__}, Python {platform.python_version()}, {platform.system()}\narguments: {sys.argv[1:]!r}\n\n"
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="nestflow-", suffix=".txt", delete=False, encoding="utf-8") as f:
+            f.write(head + trace)
+        place = f"the trace is in {f.name}"
+    except OSError:
+        place = f"the trace could not be written to a file:\n{trace}"
+    click.echo(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:200]}\n"
+               f"This is a bug in nestflow, not in your spec; {place}\n"
+               "Please report it with that file and the spec.", err=True)
+    return INTERNAL
