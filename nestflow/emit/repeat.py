@@ -72,7 +72,7 @@ class Rolled:
             chain = self._grow(node, chain_of, users, before, number, after)
             chain_of[node] = chain or Chain((node,), before, after, number, -1)
         inside = {c for chain in chain_of.values() for c in chain.calls[:-1]}
-        self.chains = {n: c for n, c in chain_of.items() if len(c.calls) > 2 and n not in inside}
+        self.chains = {n: c for n, c in chain_of.items() if len(c.calls) > 1 and n not in inside}
 
     def _grow(self, node: Node, chain_of: dict[Node, Chain], users: dict[Node, int], before: str, number: int,
               after: str) -> Chain | None:

@@ -1,0 +1,218 @@
+"""A compiled spec: module, optimizer, losses, streams, the interpreter, files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestflow.bundle.grams import InputGrams, terms_of
+from nestflow.bundle.inputs import by_name, checked
+from nestflow.bundle.module import Module
+from nestflow.bundle.source import load_source
+from nestflow.bundle.state import State
+from nestflow.bundle.step_optimizer import StepOptimizer
+from nestflow.diagnostics.core import fail
+from nestflow.emit.model import objectives
+from nestflow.graph.model import LevelGraph, StepLevel
+
+
+class Stream:
+    """Sequences that go on from call to call: `feed` takes the next ticks of every row, one or many, and gives their output.
+
+    However the ticks are split, the outputs are those of the whole sequence. No gradients are kept, and `training` is false.
+    """
+
+    def __init__(self, module: Module, batch: int = 1) -> None:
+        self.module, self.batch = module, batch
+        with torch.no_grad():
+            self.state: State = module.initial_state(batch)
+
+    @torch.no_grad()
+    def feed(self, *args: Any, **inputs: Any) -> Tensor:
+        """The output for the next ticks. Raises NestflowError NF501 to NF507."""
+        out, self.state = self.module.run(self.state, *args, training=False, **inputs)
+        return out
+
+    @torch.no_grad()
+    def reset(self, rows: Iterable[int] | None = None) -> None:
+        """Begin rows anew (all of them by default); the others go on where they are."""
+        which = sorted(set(range(self.batch) if rows is None else rows))
+        self.state = self.state.restart(which, self.module.initial_state(len(which)).tensors)
+
+    @property
+    def t(self) -> tuple[int, ...]:
+        """Ticks that each row has seen."""
+        return self.state.t
+
+
+class Bundle:
+    """What `nestflow.compile` gives. `module` and `optimizer` are torch's, usable in any training loop.
+
+    graph: the level graph. plan: how each level was lowered. source: the code of the module, which is the code that runs.
+    spec: the text of the whole spec, used parts included. overrides: params set from outside. extra: what `save` was given.
+    """
+
+    def __init__(self, graph: LevelGraph, plan: Any, source: str, *, spec: str = "", overrides: Mapping[str, Any] | None = None,
+                 seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> None:
+        self.graph, self.plan, self.source, self.spec, self.seed = graph, plan, source, spec, seed
+        self.overrides = dict(overrides or {})
+        self.extra: dict[str, Any] = {}
+        self.module = Module(graph, load_source(source, graph.name), seed, dtype, device)
+        self._objectives = objectives(graph)
+        self._total_steps: int | None = None
+
+    @property
+    def name(self) -> str:
+        return self.graph.name
+
+    @cached_property
+    def params(self) -> dict[str, Any]:
+        """The spec's params by name, as they stand."""
+        return {p.name: p.value for p in self.graph.params}
+
+    # ---- the step clock
+
+    @cached_property
+    def optim_source(self) -> str:
+        """The code of the optimizer."""
+        from nestflow.emit.optim import emit_optim
+
+        return emit_optim(self.graph)
+
+    @cached_property
+    def optimizer(self) -> StepOptimizer:
+        """One torch.optim.Optimizer for all levels on the step clock. Raises NF509 where the spec has none that learns."""
+        if not self._objectives:
+            raise fail("NF509", f"`{self.name}` has no level on the step clock that learns, so there is nothing to optimise",
+                       help="add `level outer { every 1 step; memory weights(model); objective loss; update adamw(3e-4) }`")
+        program = load_source(self.optim_source, f"{self.name}_optim")
+        return program.Optimizer(self.module.weights, total_steps=self._total_steps)
+
+    def set_total_steps(self, steps: int) -> None:
+        """The run's length in steps, for schedules without a `total` of their own."""
+        self._total_steps = steps
+        if "optimizer" in self.__dict__:
+            self.optimizer.set_total_steps(steps)
+
+    def losses(self, batch: Mapping[str, Any], training: bool | None = None) -> dict[str, Tensor]:
+        """The distinct objectives of the step clock, by the name of the first level that has each."""
+        return self.module.losses(training=training, **batch)
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """The objective of the levels on the step clock, to call `backward()` on.
+
+        Raises NF510 where they minimise different ones (call `step`), NF509 where none learns.
+        """
+        if not self._objectives:
+            raise fail("NF509", f"`{self.name}` has no level on the step clock that learns, so it has no loss")
+        if len(self._objectives) > 1:
+            raise fail("NF510", "the levels of the step clock minimise different objectives: " + ", ".join(f"`{n}`" for n in self._objectives),
+                       help="`b.step(batch)` takes each level's gradient of its own objective; `b.losses(batch)` gives all")
+        (value,) = self.losses(batch).values()
+        return value
+
+    def step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """One step of training: forward, one backward for each distinct objective, one tick of every level.
+
+        batch: the spec's inputs by name. Returns {"loss": the first objective, "losses": all by name, "levels": per level
+        whether it learned now, its period, and its updates so far}.
+        """
+        optimizer = self.optimizer
+        inputs = checked(self.graph.inputs, by_name(self.graph.inputs, (), batch), self.module.dtype, self.module.device)
+        weights = self.module.weights
+        with self._grams(optimizer, inputs) as grams:
+            values = self.module.losses(training=True, **inputs)
+        optimizer.input_grams = grams() if grams else {}
+        left = len(values)
+        for name, levels in self._objectives.items():
+            left -= 1
+            owned = [weights[p] for level in levels for p in level.weights if weights[p].requires_grad]
+            gradients = torch.autograd.grad(values[name], owned, retain_graph=left > 0, allow_unused=True) if owned else ()
+            for weight, gradient in zip(owned, gradients, strict=True):
+                weight.grad = gradient
+        optimizer._step_levels(None)
+        for weight in weights.values():
+            weight.grad = None
+        numbers = {name: float(v.detach()) for name, v in values.items()}
+        return {"loss": next(iter(numbers.values())), "losses": numbers, "levels": optimizer.report()}
+
+    @contextlib.contextmanager
+    def _grams(self, optimizer: StepOptimizer, inputs: Mapping[str, Tensor]):  # noqa: ANN202
+        """Watches the inputs of the weights whose rule reads them (dgd)."""
+        if not optimizer.needs_inputs:
+            yield None
+            return
+        first: StepLevel = next(level for group in self._objectives.values() for level in group
+                                if set(level.weights) & set(optimizer.needs_inputs))
+        with InputGrams(self.module.weights, optimizer.needs_inputs, terms_of(first, inputs)) as watch:
+            yield lambda: watch.grams
+
+    # ---- running
+
+    def __call__(self, *args: Any, **inputs: Any) -> Tensor:
+        """`bundle(tokens=x)` is `bundle.module(tokens=x)`."""
+        return self.module(*args, **inputs)
+
+    def stream(self, batch: int = 1) -> Stream:
+        """Fresh streams, `batch` rows, to be fed token by token or in blocks."""
+        return Stream(self.module, batch)
+
+    def reference(self) -> Any:
+        """The interpreter that defines the meaning, on this bundle's weights: slow, tick by tick."""
+        from nestflow.reference import Reference
+
+        return Reference(self.graph, self.module.weights)
+
+    # ---- files and views
+
+    def save(self, path: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write the bundle to a folder, whole or not at all. extra: JSON data that `load` gives back as `extra`."""
+        from nestflow.bundle.files import save
+
+        return save(self, Path(path), dict(extra or {}))
+
+    def write_source(self, folder: str | Path) -> list[Path]:
+        """Write `model.py` and, where levels learn on the step clock, `optim.py`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {"model.py": self.source} | ({"optim.py": self.optim_source} if self._objectives else {})
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        return [folder / name for name in files]
+
+    def standalone(self) -> str:
+        """One file of Python that needs torch alone and gives the same numbers."""
+        from nestflow.emit.standalone import emit_standalone
+
+        return emit_standalone(self.graph, self.plan)
+
+    def how(self) -> dict[str, str]:
+        """LevelInfo name -> how the level was lowered, in a few words."""
+        describe: Callable[..., dict[str, str]] | None = getattr(self.plan, "describe", None)
+        return describe(self.graph) if describe is not None else {}
+
+    def to(self, *args: Any, **kwargs: Any) -> Bundle:
+        """Move the module (device, dtype); before the optimizer is first used."""
+        self.module.to(*args, **kwargs)
+        return self
+
+    def __str__(self) -> str:
+        """The level table."""
+        import io
+
+        from rich.console import Console
+
+        from nestflow.view.table import level_table
+
+        console = Console(file=io.StringIO(), width=120, color_system=None)
+        console.print(level_table(self.graph, self.how() or None, width=118))
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return f"<nestflow.Bundle {self.name}: {sum(w.numel() for w in self.module.weights.values()):,} weights>"

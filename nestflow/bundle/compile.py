@@ -1,0 +1,66 @@
+"""`nestflow.compile`, `nestflow.check`: from what names a spec to a bundle, through every room in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nestflow.diagnostics.core import fail
+from nestflow.graph.model import LevelGraph
+
+if TYPE_CHECKING:
+    import torch
+
+    from nestflow.bundle.bundle import Bundle
+
+Target = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def compile(target: Target, *, device: Any = None, dtype: Any = None, seed: int = 0, **params: Any) -> Bundle:  # noqa: A001
+    """Compile a spec: `nestflow.compile("hope", dim=256)`.
+
+    target: a shipped name, a file (.nl, .yaml, .yml), the text of a spec, or a dict of YAML's shape. params: the spec's
+    params (one that is called device, dtype or seed goes into `overrides`: `**{"params": ...}` is not needed for others).
+    dtype: a floating type of torch or its name ("float32" by default). seed: of the weights, drawn from (seed, path).
+    Raises NestflowError with every mistake that was found.
+    """
+    return compile_program(target, params, dtype=_dtype(dtype), device=device, seed=seed)
+
+
+def check(target: Target, **params: Any) -> LevelGraph:
+    """The level graph of a spec, without compiling it. Raises NestflowError with every mistake that was found."""
+    from nestflow.graph.build import build
+    from nestflow.language.resolve import load
+
+    return build(load(target, params))
+
+
+def compile_program(target: Target, overrides: Mapping[str, Any], *, dtype: torch.dtype, device: Any, seed: int) -> Bundle:
+    """`compile` with the params in one mapping."""
+    from nestflow.bundle.bundle import Bundle
+    from nestflow.emit.model import emit_model
+    from nestflow.graph.build import build
+    from nestflow.language.printer import print_nl
+    from nestflow.language.resolve import load
+    from nestflow.lowering.plan import lower
+
+    program = load(target, overrides)
+    graph = build(program)
+    plan = lower(graph)
+    source = emit_model(graph, plan)
+    # used parts are printed in place of `use`, so that the text needs no other file
+    text = print_nl(replace(program.spec, body=program.body))
+    return Bundle(graph, plan, source, spec=text, overrides=overrides, seed=seed, dtype=dtype, device=device)
+
+
+def _dtype(dtype: Any) -> torch.dtype:
+    import torch
+
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise fail("NF517", f"`{dtype}` is no floating type", help="float32, float64, bfloat16 or float16")
+    return found
