@@ -13,6 +13,7 @@ from nestflow.graph.values import DecayFirst, Distribution, MemoryValue, OnValue
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.language import tree
+from nestflow.language.expressions import expression
 
 if TYPE_CHECKING:
     from nestflow.graph.level import LevelBuilder
@@ -22,8 +23,8 @@ GRADIENTS = ("through", "stop")
 
 
 def written(expr: tree.Node | None) -> str:
-    """How an expression was written, on one line."""
-    return "" if expr is None or expr.span is None else " ".join(expr.span.text.split())
+    """An expression as text, on one line; what a `for` replaced is shown replaced."""
+    return "" if expr is None else expression(expr)  # type: ignore[arg-type]
 
 
 class MemoryBuild:
