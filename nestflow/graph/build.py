@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nestflow.diagnostics.core import NestflowError
+from nestflow.diagnostics.core import NestflowError, Related
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph import describe
 from nestflow.graph.elaborate import Elaborator
@@ -78,8 +78,9 @@ class _Top:
             except Quiet:
                 continue
         known = set(self.elab.params)
+        wrong = {s.name for s in body if isinstance(s, tree.Param)} - known
         for name, value in self.program.overrides:
-            if name not in known:
+            if name not in known and name not in wrong:
                 self.elab.collector.error("NF240", f"there is no param `{name}` to set", value.span, did_you_mean(name, known) or f"the params are {', '.join(sorted(known))}")
 
     def statement(self, s: tree.Statement) -> None:
@@ -91,9 +92,11 @@ class _Top:
         elif isinstance(s, tree.Assign):
             for n in s.names:
                 check_name(e, n, s)
+                self.once(n, e.names.get(n), s)
                 e.names[n] = s
         elif isinstance(s, tree.Template):
             check_name(e, s.name, s)
+            self.once(s.name, e.declared.get(s.name), s)
             e.declared[s.name] = s
         elif isinstance(s, tree.Field) and s.name == "output":
             self.output = s
@@ -118,6 +121,11 @@ class _Top:
                             or "the top has use, param, input, output, level, flow, optimizer and names")
         else:
             raise e.failure("NF217", f"a `{type(s).__name__.lower()}` cannot stand at the top of a spec", s.span)
+
+    def once(self, name: str, other: tree.Statement | None, s: tree.Statement) -> None:
+        if other is not None and other is not s:
+            related = (Related(other.span, "given here first"),) if other.span else ()
+            raise self.elab.failure("NF220", f"`{name}` is given twice", s.span, "give one of them another name", related)
 
     def check(self, s: tree.Assert) -> None:
         condition = self.elab.as_node(evaluate(s.condition, self.elab.top), s.condition)

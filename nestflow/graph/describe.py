@@ -18,8 +18,15 @@ def pattern(path: str) -> str:
     return _NUMBER.sub(".*", path)
 
 
-def row_name(instance: Instance, memory: Memory) -> str:
+def group_name(instance: Instance) -> str:
+    """What the instances of one row share: their path with `*`, and the level's name where a slot's stands (`mixers.*.swa`)."""
     base = pattern(instance.path)
+    parts = base.split(".")
+    return f"{base}.{instance.name}" if len(parts) > 1 and parts[-1] == "*" and parts[-2] != instance.name else base
+
+
+def row_name(instance: Instance, memory: Memory) -> str:
+    base = group_name(instance)
     return base if len(instance.memories) == 1 else f"{base}.{memory.name}"
 
 
@@ -35,7 +42,7 @@ def levels(root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpe
     rows: list[tuple[tuple[float, float, int], LevelInfo]] = []
     groups: dict[str, list[Instance]] = defaultdict(list)
     for i in level_instances(root):
-        groups[pattern(i.path)].append(i)
+        groups[group_name(i)].append(i)
     for name, group in groups.items():
         first = group[0]
         slow = sum(w.size for i in group for w in _weights(i))
@@ -128,7 +135,7 @@ def edges(root: Instance, steps: tuple[StepLevel, ...], output: Node | None, wei
             found[(kind, source, target)] = ", ".join(labels)
 
     for source, target in _context(root, output):
-        if pattern(source.path) == pattern(target.path):
+        if group_name(source) == group_name(target):
             continue  # the same level a block further up
         m = _answering(source)
         add("context", row_name(source, m), row_name(target, target.memories[0]))
@@ -225,12 +232,12 @@ def flows(root: Instance) -> tuple[FlowBox, ...]:
 
 
 def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
-    groups: dict[str, list[Instance]] = {}
+    groups: dict[tuple[str, str], list[Instance]] = {}
     for rel, child in instance.children:
-        groups.setdefault(pattern("." + rel), []).append(child)
+        groups.setdefault((pattern("." + rel), child.name), []).append(child)
     boxes = []
     for group in groups.values():
         first = group[0]
-        level = pattern(first.path) if first.kind == "level" else None
+        level = group_name(first) if first.kind == "level" else None
         boxes.append(FlowBox(first.name, first.kind, len(group), _boxes(first), level))
     return tuple(boxes)

@@ -166,7 +166,9 @@ class Elaborator:
         for w in WORDS.values():
             if name in w.also:
                 return self.failure("NF201", f"`{name}` is not known here", span, f"nestflow's word is `{w.name}`: {w.doc}")
-        known = {*self.values, *self.inputs, *self.names, *self.declared, *WORDS, *self.visible(env)}
+        from nestflow.language.shipped import shipped_words
+
+        known = {*self.values, *self.inputs, *self.names, *self.declared, *WORDS, *shipped_words(), *self.visible(env)}
         return self.failure("NF201", f"`{name}` is not known here", span,
                             did_you_mean(name, known) or "define it with `=`, or `use` the file that does")
 

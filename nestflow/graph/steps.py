@@ -122,15 +122,22 @@ class StepLevels:
         except NestflowError as e:
             self.elab.collector.take(e)
             return ()
+        taken: dict[str, list[str]] = {}
         for p in mine:
-            self.claim(p, level)
+            other = self.owner.setdefault(p, level)
+            if other is not level:
+                taken.setdefault(other.name, []).append(p)
+        for paths in taken.values():
+            self.claimed(paths, level)
         return mine
 
-    def claim(self, path: str, level: tree.Level) -> None:
-        other = self.owner.setdefault(path, level)
+    def claimed(self, paths: list[str], level: tree.Level) -> None:
+        """One mistake for all weights that two levels want."""
+        other = self.owner[paths[0]]
+        more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         if other is not level:
             related = (Related(other.span, f"`{other.name}` owns it here"),) if other.span else ()
-            self.elab.collector.error("NF411", f"`{path}` has two owners on the step clock: `{other.name}` and `{level.name}`", level.span,
+            self.elab.collector.error("NF411", f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the step clock: `{other.name}` and `{level.name}`", level.span,
                                       "`rest(F)` takes what no other level owns; `except = \"glob\"` leaves some out", related)
 
     def glob(self, expr: tree.Expr) -> str:
@@ -148,7 +155,7 @@ class StepLevels:
                 raise self.elab.failure("NF238", "`rest(F)` takes no glob", globs[0].span, "`weights(F, glob)` does")
             mine = tuple(w.path for w in weights if w.path.startswith(prefix) and w.path not in self.owner)
             for p in mine:
-                self.claim(p, level)
+                self.owner.setdefault(p, level)
             return mine
         except NestflowError as e:
             self.elab.collector.take(e)

@@ -69,7 +69,19 @@ class Templates:
             if s.name not in given and s.default is None:
                 raise self.elab.failure("NF214", f"`{value.name}` needs `{s.name}`", site.span,
                                         f"its slots are {', '.join(names)}")
+            self.in_domain(s, given.get(s.name), site)
         return given, overrides
+
+    def in_domain(self, s: tree.Slot, value: Any, site: tree.Expr) -> None:
+        """A slot with bounds (`depth = 2 in [1, 16]`) takes a number inside them."""
+        domain = s.domain
+        if domain is None or domain.low is None or domain.high is None or not isinstance(value, Node) or value.op != "const":
+            return
+        low, high = (self.elab.as_node(evaluate(e, self.elab.top), e).value for e in (domain.low, domain.high))
+        v = value.value
+        if not (low < v < high or (v == low and not domain.low_open) or (v == high and not domain.high_open)):
+            bounds = f"{'(' if domain.low_open else '['}{low}, {high}{')' if domain.high_open else ']'}"
+            raise self.elab.failure("NF325", f"`{s.name}` is in {bounds}, and this is {v}", site.span)
 
     def root_call(self, value: Partial, template: tree.Template, slots: dict[str, Any], overrides: dict[str, Any], env: Env,
                   site: tree.Expr) -> Node:
@@ -200,6 +212,7 @@ class Body:
         self.templates, self.env, self.local, self.names = templates, env, local, names
         self.elab = templates.elab
         self.result: Any = None
+        self.turns = 1  # how often the statement in hand is run, by the repeats around it
 
     def statements(self, body: tuple[tree.Statement, ...]) -> None:
         for s in body:
@@ -261,6 +274,9 @@ class Body:
         count = integer(s.count, self.env, "the count of repeat")
         if not 0 <= count <= MAX_REPEAT:
             raise self.elab.failure("NF434", f"`repeat` {count:,} times is outside 0 … {MAX_REPEAT:,}", s.count.span)
+        self.turns *= max(count, 1)
+        if self.turns > MAX_REPEAT:
+            raise self.elab.failure("NF434", f"these repeats inside each other make {self.turns:,} turns; {MAX_REPEAT:,} are the most", s.count.span)
         outer = self.env
         for i in range(count):
             body = s.body
@@ -273,6 +289,7 @@ class Body:
             if len(self.elab.collector.errors) > before:
                 break
         self.env = outer
+        self.turns //= max(count, 1)
         if s.variable is not None:
             self.local.pop(s.variable, None)
 
