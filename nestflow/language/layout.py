@@ -147,9 +147,9 @@ class Layout:
         last = self.out[-1] if self.out else None
         if last is None:
             return True
-        if last.type in WANTS_MORE or last.type in ("RETURN",):
+        if last.type in WANTS_MORE or last.type in ("RETURN", "ASSERT"):
             return True
-        if last.opens and last.type == "NAME":  # `weight {gate: r1}`
+        if last.opens and last.type in ("NAME", "IFS", "REPEAT"):  # `weight {gate: r1}`
             first = self._next(i, True)
             j = self.tokens.index(first, i) if first.base in ("NAME", "STRING") else -1
             return j >= 0 and self._next(j, True).base == "COLON"

@@ -38,7 +38,7 @@ def level(body: Body) -> Body:
 
 def _inside_top(s: T.Statement) -> T.Statement:
     match s:
-        case T.Level() | T.Execution():
+        case T.Level() | T.Execution() | T.MemoryPart():
             return replace(s, body=level(s.body))
         case T.For() | T.Repeat() | T.Extends():
             return replace(s, body=top(s.body))

@@ -138,9 +138,12 @@ def simple(s: T.Statement, indent: int = 0, width: int = 0) -> str:
 def _field(s: T.Field, indent: int, width: int) -> str:
     start = f"{s.name:<{width}} "
     value = E.wrapped(s.value, indent, indent + len(start))
-    if value.startswith("{}"):
-        value = f"({value})" if value == "{}" else "({})" + value[2:]
-    return start + value + (f" {s.unit}" if s.unit else "") + (f" of {s.of}" if s.of else "")
+    return start + _guarded(value) + (f" {s.unit}" if s.unit else "") + (f" of {s.of}" if s.of else "")
+
+
+def _guarded(text: str) -> str:
+    """An empty record in brackets, where `{}` would be read as a body."""
+    return "({})" + text[2:] if text.startswith("{}") else text
 
 
 def head(s: T.Statement) -> str:
@@ -154,9 +157,9 @@ def head(s: T.Statement) -> str:
         case T.For():
             return f"for {s.variable} in {E.expression(s.items)}"
         case T.Repeat():
-            return f"repeat {E.expression(s.count)}" + (f" as {s.variable}" if s.variable else "")
+            return f"repeat {_guarded(E.expression(s.count))}" + (f" as {s.variable}" if s.variable else "")
         case T.If():
-            return f"if {E.expression(s.condition)}"
+            return f"if {_guarded(E.expression(s.condition))}"
         case T.Execution():
             return "execution"
         case T.Extends():
@@ -194,7 +197,7 @@ def _one_line(s: T.Statement) -> str | None:
     most = 4 if isinstance(s, T.MemoryPart) else 2
     if isinstance(s, T.Level) and body:
         return None
-    if len(body) > most or any(x.doc or x.comments or x.trailing or x.blank for x in body):
+    if len(body) > most or any(x.doc or x.comments or x.trailing or (x.blank and i > 0) for i, x in enumerate(body)):
         return None
     parts = [_one_line(x) if _bodies(x) is not None else simple(x) for x in body]
     if any(p is None or "\n" in p for p in parts):

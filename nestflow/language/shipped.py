@@ -29,6 +29,7 @@ def shipped_files() -> dict[str, Path]:
     """Every shipped spec by its dotted name: `architectures.hope`, `optimizers.adam`."""
     root = specs_dir()
     files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if root.is_dir() else []
+    files.sort(key=lambda p: (p.with_suffix("").parts, p.suffix == ".nl"))  # beside a YAML twin the .nl is the one meant
     return {".".join(p.relative_to(root).with_suffix("").parts): p for p in files}
 
 

@@ -217,7 +217,7 @@ def _top(body: Body) -> list[str]:
     if uses:
         lines += ["use:", *_indent(line for s in uses for line in _element(_listed(s, skip="use ")))]
     lines += [x for s in body if isinstance(s, T.Extends) for x in _block(s)]
-    lines += [x for s in body if isinstance(s, T.Field) for x in _entry(_field(s))]
+    lines += [x for s in body if isinstance(s, T.Field) and s.name == "output" for x in _entry(_field(s))]
     lines += _section("params", [s for s in body if isinstance(s, T.Param)], _param)
     lines += _section("inputs", [s for s in body if isinstance(s, T.Input)], _input)
     lines += _section("clocks", [s for s in body if isinstance(s, T.Clock)], _clock)
@@ -229,7 +229,7 @@ def _top(body: Body) -> list[str]:
         if found:
             lines += [f"{name}:", *_indent(x for s in found for x in _block(s))]
     lines += [x for s in body if isinstance(s, (T.For, T.Repeat, T.If)) for x in _block(s, top=True)]
-    rest = tuple(s for s in body if isinstance(s, (T.MemoryPart, T.Return)))
+    rest = tuple(s for s in body if isinstance(s, (T.MemoryPart, T.Return)) or (isinstance(s, T.Field) and s.name != "output"))
     if rest:
         lines += ["statements:", *_indent(_list(rest))]
     return lines + _asserts(body)
@@ -301,9 +301,8 @@ def _listed(s: T.Statement, skip: str = "") -> Item:
 
     if isinstance(s, (T.Template, T.MemoryPart, T.For, T.Repeat, T.If, T.Execution, T.Extends)):
         return _block_item(s, listed=True)
-    if isinstance(s, T.Use):
+    if isinstance(s, T.Use) and skip:
         text = (f"{s.chosen} of " if s.chosen else "") + s.target + (f" as {s.alias}" if s.alias else "")
-        text = text if skip else "use " + text
     else:
         text = simple(s, ONE_LINE).removeprefix(skip)
     return Item(None, *_with_doc(s, scalar(text, word=True), None), statement=s)
