@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import linecache
-import sys
 from collections.abc import Iterable
-from types import ModuleType
 from typing import Any
 
-from nestflow.bundle.step_optimizer import StepOptimizer
+from nestflow.bundle.source import load_source
+from nestflow.bundle.step_optimizer import NEEDS_INPUTS, StepOptimizer, mistake
 from nestflow.emit.optim import emit_optim, emit_rule
 from nestflow.graph.model import LevelGraph
 from nestflow.ir.rule import Rule
-
-
-def load_source(source: str, name: str) -> ModuleType:
-    """The module that a generated source is. Tracebacks and debuggers show its lines; the same source is loaded once."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    title = f"nestflow_generated_{''.join(c if c.isalnum() else '_' for c in name)}_{digest}"
-    if title in sys.modules:
-        return sys.modules[title]
-    module = ModuleType(title)
-    module.__file__ = f"<{title}.py>"
-    linecache.cache[module.__file__] = (len(source), None, source.splitlines(keepends=True), module.__file__)
-    exec(compile(source, module.__file__, "exec"), module.__dict__)  # the source is ours: no text of a user is code in it
-    sys.modules[title] = module  # so that pickle and copy find the class
-    return module
 
 
 def optimizer_class(graph: LevelGraph) -> type[StepOptimizer]:
@@ -49,6 +32,8 @@ def optimizer(target: str, params: Iterable[Any], **settings: Any) -> StepOptimi
     """
     from nestflow.graph.build import optimizer_rule
 
+    if target.rpartition(".")[2] == "dgd":
+        raise mistake("NF523", *NEEDS_INPUTS)
     total_steps = settings.pop("total_steps", None)
     rule = optimizer_rule(target, dict(settings))
     name = target if "\n" not in target else rule.text

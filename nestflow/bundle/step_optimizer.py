@@ -20,6 +20,12 @@ from nestflow.ops.rules import state_dtype, zeros
 BOOKKEEPING = ("level", "every", "names", "ticks", "updates", "n_ticks", "total_steps", "evaluating")
 
 
+NEEDS_INPUTS = (
+    "dgd needs the inputs of each weight besides its gradient, and bare parameters do not tell them.",
+    "write it as the update of a level in a spec and compile that: `b = nestflow.compile(...)`, then `b.step(batch)`",
+)
+
+
 class Fact(NamedTuple):
     """What a rule may ask of a weight. heads: 1 where the tensor has a leading head axis (the others do not see it)."""
 
@@ -211,8 +217,7 @@ class StepOptimizer(torch.optim.Optimizer):
             return
         for w, fact in zip(group["params"], self._facts(level, group)):
             if level.reads_inputs and level.weights is None:
-                raise mistake("NF523", "dgd needs the inputs of each weight besides its gradient, and bare parameters do not tell them.",
-                              "write it as the update of a level in a spec and compile that: `b = nestflow.compile(...)`, then `b.step(batch)`")
+                raise mistake("NF523", *NEEDS_INPUTS)
             state = self.state[w]
             state["step"] = 0
             if level.every > 1:

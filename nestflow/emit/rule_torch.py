@@ -282,8 +282,14 @@ class RuleWriter:
         if len(p.tensors) == 1 and p.tensors[0].op == "w" and not p.below:
             change = f"1 {'-' if p.sign < 0 else '+'} {p.factor(positive=True).at(PRODUCT)}"
             self.out.add(f"w.mul_({change})")
-        else:
-            self.out.add("w" + self._gain(value))
+            return
+        line = "w" + self._gain(value)
+        if len(line) > WIDTH:  # the parts get names of their own
+            for x in (*p.tensors, *p.below):
+                if x.args and x not in self.tensors.bound and len(self.tensors.text(x).text) > 30:
+                    self.tensors.bind(x, self.tensors.text(x))
+            line = "w" + self._gain(value)
+        self.out.add(line)
 
     def _gain(self, value: Node) -> str:
         """`.add_(x, alpha=c)` and the like: adds the value in place."""
@@ -359,6 +365,13 @@ class RuleWriter:
             return
         mixed = lerp(value)
         keep, rest = _decay(value, s.slot)
+        if keep is None and rest is not None and rest.op == "sub" and old(rest.args[1]):  # type: ignore[operator]
+            self.out.add(f"{name}.copy_({tensors.text(rest.args[0]).text})")  # old + (v − old): it is replaced
+            return
+        towards = None if rest is None or keep is not None else self._towards(rest, s.slot)
+        if towards is not None:
+            self.out.add(f"{name}.lerp_({tensors.text(towards[0]).text}, {towards[1].text})")
+            return
         if rest is None or depends(rest, old):  # type: ignore[arg-type]
             if mixed is not None and old(mixed[0]) and not depends(mixed[1], old) and not depends(mixed[2], old):  # type: ignore
                 self.out.add(f"{name}.lerp_({tensors.text(mixed[1]).text}, {tensors.text(mixed[2]).text})")
@@ -370,6 +383,18 @@ class RuleWriter:
             return
         gain = self._gain(rest)
         self.out.add(name + ("" if keep is None else f".mul_({tensors.text(keep).text})") + gain)
+
+    def _towards(self, rest: Node, slot: str) -> tuple[Node, Text] | None:
+        """(v, rate) where the addend is −rate·(old − v) or rate·(v − old): the memory moves towards v."""
+        old = _slot("slot_old", slot)
+        p = self.tensors.product(rest)
+        if len(p.tensors) != 1 or p.below or p.tensors[0].op != "sub":
+            return None
+        a, b = p.tensors[0].args
+        start, end = (a, b) if p.sign < 0 else (b, a)
+        if not old(start) or depends(end, old):  # type: ignore[operator, arg-type]
+            return None
+        return end, p.factor(positive=True)
 
     def _changed(self, value: Node, s: SlotUpdate) -> str:
         """old − rate·(old − v) is a lerp towards v; anything else is written out."""
@@ -433,8 +458,9 @@ class RuleWriter:
         memories = [k for k in self._slots() if re.search(rf"\b{re.escape(k)}\b", text)]
         lines = []
         for source, names in (("group", rates), ("state", memories)):
-            if names:
-                lines.append(", ".join(names) + " = " + ", ".join(f'{source}["{n}"]' for n in names))
+            for i in range(0, len(names), 5):
+                part = names[i:i + 5]
+                lines.append(", ".join(part) + " = " + ", ".join(f'{source}["{n}"]' for n in part))
         if self.counts_updates:
             lines.append('t = state["step"]  # updates of this weight, this one included')
         if self.counts_ticks:
@@ -445,6 +471,7 @@ class RuleWriter:
         if self.rule.eval is None:
             return []
         used, self.used = self.used, set()
+        self.counts_ticks = self.counts_updates = False
         self.out = _Lines()
         self.tensors.line = self.out.add
         self.tensors.bound.update({n: key(n["name"]) for n in self._leaves() if n.op in ("slot_old", "slot_new")})

@@ -182,7 +182,7 @@ class Tensors:
         if op in _FUNCTIONS:
             return Text("torch.nn.functional." + _FUNCTIONS[op].format(self.text(args[0]).text), ATOM, True)
         if op in _REDUCTIONS:
-            return Text(f"{self.helper(_REDUCTIONS[op])}({self.text(args[0]).text}, fact.heads)", ATOM, True)
+            return Text(f"{self.helper(_REDUCTIONS[op])}({self.text(args[0]).text}, fact.heads)", ATOM, op == "norm_w")
         raise NotImplementedError(f"an update rule on the step clock cannot use `{op}`")
 
     def helper(self, name: str) -> str:
@@ -309,7 +309,7 @@ class Tensors:
         dtype = node.get("dtype")
         if dtype not in (None, "none"):
             extra += f", dtype=torch.{dtype}"
-        return Text(f"{self.helper('newton_schulz')}({self.text(node.args[0]).text}{extra}, heads=fact.heads)", ATOM, True)
+        return Text(f"{self.helper('newton_schulz')}({self.text(node.args[0]).text}{extra}, heads=fact.heads)")  # below rank 2 its argument: not fresh
 
     def _everywhere(self, node: Node, function: str) -> Text:
         self.collective = True
