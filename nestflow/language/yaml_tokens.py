@@ -14,7 +14,7 @@ from nestflow.language.layout import OPENERS
 from nestflow.language.lexer import Extra, Token, tokenize
 from nestflow.language.yaml_nodes import NULL, places
 
-_USE = re.compile(r"(?:(?P<chosen>[^\s"]+)\s+of\s+)?(?P<target>\S(?:.*?\S)?)(?:\s+as\s+(?P<alias>\S+))?", re.DOTALL)
+_USE = re.compile(r"(?:(?P<chosen>[^\s']+)\s+of\s+)?(?P<target>\S(?:.*?\S)?)(?:\s+as\s+(?P<alias>\S+))?", re.DOTALL)
 _CLOSER = {"(": ")", "[": "]", "{": "}"}
 TOP_KEYS = ("nestflow doc use output params inputs clocks extern execution let shared emit levels flows optimizers assert "
             "statements").split()
