@@ -19,6 +19,7 @@ ATOM = 100
 _INFIX = {"add": ("+", 10), "sub": ("-", 10), "mul": ("*", 20), "div": ("/", 20), "floordiv": ("//", 20), "mod": ("%", 20),
           "pow": ("**", 40), "lt": ("<", 2), "le": ("<=", 2), "gt": (">", 2), "ge": (">=", 2), "eq": ("==", 2),
           "ne": ("!=", 2), "and": ("&", 2), "or": ("|", 2)}
+_TRANSPARENT = frozenset("not neg sum mean amax inner stop where".split())  # of Python numbers they are Python numbers
 _COMPARE = frozenset("lt le gt ge eq ne and or".split())
 _CALLS = {"exp": "torch.exp({})", "log": "torch.log({})", "sqrt": "torch.sqrt({})", "abs": "torch.abs({})",
           "sign": "torch.sign({})", "square": "torch.square({})", "relu": "F.relu({})", "sigmoid": "torch.sigmoid({})",
@@ -46,7 +47,7 @@ def number(value: Any) -> str:
 def is_python(node: Node) -> bool:
     """Whether the value is a plain Python number or bool in the generated code, not a tensor."""
     return node.op in ("const", "training") or (
-        bool(node.args) and (node.op in _INFIX or node.op in ("not", "neg")) and all(is_python(a) for a in node.args))
+        bool(node.args) and (node.op in _INFIX or node.op in _TRANSPARENT) and all(is_python(a) for a in node.args))
 
 
 def tensor(em: Emitter, node: Node, target: Type | None = None, features: int | None = None) -> Expr:
@@ -213,6 +214,8 @@ def inner(em: Emitter, node: Node) -> Expr:
     a, b = node.args
     rank = max(len(a.type.shape), len(b.type.shape))
     x, y = tensor(em, a, node.type, rank), tensor(em, b, node.type, rank)
+    if not rank:
+        return _expr(f"{x.at_least(20)} * {y.at_least(21)}", 20, x, y)
     return _expr(f"({x.at_least(20)} * {y.at_least(21)}).sum(-1)", ATOM, x, y)
 
 

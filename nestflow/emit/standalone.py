@@ -59,6 +59,7 @@ def emit_standalone(graph: LevelGraph, plan: Any, seed: int = 0) -> str:
     doc = tree.body[0].end_lineno or 0
     kept = [x for i, x in enumerate(lines) if i >= doc and i not in drop]
     ops, imports = _collect(wanted)
+    imports -= {"from torch import Tensor", "from torch import nn"}
     imports |= {"import torch", "import torch.nn.functional as F", "from torch import Tensor, nn"}
     head = "\n".join([*lines[:doc], "", "from __future__ import annotations", "", *_sorted_imports(imports)])
     rule = "# ---- " + "the model"
