@@ -126,6 +126,7 @@ class StepOptimizer(torch.optim.Optimizer):
         self._level = {level.name: level for level in self.levels}
         self._settings = self._checked(settings)
         self._updated: dict[str, bool] = {}
+        self._known_facts: dict[tuple[str, str], Fact] = {}
         self.total_steps = total_steps
         groups = self._make_groups(weights)
         # torch refuses an optimizer without groups; a model may have nothing to learn on this clock
@@ -227,9 +228,12 @@ class StepOptimizer(torch.optim.Optimizer):
                     state["pending_gram"] = w.new_zeros((*w.shape[:fact.heads], w.shape[-1], w.shape[-1]), dtype=state_dtype(w.dtype))
             state.update(level.slots(w, fact))
 
-    @staticmethod
-    def _facts(level: type[Level], group: dict[str, Any]) -> list[Fact]:
-        return [fact_of(n, w, int(n in level.per_head)) for n, w in zip(group["names"], group["params"])]
+    def _facts(self, level: type[Level], group: dict[str, Any]) -> list[Fact]:
+        known = self._known_facts
+        for n, w in zip(group["names"], group["params"]):
+            if (level.name, n) not in known:
+                known[level.name, n] = fact_of(n, w, int(n in level.per_head))
+        return [known[level.name, n] for n in group["names"]]
 
     # --- steps -----------------------------------------------------------------------------------------
 
@@ -311,8 +315,7 @@ class StepOptimizer(torch.optim.Optimizer):
     def _follow_schedule(self, level: type[Level], group: dict[str, Any]) -> None:
         if not group["params"]:
             return
-        fact = fact_of(group["names"][0], group["params"][0], int(group["names"][0] in level.per_head))
-        values = level.schedule(group["ticks"], group["total_steps"] or math.nan, level.every, fact)
+        values = level.schedule(group["ticks"], group["total_steps"] or math.nan, level.every, self._facts(level, group)[0])
         fixed = {*self._overrides(level), *group.get("fixed", ())}
         for name, value in values.items():
             if name in fixed:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import textwrap
 
 from nestflow.emit.rule_torch import RuleCode, key, place, write_rule
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
@@ -96,6 +97,22 @@ def _functions(code: RuleCode) -> list[str]:
     return flags + lines
 
 
+def _without_places(text: str) -> str:
+    """Two rules are the same if they differ only in where they stand in the text."""
+    return re.sub(r"(?m)^ *# \S+:\d+\n|  # \S+:\d+$", "", text)
+
+
+def _docstring(paragraphs: list[str]) -> list[str]:
+    """Lines of a docstring: the first paragraph, then the others below an empty line."""
+    first, *rest = [_comment(p) for p in paragraphs]
+    lines = textwrap.wrap(first, 110) or [""]
+    body = [line for p in rest for line in (textwrap.wrap(p, 110) or [""])]
+    lines += ["", *body] if body else []
+    end = [] if len(lines) == 1 else ['    """']
+    lines = ['"""' + lines[0], *lines[1:]]
+    return [f"    {x}".rstrip() for x in lines[:-1]] + [f"    {lines[-1]}" + ('"""' if not end else "")] + end
+
+
 def _comment(text: str) -> str:
     return " ".join(text.replace("\\", "/").replace('"""', "'''").split())
 
@@ -106,6 +123,7 @@ class _File:
         self.helpers: set[str] = set()
         self.math = False
         self.classes: list[str] = []
+        self.with_heads: dict[str, bool] = {}
         self.known: dict[str, str] = {}  # functions of a rule -> the class that has them
 
     def level(self, rule: Rule, name: str, every: int, weights: list[str] | None, per_head: list[str], inputs: list[str],
@@ -117,21 +135,22 @@ class _File:
             n += 1
             title = f"{base_title}{n}"
         functions = "\n".join(_functions(code))
-        base = self.known.setdefault(functions, title)
-        summary = _comment(f"every {every} step{'s' if every != 1 else ''}: {rule.text}" if weights is not None else rule.text)
-        lines = [f"class {title}({'Level' if base == title else base}):" + (f"  # {note}" if note else ""), f'    """{summary}']
-        if doc:
-            lines += ["", *(f"    {x}" for x in doc.replace("\\", "/").replace('"""', "'''").splitlines())]
-        lines[-1] += '"""' if not doc else ""
-        lines += ['    """'] if doc else []
+        base = self.known.setdefault(_without_places(functions), title)
+        summary = f"every {every} step{'s' if every != 1 else ''}: {rule.text}" if weights is not None else rule.text
+        lines = [f"class {title}({'Level' if base == title else base}):" + (f"  # {note}" if note else "")]
+        lines += _docstring([summary, *(doc or "").splitlines()])
         lines += ["", f"    name = {_quoted(name)}"]
         if every != 1 or base != title:
             lines.append(f"    every = {every}")
         if weights is not None:
             lines += _wrap([_quoted(w) for w in weights], "weights = expand(", ")", "    ")
-        if per_head or base != title:
+        if base == title:
+            self.with_heads[title] = bool(per_head)
+        if per_head:
             lines += _wrap([_quoted(w) for w in per_head], "per_head = frozenset(expand(", "))", "    ")
-        if inputs:
+        elif self.with_heads[base]:
+            lines.append("    per_head = frozenset()")
+        if inputs or (base != title and code.reads_inputs):
             lines += _wrap([_quoted(w) for w in inputs], "inputs = frozenset(expand(", "))", "    ")
         if base == title and functions:
             lines.append(functions)

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from nestflow.diagnostics.core import Span
-from nestflow.emit.numbers import ATOM, COMPARE, POWER, PRODUCT, SUM, Text, number
+from nestflow.emit.numbers import ATOM, COMPARE, POWER, PRODUCT, SUM, Text, literal, number
 from nestflow.emit.tensors import Product, Tensors, complement, lerp
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, rebuild, walk
@@ -189,7 +189,7 @@ class RuleWriter:
         kind = node["kind"]
         self.tensors.helper(kind)
         settings = {k: node.get(k) for k in ("peak", "warmup", "total", "floor", "stable", "decay")}
-        parts = [f"{k}={v!r}" for k, v in settings.items() if v is not None]
+        parts = [f"{k}={literal(v).text}" for k, v in settings.items() if v is not None]
         if kind != "wsd":
             if settings["total"] is None:
                 parts.append("total=total")
@@ -228,8 +228,9 @@ class RuleWriter:
             self.out.note = place(s.span or rule.span)
             self._statement(s, order[i + 1:])
         body = self.out.lines
+        update = self._prelude(body) + list(body)
         evaluate = self._evaluate()
-        return RuleCode(*self._arguments(), self._slots(), self._prelude(body) + list(body), evaluate, tensors.helpers, tensors.collective,
+        return RuleCode(*self._arguments(), self._slots(), update, evaluate, tensors.helpers, tensors.collective,
                         tensors.needs_math, any(isinstance(s, DgdStep) for s in rule.program), rule.text, *self._inputs())
 
     def _inputs(self) -> tuple[bool, str]:
