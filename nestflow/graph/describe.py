@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
 
 from nestflow.graph.model import Edge, FlowBox, Instance, LevelInfo, Memory, StateSlot, StepLevel, Texts, WeightSpec
 from nestflow.graph.state import state_slots
@@ -45,19 +44,16 @@ def levels(root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpe
         groups[group_name(i)].append(i)
     for name, group in groups.items():
         first = group[0]
-        slow = sum(w.size for i in group for w in _weights(i))
-        for n, m in enumerate(first.memories):
-            rows += _memory_rows(name, first, m, len(group), slow if n == 0 else 0, len(rows))
+        for m in first.memories:
+            # a level with one memory shows all its weights; of several, each shows the weights that are its own
+            prefix = "" if len(first.memories) == 1 else f"{m.name}."
+            slow = sum(w.size for i in group for x in i.walk() for w in x.weights if x is not i or w.path.startswith(prefix))
+            rows += _memory_rows(name, first, m, len(group), slow, len(rows))
     sizes = {w.path: w.size for w in weights}
     for s in steps:
         rows += _step_rows(s, sizes, len(rows))
     rows.sort(key=lambda r: r[0])
     return tuple(r for _, r in rows)
-
-
-def _weights(instance: Instance) -> Iterable[WeightSpec]:
-    for i in instance.walk():
-        yield from i.weights
 
 
 def _memory_rows(name: str, instance: Instance, m: Memory, count: int, slow: int, at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
@@ -232,12 +228,12 @@ def flows(root: Instance) -> tuple[FlowBox, ...]:
 
 
 def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
-    groups: dict[tuple[str, str], list[Instance]] = {}
+    groups: dict[str, list[Instance]] = {}
     for rel, child in instance.children:
-        groups.setdefault((pattern("." + rel), child.name), []).append(child)
+        groups.setdefault(pattern("." + rel), []).append(child)
     boxes = []
-    for group in groups.values():
+    for name, group in groups.items():
         first = group[0]
-        level = group_name(first) if first.kind == "level" else None
-        boxes.append(FlowBox(first.name, first.kind, len(group), _boxes(first), level))
+        level = pattern(first.path) if first.kind == "level" else None
+        boxes.append(FlowBox(name.replace(".*", "").strip("."), first.kind, len(group), _boxes(first), level))
     return tuple(boxes)
