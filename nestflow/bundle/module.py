@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -14,10 +14,10 @@ from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import LevelGraph
 from nestflow.ops.runtime import Context
-from nestflow.ops.weights import draw, plant
+from nestflow.ops.weights import Branch, draw, plant
 
 
-class Module(nn.Module):
+class Module(Branch):
     """Computes the spec's `output`. Weights lie at their paths (`state_dict()["model.block.0.titans.key.linear.weight"]`).
 
     Called with the spec's inputs by name, batch first (a single input also by position); every call opens fresh
@@ -46,6 +46,10 @@ class Module(nn.Module):
         for path, module, leaf in self.__dict__["_places"]:
             found[path] = module._parameters[leaf]
         return found
+
+    def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """(path, weight) of every slow weight, in order of creation."""
+        yield from self.weights.items()
 
     @property
     def dtype(self) -> torch.dtype:

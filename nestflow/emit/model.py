@@ -65,8 +65,6 @@ def body_key(instance: Instance, memo: dict[int, Any]) -> Any:
 
 
 def _emit_instances(root: Instance, plan: Any, writer: Writer, letters: Letters) -> None:
-    from nestflow.emit.level import emit_level
-
     memo: dict[int, Any] = {}
     known: dict[Any, str] = {}
 
@@ -78,6 +76,8 @@ def _emit_instances(root: Instance, plan: Any, writer: Writer, letters: Letters)
         key = body_key(instance, memo)
         if key not in known:
             if instance.kind == "level":
+                from nestflow.emit.level import emit_level
+
                 known[key] = emit_level(instance, plan.levels[instance.path], writer)
             else:
                 known[key] = _emit_flow(instance, writer, letters)

@@ -389,6 +389,8 @@ def _tail(em: Emitter, node: Node) -> str:
 def short_conv(em: Emitter, node: Node) -> Expr:
     em.writer.use(LOOKBACK, "short_conv")
     x, w, *bias = node.args
+    if len(em.done[x].text) > 48:  # the statement has two results and two more arguments: keep it readable
+        em.variable(x)
     parts = [tensor(em, x, node.type, 1), em.done[w]] + [em.done[b] for b in bias]
     if w.type.heads and not x.type.heads:
         parts[0] = _expanded(em, x, node.type)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,12 @@ def draw(path: str, shape: tuple[int, ...], kind: str, a: float, b: float, maps:
 class Branch(nn.Module):
     """A part of a path. Its children and weights lie in the module's tables only, so that a part may be called
     `half`, `type`, `training` or anything else that a module has as an attribute."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "training":  # `train()` sets the flag, also where a child or weight is called so
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
 
 
 def plant(root: nn.Module, path: str, weight: nn.Parameter) -> tuple[nn.Module, str]:
