@@ -98,6 +98,35 @@ def resolve(rule: Rule) -> Rule:
                    slots=tuple(replace(s, init=rebuild(s.init, change)) for s in rule.slots))
 
 
+def lift_schedules(rule: Rule) -> Rule:
+    """A schedule that stands inside a step (`-cosine(0.1) * g`) becomes an argument, so that a param group holds its value."""
+    names = {n for n, _ in rule.arguments}
+    lifted: dict[Node, str] = {}
+
+    def change(n: Node, _: tuple[Node, ...]) -> Node | None:
+        if n.op != "schedule":
+            return None
+        if n not in lifted:
+            base = name = "lr" if "lr" not in names else "schedule"
+            i = 1
+            while name in names:
+                i += 1
+                name = f"{base}_{i}"
+            names.add(name)
+            lifted[n] = name
+        return ops.leaf("hyper", n.type, n.span, name=lifted[n])
+
+    def new(s: Statement) -> Statement:
+        if isinstance(s, DgdStep):
+            return replace(s, lr=rebuild(s.lr, change))
+        if isinstance(s, SlotUpdate) and s.pending_value is not None:
+            return replace(s, value=rebuild(s.value, change), pending_value=rebuild(s.pending_value, change))
+        return replace(s, value=rebuild(s.value, change))
+
+    program, gradient = tuple(new(s) for s in rule.program), rebuild(rule.gradient, change)
+    return replace(rule, program=program, gradient=gradient, arguments=rule.arguments + tuple((v, k) for k, v in lifted.items()))
+
+
 def _reads(s: Statement, test: object) -> bool:
     nodes = [s.lr, *([s.scale] if s.scale is not None else [])] if isinstance(s, DgdStep) else [s.value]
     if isinstance(s, SlotUpdate) and s.pending_value is not None:
@@ -148,6 +177,7 @@ class RuleWriter:
     """Writes the functions of one rule."""
 
     def __init__(self, rule: Rule) -> None:
+        rule = lift_schedules(rule)
         self.settled, self.timed = static_parts(rule)
         self.rule = resolve(rule)
         self.out = _Lines()
