@@ -65,8 +65,3 @@ def write(path: Path, text: str, force: bool = True) -> None:
         raise fail("NF032", f"`{path}` exists already", help="choose another name, or add --force to replace it")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-def plural(n: int, word: str) -> str:
-    """`1 level`, `3 levels`."""
-    return f"{n} {word}{'' if n == 1 else 's'}"

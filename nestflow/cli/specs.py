@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from nestflow.view import words
+
 
 @click.command("specs", epilog="Example: nestflow specs titans")
 @click.argument("name", required=False)
@@ -24,12 +26,12 @@ def command(name: str | None, path: bool) -> None:
             click.echo(("" if group is None else "\n") + click.style(head or "specs", bold=True))
             group = head
         suffix = "" if file.suffix == ".nl" else f" ({file.suffix[1:]})"
-        click.echo(f"  {last + suffix:<20} {first_sentence(file.read_text(encoding='utf-8'))}".rstrip())
+        click.echo(f"  {last + suffix:<20} {about(file.read_text(encoding='utf-8'))}".rstrip())
     click.echo("\nnestflow specs NAME prints one; nestflow view NAME draws it; nestflow new FILE --from NAME copies it")
 
 
-def first_sentence(text: str, limit: int = 96) -> str:
-    """What the comment at the head of a spec says first."""
+def about(text: str) -> str:
+    """The first sentence of the comment at the head of a spec."""
     said: list[str] = []
     for line in text.splitlines():
         line = line.strip()
@@ -37,9 +39,4 @@ def first_sentence(text: str, limit: int = 96) -> str:
             said.append(line.lstrip("#").strip())
         elif line and not line.startswith("nestflow"):
             break
-        if said and (not said[-1] or said[-1].endswith(".")):
-            break
-    whole = " ".join(said).strip()
-    sentence, stop, _ = whole.partition(". ")
-    sentence = sentence.rstrip(".") if stop or whole.endswith(".") else whole
-    return sentence if len(sentence) <= limit else sentence[: limit - 1].rstrip() + "…"
+    return words.first_sentence(" ".join(said), 96)

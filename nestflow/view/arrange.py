@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from nestflow.graph.model import Edge, LevelGraph
@@ -61,9 +61,10 @@ def _lane(unit: Unit) -> tuple[int, int, str]:
 
 def _links(graph: LevelGraph, units: list[Unit]) -> list[Link]:
     """Edges with their places. An edge to every member of a group goes to its frame, or on its bus if it starts inside."""
-    home = {b.level.name: (u, b) for u in units for b in u.boxes}
+    home: dict[str, Anchor] = {b.level.name: (u, b) for u in units for b in u.boxes}
+    edges = _single(graph.edges)
     merged: dict[tuple[str, str, str], list[Edge]] = {}
-    for e in graph.edges:
+    for e in edges:
         if e.source in home and e.target in home:
             merged.setdefault((e.kind, e.source, e.target), []).append(e)
     links: list[Link] = []
@@ -71,13 +72,13 @@ def _links(graph: LevelGraph, units: list[Unit]) -> list[Link]:
     groups = [u for u in units if u.frame == "group" and len(u.cells) > 1]
     for u in groups:
         names = [c.box.level.name for c in u.cells]
-        for kind, label, inner, outer in sorted({(e.kind, e.label, e.source, "out") for e in graph.edges if e.target in names}
-                                                | {(e.kind, e.label, e.target, "in") for e in graph.edges if e.source in names}):
+        for kind, label, inner, outer in sorted({(e.kind, e.label, e.source, "out") for e in edges if e.target in names}
+                                                | {(e.kind, e.label, e.target, "in") for e in edges if e.source in names}):
             _gather(u, names, kind, label, inner, outer, home, left, links)
-    for (kind, _, _), edges in left.items():
-        if edges:
-            label = words.short(", ".join(dict.fromkeys(words.clean(e.label) for e in edges if e.label)), 32)
-            links.append(Link(kind, label, home[edges[0].source], home[edges[0].target], tuple(edges)))
+    for (kind, source, target), some in left.items():
+        if some:
+            label = words.short(", ".join(dict.fromkeys(words.clean(e.label) for e in some if e.label)), 32)
+            links.append(Link(kind, label, home[source], _entrance(kind, label, home[source], home[target]), tuple(some)))
     for link in links:
         u, a = link.source
         if u is link.target[0] and u.frame == "group" and a and link.target[1] and not a.chip:
@@ -85,8 +86,22 @@ def _links(graph: LevelGraph, units: list[Unit]) -> list[Link]:
     return links
 
 
+def _single(edges: tuple[Edge, ...]) -> list[Edge]:
+    """An edge for each of the labels that one edge of the graph carries (`key, value`)."""
+    return [replace(e, label=label) for e in edges for label in (e.label.split(", ") if e.label else [""])]
+
+
+def _entrance(kind: str, label: str, source: Anchor, target: Anchor) -> Anchor:
+    """What feeds a level of several memories as a whole (its context, its projections) ends at its frame."""
+    unit, box = target
+    whole = kind == "context" or label == "projections"
+    if whole and unit.frame == "group" and unit is not source[0] and box is unit.cells[0].box:
+        return unit, None
+    return target
+
+
 def _gather(unit: Unit, names: list[str], kind: str, label: str, other: str, way: str,
-            home: dict[str, tuple[Unit, Box]], left: dict[Any, list[Edge]], links: list[Link]) -> None:
+            home: dict[str, Anchor], left: dict[Any, list[Edge]], links: list[Link]) -> None:
     """Moves the edges between `other` and all members of a group into one link (or onto the group's bus)."""
     if other not in home:
         return

@@ -138,9 +138,11 @@ def build(graph: LevelGraph) -> Scene:
 def _heading(graph: LevelGraph, title: str, out: list[Item]) -> float:
     out.append(Text(28, 44, words.short(title, 60), "heading"))
     y = 66.0
-    for text, style in ((words.clean(graph.doc or ""), "sub"), (words.params_line(graph), "mono"), (words.totals(graph), "sub")):
+    lines = [(words.first_sentence(graph.doc or "", 130), "sub"), *((p, "mono") for p in words.params_lines(graph, 110)),
+             (words.totals(graph), "sub")]
+    for text, style in lines:
         if text:
-            out.append(Text(28, y, words.short(text, 150), style))
+            out.append(Text(28, y, text, style))
             y += 20
     return y + 8
 

@@ -40,7 +40,7 @@ def level_table(graph: LevelGraph, lowered: Mapping[str, str] | None = None, wid
         table.add_row(*[Text(t, style=colours[lane_key(row[0])] if i == 1 else "") for i, t in enumerate(cut)])
     left = len(graph.levels) - sum(len(r) for r in rows)
     if left:
-        table.add_row(Text(f"… {left} more"))
+        table.caption, table.caption_justify = Text(f"… {left} more levels"), "left"
     return table
 
 
@@ -57,7 +57,7 @@ def fold(graph: LevelGraph, max_rows: int) -> list[Row]:
             joins = v.parent is not None and (v.parent in names) == served
             merged.setdefault((v.parent, lane_key(v)) if joins else v.name, []).extend(row)
         rows = list(merged.values())
-    return rows if len(rows) <= max_rows else rows[: max_rows - 1]
+    return rows[:max_rows]
 
 
 def _ordered(graph: LevelGraph) -> list[LevelInfo]:
@@ -83,7 +83,7 @@ def _widths(head: list[str], cells: list[list[str]], width: int) -> list[int]:
     widths = [min(n, whole.get(h, n)) for h, n in zip(head, need)]
     shared = [i for i, h in enumerate(head) if h not in whole]
     room = width - 2 * len(head) - sum(w for i, w in enumerate(widths) if i not in shared)
-    while sum(widths[i] for i in shared) > max(room, 9 * len(shared)):
+    while sum(widths[i] for i in shared) > max(room, 4 * len(shared)):
         longest = max(shared, key=lambda i: widths[i])
         widths[longest] -= 1
     return widths

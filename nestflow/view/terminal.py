@@ -22,9 +22,7 @@ def render(graph: LevelGraph, width: int = WIDTH) -> RenderableType:
 
     placed = arrange(graph)
     parts: list[Any] = [Text.assemble((words.clean(graph.name), "bold"), ("  " + words.totals(graph), "dim"))]
-    for line in (words.clean(graph.doc or ""), words.params_line(graph)):
-        if line:
-            parts.append(Text(words.short(line, width), style="dim"))
+    parts += [Text(line, style="dim") for line in (words.first_sentence(graph.doc or "", width), *words.params_lines(graph, width)) if line]
     for lane in placed.lanes:
         if lane.divider:
             parts.append(Text(f"── {lane.divider} ".ljust(width, "╌"), style="dim"))

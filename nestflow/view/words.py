@@ -107,23 +107,43 @@ def sizes(level: LevelInfo) -> str:
     return " · ".join(parts)
 
 
-def params_line(graph: LevelGraph) -> str:
-    """`dim = 128 · depth = 2`."""
-    return " · ".join(f"{clean(p.name)} = {clean(_value(p.value))}" for p in graph.params)
+def params_lines(graph: LevelGraph, limit: int) -> list[str]:
+    """`dim = 128 · depth = 2`, in at most two lines."""
+    lines: list[str] = []
+    for p in graph.params:
+        item = f"{clean(p.name)} = {clean(_value(p.value))}"
+        if lines and len(lines[-1]) + len(item) + 3 <= limit:
+            lines[-1] += f" · {item}"
+        else:
+            lines.append(short(item, limit))
+    return lines if len(lines) <= 2 else [lines[0], short(lines[1] + " ·" + " " * limit, len(lines[1]) + 3)]
+
+
+def first_sentence(text: str, limit: int) -> str:
+    """The first sentence of a doc comment; a dot inside brackets or after a short form does not end it."""
+    text = clean(text)
+    for i, c in enumerate(text):
+        if c == "." and text[i + 1 : i + 2] in ("", " ") and text[:i].count("(") == text[:i].count(")"):
+            return short(text[: i + 1], limit)
+    return short(text, limit)
 
 
 def totals(graph: LevelGraph) -> str:
-    """How many levels, frequencies, parameters and numbers of state."""
-    rates = len({(v.clock, v.every) for v in graph.levels})
-    parts = [f"{len(graph.levels)} level{'s' * (len(graph.levels) != 1)}",
-             f"{rates} frequenc{'ies' if rates != 1 else 'y'}"]
+    """How many levels, frequencies, parameters and numbers of state a sequence has."""
+    rates = len({(v.clock, v.every) for v in graph.levels if v.every})
+    parts = [plural(len(graph.levels), "level"), f"{rates} frequenc{'y' if rates == 1 else 'ies'}"]
     weights = sum(w.size for w in graph.weights) or sum(v.parameters for v in graph.levels)
-    state = sum(v.state for v in graph.levels)
     if weights:
         parts.append(f"{number(weights)} parameters")
+    state = sum(_size(s.shape) * (s.heads or 1) for s in graph.state if not s.grows)
     if state:
-        parts.append(f"{number(state)} numbers of state")
+        parts.append(f"{number(state)} numbers of state a sequence")
     return " · ".join(parts)
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 level`, `3 levels`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
 
 
 def fields(level: LevelInfo) -> list[tuple[str, str]]:
@@ -140,6 +160,13 @@ def fields(level: LevelInfo) -> list[tuple[str, str]]:
     if level.state:
         rows.append(("state", f"{level.state:,}"))
     return [(k, clean(v)) for k, v in rows if v]
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    n = 1
+    for d in shape:
+        n *= d
+    return n
 
 
 def _value(value: Any) -> str:

@@ -1,0 +1,66 @@
+"""`nestflow compile`: a spec to source, a bundle, and three lines of Python that use them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from nestflow.cli.common import bundle_of, graph_of, set_option, write
+from nestflow.view import words
+
+
+@click.command("compile", epilog="Example: nestflow compile hope --set dim=256 -o out/hope")
+@click.argument("spec", metavar="FILE|NAME")
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="A folder.  [default: out/NAME]")
+@click.option("--standalone", is_flag=True, help="Also write NAME_standalone.py, one file that needs torch alone.")
+@click.option("--dump", type=click.Choice(["tree", "graph", "plan", "source"]), help="Print what a stage of the compiler made; write nothing.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
+@click.option("--dtype", default="float32", show_default=True, help="Type of the weights.")
+@set_option
+def command(spec: str, output: Path | None, standalone: bool, dump: str | None, seed: int, dtype: str, overrides: dict[str, str]) -> None:
+    """Write model.py, optim.py (both to be read) and a bundle (to be loaded) to a folder."""
+    if dump in ("tree", "graph"):
+        _dump_front(spec, dump, overrides)
+        return
+    bundle = bundle_of(spec, overrides, seed=seed, dtype=dtype)
+    if dump == "plan":
+        from nestflow.cli.dump import dump_plan
+
+        click.echo(dump_plan(bundle.plan), nl=False)
+        return
+    if dump == "source":
+        click.echo(bundle.source.rstrip("\n"))
+        return
+    folder = output or Path("out") / bundle.name
+    files = bundle.write_source(folder)
+    if standalone:
+        file = folder / f"{bundle.name}_standalone.py"
+        write(file, bundle.standalone())
+        files.append(file)
+    saved = bundle.save(folder / "bundle")
+    click.echo(f"{words.clean(bundle.name)}: {words.totals(bundle.graph)}")
+    for file in files:
+        click.echo(f"  {file}  ({len(file.read_text(encoding='utf-8').splitlines())} lines)")
+    click.echo(f"  {saved}\n\n{usage(bundle, saved)}")
+
+
+def usage(bundle: object, saved: Path) -> str:
+    """Three lines of Python that use a bundle."""
+    names = [i.name for i in bundle.graph.inputs]  # type: ignore[attr-defined]
+    batch = ", ".join(f'"{n}": {n}' for n in names)
+    learns = any(s.rule is not None for s in bundle.graph.step_levels)  # type: ignore[attr-defined]
+    call = ", ".join(f"{n}={n}" for n in names)
+    last = f"b.step({{{batch}}})          # one step of training" if learns else f"b.module({call})"
+    return f'import nestflow\nb = nestflow.load("{saved.as_posix()}")      # b.module, b.optimizer: torch\'s own kinds\n{last}'
+
+
+def _dump_front(spec: str, stage: str, overrides: dict[str, str]) -> None:
+    from nestflow.cli.dump import dump
+
+    if stage == "graph":
+        click.echo(dump(graph_of(spec, overrides)), nl=False)
+        return
+    from nestflow.language.resolve import load
+
+    click.echo(dump(load(spec, overrides).body), nl=False)

@@ -1,0 +1,100 @@
+"""`nestflow explain`: a word of the language, the code of a mistake, or how a spec is computed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from nestflow.cli.common import bundle_of, console, set_option
+from nestflow.cli.fields import FIELDS
+from nestflow.diagnostics.core import NestflowError, fail
+
+_CODE = re.compile(r"NF\d{3}", re.IGNORECASE)
+
+
+@click.command("explain", epilog="Examples: nestflow explain dgd; nestflow explain NF201; nestflow explain hope")
+@click.argument("what", metavar="WORD|CODE|SPEC")
+@set_option
+def command(what: str, overrides: dict[str, str]) -> None:
+    """Say what a word means, what an error code means, or how each level of a spec is lowered and what it costs."""
+    if _CODE.fullmatch(what):
+        click.echo(page(what.upper()))
+    elif text := word(what):
+        click.echo(text)
+    else:
+        spec(what, overrides)
+
+
+def page(code: str) -> str:
+    """The page of a code. Raises NestflowError NF033 where there is none."""
+    from importlib.resources import files
+
+    folder = files("nestflow.diagnostics") / "pages"
+    file = folder / f"{code}.md"
+    if file.is_file():
+        return file.read_text(encoding="utf-8").strip()
+    from nestflow.diagnostics.suggest import did_you_mean
+
+    known = sorted(f.name[:5] for f in folder.iterdir() if f.name.endswith(".md")) if folder.is_dir() else []
+    raise fail("NF033", f"there is no code {code}", help=did_you_mean(code, known) or "codes are printed with each mistake, as error[NF201]")
+
+
+def word(name: str) -> str | None:
+    """What the vocabulary, or a shipped optimiser or block, says about a word."""
+    from nestflow.vocabulary import lookup
+
+    record = lookup(name)
+    if record is not None:
+        lines = [f"{record.signature}    ({record.kind})", "", record.doc]
+        if record.paper:
+            lines += ["", f"from: {record.paper}"]
+        if record.also:
+            lines += ["", "elsewhere called " + ", ".join(record.also)]
+        return "\n".join(lines)
+    if name in FIELDS:
+        form, text = FIELDS[name]
+        return f"{form}    (field of a level)\n\n{text}"
+    return _template(name)
+
+
+def _template(name: str) -> str | None:
+    """A level, flow or optimizer of the shipped specs, as it is written; a whole model is explained as a spec instead."""
+    from nestflow.language.shipped import shipped_files, shipped_template
+
+    if name in {n.rsplit(".", 1)[-1] for n in shipped_files() if n.startswith("architectures.")}:
+        return None
+    found = shipped_template(name)
+    if found is None or found.span is None:
+        return None
+    doc = f"{found.doc}\n\n" if found.doc else ""
+    return f"{doc}{found.span.text}\n\n({type(found).__name__.lower()} in {Path(found.span.source.name).name})"
+
+
+def spec(name: str, overrides: dict[str, str]) -> None:
+    """How a spec is computed, and where the time and memory go."""
+    try:
+        bundle = bundle_of(name, overrides)
+    except NestflowError as e:
+        if [d.code for d in e.diagnostics] == ["NF009"]:
+            raise unknown(name) from None
+        raise
+    from nestflow.lowering.explain import explain
+
+    console().print(explain(bundle))
+
+
+def unknown(name: str) -> NestflowError:
+    """A word that is neither of the language nor a spec."""
+    from nestflow.diagnostics.suggest import did_you_mean
+    from nestflow.language.shipped import shipped_names, shipped_words
+    from nestflow.vocabulary import WORDS
+
+    also = {a: w.name for w in WORDS.values() for a in w.also}
+    if name in also:
+        help = f"nestflow calls it `{also[name]}`"
+    else:
+        specs = [n.rsplit(".", 1)[-1] for n in shipped_names()]
+        help = did_you_mean(name, [*WORDS, *FIELDS, *specs, *shipped_words()]) or "`nestflow specs` lists the specs"
+    return fail("NF033", f"`{name}` is no word of the language, no code and no shipped spec", help=help)

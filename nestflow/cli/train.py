@@ -1,0 +1,63 @@
+"""`nestflow train`: text in, a trained bundle out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from nestflow.cli.common import bundle_of, set_option
+from nestflow.cli.failure import INTERRUPTED
+
+
+@click.command("train", epilog="Example: nestflow train hope --steps 400 --out out/hope; nestflow train --resume --out out/hope --steps 800")
+@click.argument("spec", metavar="[FILE|NAME|BUNDLE]", required=False)
+@click.option("--data", help="A text file, a folder of .txt files, or the shipped text.  [default: shakespeare]")
+@click.option("--steps", type=click.IntRange(1), help="Steps in all.  [default: 400]")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="A folder for the log, checkpoints and the trained bundle.  "
+              "[default: out/NAME]")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit.")
+@click.option("--overwrite", is_flag=True, help="Drop an earlier run in --out.")
+@click.option("--batch", type=click.IntRange(1), help="Windows per step.  [default: 8]")
+@click.option("--length", type=click.IntRange(2), help="Tokens per window.  [default: 256]")
+@click.option("--seed", type=click.IntRange(0), help="Of the weights and of the windows.  [default: 0]")
+@click.option("--eval-every", type=click.IntRange(0), help="Steps between validations; 0: at the end.  [default: 100]")
+@click.option("--checkpoint-every", type=click.IntRange(0), help="Steps between checkpoints; 0: at the end.  [default: 100]")
+@click.option("--device", help="cpu, cuda, cuda:1, ...")
+@click.option("--quiet", is_flag=True, help="No progress display.")
+@set_option
+def command(spec: str | None, out: Path | None, resume: bool, overwrite: bool, device: str | None, quiet: bool, overrides: dict[str, str],
+            **settings: Any) -> int:
+    """Train on bytes of text, with a live display: step, loss, bits per byte, tokens/s, which levels learned.
+
+    Ctrl-C ends after the step, with a checkpoint; --resume goes on as if nothing had happened.
+    """
+    if resume and (spec is not None or overrides):
+        raise click.UsageError("--resume takes spec and params from the run in --out: give neither SPEC nor --set")
+    if resume and out is None:
+        raise click.UsageError("--resume needs --out, the folder of the run")
+    if not resume and spec is None:
+        raise click.UsageError("Missing argument 'FILE|NAME|BUNDLE'.")
+    given = {k: v for k, v in settings.items() if v is not None}
+    from nestflow.train import train
+
+    bundle = None
+    if not resume:
+        bundle = bundle_of(spec or "", overrides, **_compile_settings(spec or "", given.get("seed"), device))
+        out = out or Path("out") / bundle.name
+    history = train(bundle, out=out, resume=out if resume else None, overwrite=overwrite, show=not quiet, **given)
+    if history.interrupted:
+        click.echo(f"go on with: nestflow train --resume --out {out}", err=True)
+        return INTERRUPTED
+    folder = out or Path("out")
+    saved = history.bundle.save(folder / "bundle")
+    last = f"validation {history.val[-1][1]:.3f} bits per byte; " if history.val else ""
+    click.echo(f"{history.steps} steps; {last}saved {saved}\nnext: nestflow generate {saved} --prompt 'The '")
+    return 0
+
+
+def _compile_settings(spec: str, seed: int | None, device: str | None) -> dict[str, Any]:
+    """What `nestflow.compile` is told; a bundle that is loaded has its weights already."""
+    settings: dict[str, Any] = {} if device is None else {"device": device}
+    return settings if Path(spec).is_dir() or seed is None else settings | {"seed": seed}
