@@ -237,6 +237,8 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
     bound = bind(word, args, kwargs, elab, site)
     s = Site(env, word.name, site, base)
     if word.kind == "objective":
+        if [x.name for x in word.slots] == ["p", "v"] and all(b is not None for b in bound):  # `l2(p, v)` of outputs
+            return word.build(s, *(elab.as_node(b, site, f"`{word.name}`") for b in bound))
         return Partial(word, word.name, tuple(args), tuple(kwargs.items()))
     if word.variadic:
         return word.build(s, *args, **{k: v for k, v in kwargs.items()})
