@@ -68,14 +68,15 @@ def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
 def _tensor_slot(path: str, memory: Memory, t: MemoryTensor, suffix: str) -> StateSlot:
     learned = memory_path(path, "", t.learned) if t.learned else None
     name = memory_path(path, memory.name, t.path) + suffix
-    return StateSlot(name, "anchor" if suffix else "memory", t.shape, memory.heads, learned, t.init)
+    start = Init("zeros") if learned else t.init
+    return StateSlot(name, "anchor" if suffix else "memory", t.shape, memory.heads, learned, start)
 
 
 def _rule_slot(path: str, memory: Memory, t: MemoryTensor, slot: RuleSlot) -> StateSlot:
     name = memory_path(path, memory.name, f"{slot.name}.{t.path}")
     if slot.init.op in ("w", "w0"):  # starts where the memory starts
         learned = memory_path(path, "", t.learned) if t.learned else None
-        return StateSlot(name, "rule", t.shape, memory.heads, learned, t.init)
+        return StateSlot(name, "rule", t.shape, memory.heads, learned, Init("zeros") if learned else t.init)
     return StateSlot(name, "rule", t.shape, memory.heads, None, _number(slot))
 
 
@@ -85,7 +86,7 @@ def _number(slot: RuleSlot) -> Init:
 
 
 def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:
-    """Pairs are appended, and those that no later query sees are dropped: the length grows to at most what is visible."""
+    """Pairs are appended, and those that no later query sees are dropped: the length is what is visible."""
     slots = []
     for role, node in (("key", memory.key), ("value", memory.value)):
         if node is not None:

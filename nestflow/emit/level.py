@@ -1,0 +1,324 @@
+"""A token-level level as a Python function: context for all ticks, one loop over pieces, what it returns.
+
+    def titans(c, p, x_BTD):
+        ...                       keys, values, queries, rates and gates of all tokens
+        for n, k_BHCD, ... in zip(sizes, ...):
+            ...                   errors of the piece, the rule in closed form (or tensor by tensor), recalls, new state
+        ...                       what the level makes of its recalls
+
+c: nestflow.ops.runtime.Context; p: the instance's path with a dot behind it.
+"""
+
+from __future__ import annotations
+
+from nestflow.emit.expr import Emitter, Letters
+from nestflow.emit.layout import tick_axis
+from nestflow.emit.level_cache import CacheCode
+from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes
+from nestflow.emit.level_rows import Rows, starts_of
+from nestflow.emit.level_rule import RuleCode, context_parts
+from nestflow.emit.level_special import Special
+from nestflow.emit.level_state import StateNames
+from nestflow.emit.writer import Writer, identifier
+from nestflow.graph.model import Instance
+from nestflow.graph.state import state_tensors
+from nestflow.ir.node import Node, walk
+from nestflow.lowering.plan import LevelPlan, MemoryPlan
+
+
+def emit_level(instance: Instance, entry: LevelPlan, writer: Writer, letters: Letters | None = None) -> str:
+    """Write the level's function; its name. entry: the level's plan (`lower(graph).levels[instance.path]`)."""
+    return LevelCode(instance, entry, writer, letters or Letters()).write()
+
+
+def where(node: object) -> str:
+    """`  # titans.nl:16` behind a line of code."""
+    span = getattr(node, "span", None)
+    return f"  # {span.source.name}:{span.line}" if span is not None else ""
+
+
+class LevelCode:
+    """Writes one level."""
+
+    def __init__(self, instance: Instance, plan: LevelPlan, writer: Writer, letters: Letters) -> None:
+        self.instance, self.plan, self.writer, self.letters = instance, plan, writer, letters
+        self.nodes = Nodes(plan)
+        self.splits: list[tuple[str, str]] = []  # loop variable, iterable
+        self.collected: list[tuple[Node, str, str]] = []  # recall, list variable, axis
+
+    def write(self) -> str:
+        from nestflow.emit.model import sizes, slot_node
+
+        assert self.instance.result is not None
+        name = self.writer.function_name(self.instance.name.split(".")[-1])
+        slots = [(slot_node(n, t), identifier(n + self.letters.suffix(t)), t) for n, t in self.instance.slots]
+        self.ticks, self.batch = sizes((v, t) for _, v, t in slots)
+        self.outer = Emitter(self.writer, {n: v for n, v, _ in slots}, instance=self.instance, letters=self.letters,
+                             names=self.readable(), ticks=self.ticks, batch=self.batch)
+        self.cache = CacheCode(self)
+        self.outer.special = self.cache.special
+        header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
+        with self.writer.block(header + where(self.instance)):
+            if self.instance.doc:
+                for line in self.instance.doc.strip().split("\n"):
+                    self.writer.line("# " + line.strip())
+            self.body()
+        self.writer.line()
+        self.writer.line()
+        return name
+
+    def readable(self) -> list[tuple[str, Node]]:
+        """Names of the text, and the fields of the memories."""
+        found = list(self.instance.names)
+        for m in self.instance.memories:
+            prefix = f"{m.name}_" if len(self.instance.memories) > 1 else ""
+            for field in ("key", "value", "query", "retain"):
+                node = getattr(m, field)
+                if node is not None and node.op not in ("slot", "const"):
+                    found.append((prefix + field, node))
+            if m.rule is not None:
+                found += [(prefix + n, a) for n, a in m.rule.arguments if a.type.clock and a.op != "slot"]
+        return found
+
+    def body(self) -> None:
+        result = self.instance.result
+        assert result is not None
+        cached = frozenset(p.memory.name for p in self.plan.caches)
+        self.front = frontier(result, cached)
+        if self.plan.looped:
+            self.loop(result)
+        self.cache.finish()
+        self.writer.line(f"return {self.outer.value(result)}")
+
+    # the loop --------------------------------------------------------------------------------------
+
+    def loop(self, result: Node) -> None:
+        plan, writer, em = self.plan, self.writer, self.outer
+        for p in plan.looped:
+            self.nodes.learn(p)
+        self.reads = self.nodes.context(self.front)
+        roots = self.roots()
+        loop = looped_nodes(roots)
+        outside = self.hoisted(roots, loop)
+        em.plan(*outside, result)
+        for n in outside:
+            em.expression(n)
+        self.state = StateNames(self)
+        self.state.read()
+        chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
+        writer.line(f"sizes = {chunk_sizes}({self.ticks}, c.t0, {plan.size})")
+        self.inner = Emitter(writer, letters=self.letters, instance=self.instance, names=self.loop_names(loop), ticks="n",
+                             batch=self.batch, t0="t", tick_letter="C")
+        self.inner.holder.update(em.holder)
+        self.special = Special(self)
+        self.inner.special = self.special.text
+        self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
+        self.split_context(outside)
+        self.closed_rows(loop)
+        self.open_lists()
+        writer.line("t = c.t0")
+        variables = ", ".join(["n", *(v for v, _ in self.splits)])
+        iterables = ", ".join(["sizes", *(i for _, i in self.splits)])
+        with writer.block(f"for {variables} in zip({iterables}):" if self.splits else "for n in sizes:"):
+            self.inner.plan(*roots)
+            self.piece()
+        self.close_lists()
+        self.state.write()
+
+    def roots(self) -> list[Node]:
+        """Everything that the loop evaluates."""
+        roots = list(self.reads)
+        for p in self.plan.looped:
+            m = p.memory
+            roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
+            roots += self.nodes.dense[m.name].values()
+            if p.closed:
+                roots += [n for t in p.rules for n in self.rows_of(p, t)]
+            elif m.rule is not None:
+                probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
+                for t in probe.tensors:
+                    for s in (t.gradient, *probe.values(t.program)):
+                        roots += [self.nodes.rate(m, n) for n in context_parts(s)]
+                roots += [self.nodes.rate(m, n) for n in (m.retain, m.weight) if n is not None]
+        return roots
+
+    def rows_of(self, p: MemoryPlan, tensor: str) -> list[Node]:
+        return [self.nodes.rate(p.memory, n) for n in p.rules[tensor].coefficients()]
+
+    def hoisted(self, roots: list[Node], loop: set[Node]) -> list[Node]:
+        """The largest expressions that no state enters: evaluated before the loop, for all ticks at once."""
+        found: dict[Node, None] = {}
+        for n in roots:
+            if n not in loop:
+                found[n] = None
+        for n in walk(*roots):
+            if n in loop:
+                found.update(dict.fromkeys(a for a in n.args if a not in loop))
+        return [n for n in found if n.op != "const"]
+
+    def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
+        named = [(n, x) for n, x in self.readable()]
+        return [(n, y) for (n, _), y in zip(named, self.nodes.context([x for _, x in named])) if y in loop]
+
+    def variable(self, base: str) -> str:
+        """A new name for something that is no node."""
+        name, n = identifier(base), 1
+        while name in self.inner.holder or name in self.outer.holder or name in self.writer._taken:
+            n += 1
+            name = f"{identifier(base)}_{n}"
+        self.inner.holder[name] = None
+        return name
+
+    def split_context(self, outside: list[Node]) -> None:
+        """Loop variables for what was evaluated before the loop."""
+        for n in outside:
+            if not n.type.clock:
+                self.inner.done[n] = self.outer.done[n]
+                continue
+            source = self.outer.variable(n)
+            base = source.removesuffix(self.letters.suffix(n.type))
+            name = self.inner.fresh(base, n.type)
+            self.inner.bind(n, name)
+            self.splits.append((name, f"{source}.split(sizes, {tick_axis(n.type)})"))
+
+    def closed_rows(self, loop: set[Node]) -> None:
+        """Rows of the rules whose rates do not depend on the state: of all pieces before the loop."""
+        first = True
+        self.late: list[tuple[MemoryPlan, str]] = []
+        for p in self.plan.looped:
+            if not p.closed:
+                continue
+            for tensor in p.rules:
+                if any(n in loop for n in self.rows_of(p, tensor)):
+                    self.late.append((p, tensor))
+                    continue
+                if self.rows.key(p, tensor) in self.rows.names:
+                    continue
+                if first:
+                    length = self.writer.use("nestflow.ops.coefficients", "piece_length")
+                    self.writer.line(f"# the rule in closed form: what each tick's state is made of  [starts | errors]{where(p.memory.rule)}")
+                    self.writer.line(f"K = {length}(sizes, {self.plan.size})")
+                    first = False
+                self.rows.write(self.outer, p, tensor, "K", "c.t0", pieces=True)
+        for key in list(self.rows.names):
+            self.rows.split(key, self.split_rows)
+
+    def split_rows(self, iterable: str, base: str) -> str:
+        name = self.variable(f"{base}_C")
+        self.splits.append((name, iterable))
+        return name
+
+    def open_lists(self) -> None:
+        for n, _ in zip(self.front, self.reads):
+            name = self.variable("ys" if len(self.front) == 1 else f"{n['memory']}_ys")
+            self.collected.append((n, name, str(tick_axis(n.type))))
+            self.writer.line(f"{name} = []")
+
+    def close_lists(self) -> None:
+        for n, name, axis in self.collected:
+            y = self.outer.fresh("y" if len(self.front) == 1 else n["memory"], n.type)
+            self.writer.line(f"{y} = torch.cat({name}, {axis})")
+            self.outer.bind(n, y)
+
+    # one piece -------------------------------------------------------------------------------------
+
+    def piece(self) -> None:
+        for p in self.plan.looped:
+            self.errors(p)
+        for p, tensor in self.late:
+            if self.rows.key(p, tensor) not in self.rows.names:
+                self.writer.line(f"# what each tick's state is made of  [starts | errors]{where(p.memory.rule)}")
+                self.rows.write(self.inner, p, tensor, "n", "t", pieces=False)
+        for p in self.plan.looped:
+            self.solved(p)
+        early = [(n, y) for n, y in zip(self.collected, self.reads) if not reads_new(y)]
+        for (_, name, _), y in early:
+            self.writer.line(f"{name}.append({self.inner.value(y)})")
+        self.learn()
+        for (n, name, axis), y in zip(self.collected, self.reads):
+            if reads_new(y):
+                self.writer.line(f"{name}.append({self.inner.value(y)})")
+        self.state.advance()
+
+    def errors(self, p: MemoryPlan) -> None:
+        """Inputs and errors of the piece; where a delta rule looks at its own state, what it looks with."""
+        m = p.memory
+        if m.decay_first and not p.closed:
+            self.state.decay(p)
+        what = "the errors" if len(self.plan.looped) == 1 else f"errors of `{m.name}`"
+        at = {"chunk": ", all at the chunk's first state", "scan": "", "recurrence": "", "delta": ""}[p.pattern]
+        self.writer.line(f"# {what}{at}: objective {m.texts.objective}".rstrip() + where(m.objective))
+        for pairs in self.nodes.errors[m.name].values():
+            for h, e in pairs:
+                self.inner.variable(h)
+                if not any(n.op == "solved" for n in walk(e)):
+                    self.inner.variable(e, "e")
+        for g in self.nodes.dense[m.name].values():
+            self.inner.variable(g, "g")
+
+    def solved(self, p: MemoryPlan) -> None:
+        for pairs in self.nodes.errors[p.memory.name].values():
+            for _, e in pairs:
+                self.inner.variable(e, "u")
+
+    def learn(self) -> None:
+        """The new states: closed forms together, then the rules that go tensor by tensor."""
+        for p in self.plan.looped:
+            if p.closed:
+                self.advance(p)
+        for group in self.groups():
+            self.update(group)
+
+    def groups(self) -> list[list[MemoryPlan]]:
+        """Memories that learn by one rule at the same ticks: norms may go over all of them."""
+        groups: dict[object, list[MemoryPlan]] = {}
+        for p in self.plan.looped:
+            if not p.closed and p.memory.rule is not None:
+                m = p.memory
+                groups.setdefault((m.rule, m.every), []).append(p)
+        return list(groups.values())
+
+    def update(self, group: list[MemoryPlan]) -> None:
+        m = group[0].memory
+        self.writer.line(f"# learn: update {m.texts.update}".rstrip() + (f"; retain {m.texts.retain}" if m.texts.retain else "") + where(m.rule))
+        code = RuleCode(self.writer, self.nodes, self.inner, group, self.state.names)
+        code.gradients()
+        code.prefetch()
+        if m.every == 1:
+            code.update()
+            return
+        with self.writer.block(f"if (t + n) % {m.every} == 0:"):
+            code.update()
+        with self.writer.block("else:"):
+            code.wait()
+
+    def advance(self, p: MemoryPlan) -> None:
+        """X' = Σ P X + Σ L G from the last row of each state."""
+        m = p.memory
+        self.writer.line(f"# the state after the piece: update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else ""))
+        advance = self.writer.use("nestflow.ops.chunk", "advance")
+        for t in state_tensors(m):
+            rule = p.rules[t.path]
+            rows = self.rows.names[self.rows.key(p, t.path)]
+            names = self.state.starts(p, t)
+            pairs = [f"({self.inner.value(h)}, {self.inner.value(e)})" for h, e in self.nodes.errors[m.name].get(t.path, ())]
+            g = self.nodes.dense[m.name].get(t.path)
+            extra = ([f"gradient={self.inner.value(g)}"] if g is not None else []) + ([f"rank={len(t.shape)}"] if len(t.shape) != 2 else [])
+            starts = f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
+            news = [f"{advance}({', '.join([f'{rows.of[slot]}[..., -1, :]', starts, *pairs, *extra])})"
+                    for slot in starts_of(rule, m.every)]
+            if len(news) == 1:
+                self.writer.line(f"{names[0]} = {news[0]}")
+            else:
+                self.writer.line(f"{', '.join(names)} = (")
+                for new in news:
+                    self.writer.line(f"    {new},")
+                self.writer.line(")")
+
+
+def reads_new(y: Node) -> bool:
+    """Whether a recall waits for the piece's new state."""
+    return any(n.op == "state" and n["when"] == "new" for n in walk(y))
+
+
+__all__ = ["LevelCode", "emit_level"]

@@ -1,0 +1,206 @@
+"""The expressions inside a level's loop: memory functions read at a state, at every tick of a piece, and errors.
+
+Leaves of a loop, besides what the level's context gives:
+  state(memory, tensor, when)    a tensor [B, H, *shape]. when: "now" as the piece began, "chunk" as the chunk began,
+                                 "error" where errors are taken, "new" as the piece ends; rule leaves: see level_rule
+  linear_at(x, h, e, ...)        W_t x_t for every tick (closed forms); place: "after" or "before" the tick's update
+  tensor_at(g)                   the tensor itself at every tick
+  solved(x, h, a, b)             errors u_t = a_t W_{t−1} x_t + b_t of a delta rule
+  each_tick(x)                   a value without ticks, seen at every tick of the piece
+  last(x), final(x)              the value at the piece's last tick, without and with a token axis of size 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from nestflow.graph.model import Instance, Memory
+from nestflow.graph.state import keeps_anchor, state_tensors
+from nestflow.ir import ops
+from nestflow.ir.construct import rewrite
+from nestflow.ir.node import Node, Type, make, walk
+from nestflow.lowering.patterns.delta import system
+from nestflow.lowering.patterns.setting import erasing
+from nestflow.lowering.plan import LevelPlan, MemoryPlan
+
+LOOP = frozenset(["state", "linear_at", "tensor_at", "solved", "each_tick", "last", "final"])
+Theta = Callable[[Node], Node]
+
+
+def state(memory: Memory, tensor: str, when: str, type_: Type) -> Node:
+    if when == "chunk" and not keeps_anchor(memory):  # errors are taken at the state as it stands
+        when = "now"
+    return ops.leaf("state", type_.with_(batch=True), memory=memory.name, tensor=tensor, when=when)
+
+
+def per_tick(memory: Memory, shape: tuple[int, ...] = ()) -> Type:
+    """The type of a value that the memory has at every tick."""
+    return Type(shape=shape, batch=True, clock="T", heads=memory.heads)
+
+
+class Nodes:
+    """Expands recalls and errors of one level into loop expressions."""
+
+    def __init__(self, plan: LevelPlan) -> None:
+        self.instance: Instance = plan.instance
+        self.plans = {p.memory.name: p for p in plan.memories}
+        self.memo: dict[Node, Node] = {}
+        self.errors: dict[str, dict[str, tuple[tuple[Node, Node], ...]]] = {}
+        self.dense: dict[str, dict[str, Node]] = {}
+
+    # context ---------------------------------------------------------------------------------------
+
+    def context(self, roots: Iterable[Node]) -> list[Node]:
+        """Context expressions with the recalls of the level's memories put in."""
+        return rewrite(roots, self._change, self.memo)
+
+    def _change(self, n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op != "recall" or self.plans[n["memory"]].pattern == "cache":
+            return None
+        plan = self.plans[n["memory"]]
+        if n["mode"] == "return" and not (plan.memory.read == "chunk_start" and keeps_anchor(plan.memory)):
+            return self.read(plan, args, n)
+        return shaped(self.plain(plan.memory, args, "chunk"), n)
+
+    def plain(self, memory: Memory, key: tuple[Node, ...], when: str) -> Node:
+        """M(key) at one state."""
+        return self._function(memory, key, lambda t: state(memory, t["tensor"], when, t.type))
+
+    def _function(self, memory: Memory, key: tuple[Node, ...], theta: Theta, linear: Theta | None = None) -> Node:
+        """The memory's function with its key and its tensors put in; linear: what becomes of a map by a tensor."""
+        assert memory.function is not None
+
+        def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+            if n.op == "slot" and n["name"] == "key":
+                return key[0]
+            if n.op == "theta":
+                return theta(n)
+            if n.op == "linear" and n.args[1].op == "theta" and linear is not None:
+                return linear(make("linear", (args[0], n.args[1]), n.type))
+            return None
+
+        return rewrite([memory.function.result], change)[0]
+
+    def read(self, plan: MemoryPlan, key: tuple[Node, ...], n: Node) -> Node:
+        """A recall in `return`: at every tick, the state after it or before it."""
+        m = plan.memory
+        if not plan.closed:
+            if m.read != "after":
+                return shaped(self.plain(m, key, "now"), n)
+            last = tuple(make("final", (k,), k.type) for k in key)
+            new = shaped(self.plain(m, last, "new"), n, "final")
+            return new if m.every == 1 else make("last_learns", (shaped(self.plain(m, key, "now"), n), new), n.type)
+        self.learn(plan)
+        place = "after" if m.read == "after" else "before"
+
+        def linear(x: Node) -> Node:
+            tensor = x.args[1]["tensor"]
+            pairs = self.errors[m.name].get(tensor)
+            if pairs is None or len(x.args[0].type.shape) != 1:
+                return ops.linear(x.args[0], theta(x.args[1]))
+            args = (x.args[0], *(f for pair in pairs for f in pair))
+            return make("linear_at", args, per_tick(m, x.type.shape), memory=m.name, tensor=tensor, place=place)
+
+        def theta(t: Node) -> Node:
+            tensor = t["tensor"]
+            g = self.dense[m.name].get(tensor)
+            if g is not None:
+                return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
+            if tensor in self.errors[m.name]:  # a matrix read otherwise than by `linear`: its errors in full
+                pairs = self.errors[m.name][tensor]
+                g = ops.outer(pairs[0][1], pairs[0][0])
+                for h, e in pairs[1:]:
+                    g = ops.binary("add", g, ops.outer(e, h))
+            else:
+                g = ops.binary("mul", ops.const(0.0), make("each_tick", (state(m, tensor, "now", t.type),), per_tick(m, t.type.shape)))
+            return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
+
+        return shaped(self._function(m, key, theta, linear), n)
+
+    # errors ----------------------------------------------------------------------------------------
+
+    def learn(self, plan: MemoryPlan) -> None:
+        """The errors of a memory as loop expressions: `errors` (pairs h, e) and `dense` by tensor."""
+        m = plan.memory
+        if m.name in self.errors:
+            return
+        if plan.pattern == "delta":
+            (tensor, rule), = plan.rules.items()
+            _, h, a, b = system(m, plan.errors, rule)
+            h, a, b = self._at(m, [h, a, b])
+            u = make("solved", (h, h, a, b), per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
+            self.errors[m.name], self.dense[m.name] = {tensor: ((h, u),)}, {}
+            self._stop(m)
+            return
+        flat = self._at(m, plan.errors.nodes())
+        at = iter(flat)
+        self.errors[m.name] = {t: tuple((next(at), next(at)) for _ in pairs) for t, pairs in plan.errors.factors.items()}
+        self.dense[m.name] = {t: next(at) for t in plan.errors.dense}
+        for tensor, rule in plan.rules.items():
+            if rule.dgd is None:
+                continue
+            (h, e), = self.errors[m.name][tensor]
+            (a,) = self._at(m, [erasing(m, rule)])
+            u = make("solved", (h, h, a, e), per_tick(m, e.type.shape), memory=m.name, tensor=tensor)
+            self.errors[m.name][tensor] = ((h, u),)
+        self._stop(m)
+
+    def _stop(self, m: Memory) -> None:
+        """`gradient stop`: the steps are constants for slower levels."""
+        if m.gradient == "stop":
+            for tensor, pairs in self.errors[m.name].items():
+                self.errors[m.name][tensor] = tuple((ops.stop(h), ops.stop(e)) for h, e in pairs)
+            self.dense[m.name] = {t: ops.stop(g) for t, g in self.dense[m.name].items()}
+
+    def _at(self, m: Memory, nodes: Iterable[Node]) -> list[Node]:
+        """Errors with the state at which they are taken put in."""
+        when = "error" if m.decay_first else "chunk"
+
+        def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+            return state(m, n["tensor"], when, n.type) if n.op == "theta" else None
+
+        return self.context(rewrite(nodes, change))
+
+    def rate(self, m: Memory, n: Node) -> Node:
+        """An expression of a rule or gate over the context; what it reads of errors' inputs is at the chunk's first state."""
+        return self._at(m, [n])[0]
+
+
+def shaped(x: Node, like: Node, clock: str = "each_tick") -> Node:
+    """A recall's value with a token axis, where the memory's function has no key to bring one."""
+    if like.type.clock and not x.type.clock:
+        return make("each_tick", (x,), x.type.with_(clock="T", batch=True), one=clock == "final")
+    return x
+
+
+def is_loop(n: Node) -> bool:
+    return n.op in LOOP or n.op == "last_learns"
+
+
+def frontier(result: Node, cached: frozenset[str]) -> list[Node]:
+    """The recalls that a level's result is made of: what its loop must give back, in order. cached: its caches."""
+    found: list[Node] = []
+    seen: set[Node] = set()
+    stack = [result]
+    while stack:
+        n = stack.pop()
+        if n in seen:
+            continue
+        seen.add(n)
+        if n.op == "recall" and n["memory"] not in cached:
+            found.append(n)
+        else:
+            stack.extend(reversed(n.args))
+    return found
+
+
+def looped_nodes(roots: Iterable[Node]) -> set[Node]:
+    """The nodes below the roots that change from piece to piece with the state."""
+    loop: set[Node] = set()
+    for n in walk(*roots):
+        if is_loop(n) or any(a in loop for a in n.args):
+            loop.add(n)
+    return loop
+
+
+__all__ = ["LOOP", "Nodes", "frontier", "is_loop", "keeps_anchor", "looped_nodes", "per_tick", "state", "state_tensors"]

@@ -1,0 +1,178 @@
+"""A linear rule written in closed form: the rows of its states over a piece (see `nestflow.ops.coefficients`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nestflow.emit.expr import Emitter
+from nestflow.emit.level_nodes import Nodes, per_tick
+from nestflow.emit.ops import is_python, tensor
+from nestflow.emit.writer import Writer, identifier
+from nestflow.graph.model import Memory
+from nestflow.ir import ops
+from nestflow.ir.node import Node
+from nestflow.lowering.linear_rule import Carry, LinearRule
+from nestflow.lowering.plan import MemoryPlan
+
+COEFFICIENTS = "nestflow.ops.coefficients"
+
+
+@dataclass(frozen=True)
+class RowsKey:
+    """Tensors with equal keys share their rows."""
+
+    rule: LinearRule
+    every: int
+    heads: int | None
+    stop: bool
+
+
+@dataclass
+class RowsNames:
+    """Variables that hold the rows of each state of a rule ("" is the memory), and those of the tick before."""
+
+    of: dict[str, str]
+    before: str | None = None
+
+
+def starts_of(rule: LinearRule, every: int) -> tuple[str, ...]:
+    """The order of a piece's starts: the memory, the rule's slots, the pending sum."""
+    return (*rule.slots, *(("@pending",) if every > 1 else ()))
+
+
+class Rows:
+    """Writes the rows of the rules of one level, once each; whole sequences at once where no rate depends on the state."""
+
+    def __init__(self, writer: Writer, nodes: Nodes, fresh: Callable[[str], str]) -> None:
+        self.writer, self.nodes, self.fresh = writer, nodes, fresh
+        self.names: dict[RowsKey, RowsNames] = {}
+
+    def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
+        m = plan.memory
+        return RowsKey(plan.rules[tensor_path], m.every, m.heads, m.gradient == "stop")
+
+    def coefficients(self, plan: MemoryPlan, tensor_path: str) -> list[Node]:
+        return [self.nodes.rate(plan.memory, n) for n in plan.rules[tensor_path].coefficients()]
+
+    def write(self, em: Emitter, plan: MemoryPlan, tensor_path: str, ticks: str, t0: str, pieces: bool) -> RowsNames:
+        """The statements that make the rows. pieces: of all pieces at once, numbers cut by `pieces(x, sizes, K)`."""
+        key, m = self.key(plan, tensor_path), plan.memory
+        if key in self.names:
+            return self.names[key]
+        rule, starts = key.rule, starts_of(key.rule, m.every)
+        for name in ("errors", "carry", *(("pieces",) if pieces else ())):
+            self.writer.use(COEFFICIENTS, name)
+        g = self.fresh("g")
+        self.writer.line(f"{g} = errors({ticks}, {len(starts)}, c.dtype, c.device)")
+        source = {"g": g}
+        learns = None
+        if m.every > 1:
+            learns = self.clock(m, starts, source, "sum(sizes)" if pieces else ticks, t0, pieces)
+        one = RowsWriter(self, em, m, starts, source, learns, pieces)
+        for carry in rule.carries:
+            one.carry(carry)
+        self.names[key] = RowsNames({c.slot: source["new:" + c.slot] for c in rule.carries})
+        if m.every > 1:
+            self.names[key].of["@pending"] = source["g"]
+        return self.names[key]
+
+    def clock(self, m: Memory, starts: tuple[str, ...], source: dict[str, str], ticks: str, t0: str, pieces: bool) -> str:
+        """`every N`: errors are summed between updates; the variable that is 1 at ticks that learn."""
+        tick, learns, opens, waiting = (self.fresh(x) for x in ("tick", "learns", "opens", "waiting"))
+        self.writer.line(f"{tick} = torch.arange({t0} + 1, {t0} + {ticks} + 1, device=c.device)")
+        cut = (lambda x: f"pieces({x}, sizes, K)") if pieces else (lambda x: x)
+        self.writer.line(f"{learns} = {cut(f'({tick} % {m.every} == 0).to(c.dtype)')}")
+        self.writer.line(f"{opens} = {cut(f'({tick} % {m.every} == 1).to(c.dtype)')}")
+        self.writer.line(f"{waiting} = carry(1 - {opens}, {source['g']}, {len(starts) - 1})")
+        source["g"] = waiting
+        return learns
+
+    def split(self, key: RowsKey, loop: Callable[[str, str], str]) -> None:
+        """Rows of all pieces become rows of one: `loop(iterable, base)` gives the name of the loop variable."""
+        names = self.names[key]
+        count = len(starts_of(key.rule, key.every))
+        self.writer.use(COEFFICIENTS, "split_rows")
+        names.of = {slot: loop(f"split_rows({v}, sizes, {count})", v) for slot, v in names.of.items()}
+
+    def at(self, plan: MemoryPlan, tensor_path: str, place: str) -> str:
+        """The variable with the memory's rows after or before each tick."""
+        key = self.key(plan, tensor_path)
+        names = self.names[key]
+        if place == "after":
+            return names.of[""]
+        if names.before is None:
+            self.writer.use(COEFFICIENTS, "lag")
+            names.before = self.fresh("before")
+            self.writer.line(f"{names.before} = lag({names.of['']}, 0)")
+        return names.before
+
+
+@dataclass
+class RowsWriter:
+    """One rule: one `carry` for each of its states."""
+
+    rows: Rows
+    em: Emitter
+    memory: Memory
+    starts: tuple[str, ...]
+    source: dict[str, str]
+    learns: str | None
+    pieces: bool
+
+    def carry(self, carry: Carry) -> None:
+        name = self.rows.fresh(identifier(carry.slot) if carry.slot else "w")
+        decay = self.number(carry.decay, stop=self.memory.gradient == "stop" and carry.slot != "")
+        drive = self.drive(carry)
+        if self.learns is not None:
+            decay = f"1 + {self.learns} * ({decay} - 1)"
+            drive = f"{self.learns}[..., None] * ({drive})"
+        self.rows.writer.line(f"{name} = carry({decay}, {drive}, {self.starts.index(carry.slot)})")
+        self.source["new:" + carry.slot] = name
+        if carry.slot:
+            self.source["old:" + carry.slot] = ""  # made when asked for
+
+    def drive(self, carry: Carry) -> str:
+        terms: list[str] = []
+        for where, c in carry.drive:
+            rows = self.of(where)
+            if ops.is_const(c, 1):
+                terms.append(f"+ {rows}")
+            elif ops.is_const(c, -1):
+                terms.append(f"- {rows}")
+            elif ops.is_const(c):
+                terms.append(f"{'-' if c.value < 0 else '+'} {abs(c.value)!r} * {rows}")
+            else:
+                minus = c.op == "neg"
+                text = self.number(c.args[0] if minus else c, stop=self.memory.gradient == "stop", index="[..., None]")
+                terms.append(f"{'-' if minus else '+'} {text} * {rows}")
+        if not terms:
+            return f"0 * {self.source['g']}"
+        text = " ".join(terms)
+        return text[2:] if text.startswith("+ ") else text if text.startswith("- ") and len(terms) == 1 else text
+
+    def of(self, where: str) -> str:
+        """The rows of a source; those of a slot's old value are its new ones, a tick later."""
+        if where.startswith("old:") and not self.source[where]:
+            slot = where[4:]
+            self.rows.writer.use(COEFFICIENTS, "lag")
+            name = self.rows.fresh("old_" + identifier(slot))
+            self.rows.writer.line(f"{name} = lag({self.source['new:' + slot]}, {self.starts.index(slot)})")
+            self.source[where] = name
+        return self.source[where]
+
+    def number(self, n: Node, stop: bool, index: str = "") -> str:
+        """A coefficient as text: a Python number, or numbers per tick [..., n]."""
+        n = self.rows.nodes.rate(self.memory, n)
+        if is_python(n):
+            return self.em.atom(n)
+        self.em.expression(n)
+        e = tensor(self.em, n, per_tick(self.memory).with_(dtype="float"))
+        text = e.text + (".detach()" if stop and e.precedence == 100 else "")
+        if stop and e.precedence != 100:
+            text = f"({e.text}).detach()"
+        if self.pieces:
+            text = f"pieces({text}, sizes, K)"
+        elif index and e.precedence != 100 and not stop:
+            text = f"({text})"
+        return text + index

@@ -1,0 +1,341 @@
+"""An update rule on the tensors themselves, one update of one or more memories: what a scan does at a tick that learns.
+
+The rule's expressions are typed for each tensor (`like w` becomes the tensor's shape, rates are those of the tick that
+learns) and emitted like all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nestflow.diagnostics.core import fail
+from nestflow.emit.expr import Emitter
+from nestflow.emit.level_nodes import Nodes, state
+from nestflow.emit.writer import Writer, identifier
+from nestflow.graph.globs import matches
+from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.state import has_dgd, state_tensors
+from nestflow.ir import ops
+from nestflow.ir.construct import number, rewrite
+from nestflow.ir.node import Node, Type, make, walk
+from nestflow.ir.rule import DgdStep, SetWeight, SlotUpdate, Statement
+from nestflow.lowering.linear_rule import prepared
+from nestflow.lowering.plan import MemoryPlan
+
+
+@dataclass
+class Tensor:
+    """One tensor in the course of an update. w: its leaf as later statements see it; stepped: whether retain has acted."""
+
+    memory: Memory
+    spec: MemoryTensor
+    gradient: Node
+    program: tuple[Statement, ...]
+    type: Type
+    g: Node
+    w: Node
+    stepped: bool = False
+    new: dict[str, Node] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return self.spec.path
+
+
+class RuleCode:
+    """The update of memories that learn by the same rule at the same ticks (norms may go over all of them)."""
+
+    def __init__(self, writer: Writer, nodes: Nodes, em: Emitter, plans: list[MemoryPlan], names: dict[Node, str]) -> None:
+        self.writer, self.nodes, self.em, self.names = writer, nodes, em, names
+        self.plans = plans
+        self.first = plans[0].memory
+        self.tensors: list[Tensor] = []
+        for p in plans:
+            for t in state_tensors(p.memory):
+                self.tensors.append(self.tensor(p.memory, t))
+
+    def tensor(self, m: Memory, t: MemoryTensor) -> Tensor:
+        assert m.rule is not None
+        type_ = Type(shape=t.shape, batch=True, heads=m.heads)
+        gradient, program = prepared(m.rule, m, t)
+        return Tensor(m, t, gradient, program, type_, self.leaf(m, t, "g"), self.leaf(m, t, "error" if m.decay_first else "now"))
+
+    def leaf(self, m: Memory, t: MemoryTensor, when: str) -> Node:
+        return state(m, t.path, when, Type(shape=t.shape, heads=m.heads))
+
+    # before the update -----------------------------------------------------------------------------
+
+    def gradients(self) -> None:
+        """g of every tensor: the sum over the ticks since the last update; and K where the rule is dgd."""
+        for t in self.tensors:
+            pairs = self.nodes.errors[t.memory.name].get(t.path, ())
+            dense = self.nodes.dense[t.memory.name].get(t.path)
+            terms = [f"{self.em.atom(e)}.mT @ {self.em.atom(h)}" for h, e in pairs]
+            if dense is not None:
+                axis = -1 - len(t.spec.shape)
+                terms.append(f"{self.em.atom(dense)}.sum({axis})")
+            text = " + ".join(terms) or f"torch.zeros_like({self.name(t, 'now')})"
+            if t.memory.every > 1:
+                text = f"{self.name(t, '@pending')} + {text}" if terms else self.name(t, "@pending")
+            base = "g_" + identifier(t.path.removesuffix(".weight"))
+            g = self.em.fresh(base, t.type)
+            self.writer.line(f"{g} = {text}")
+            self.em.bind(t.g, g)
+            self.names[t.g] = g
+            if has_dgd(t.memory) and pairs:
+                self.gram(t, pairs)
+
+    def gram(self, t: Tensor, pairs: tuple[tuple[Node, Node], ...]) -> None:
+        """K = Σ |weight| k kᵀ over the inputs of the tensor."""
+        dgd = next(s for s in t.program if isinstance(s, DgdStep))
+        if not selected(dgd, t.path):
+            return
+        m, terms = t.memory, []
+        for h, _ in pairs:
+            k = ops.rowwise("l2norm", h, eps=1e-12) if dgd.normalize else h
+            weighted = k if m.weight is None else ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, m.weight))), k)
+            terms.append(f"{self.em.atom(weighted)}.mT @ {self.em.atom(k)}")
+        text = " + ".join(([self.name(t, "@gram")] if m.every > 1 else []) + terms)
+        width = t.spec.shape[1]
+        leaf = self.leaf_k(t)
+        k = self.em.fresh("k_" + identifier(t.path.removesuffix(".weight")), leaf.type)
+        self.writer.line(f"{k} = {text}")
+        self.em.bind(leaf, k)
+        self.names[leaf] = k
+        assert leaf.type.shape == (width, width)
+
+    def leaf_k(self, t: Tensor) -> Node:
+        width = t.spec.shape[1]
+        return state(t.memory, t.path, "@k", Type(shape=(width, width), heads=t.memory.heads))
+
+    def prefetch(self) -> None:
+        """What the update reads of the context, before a condition makes its statements optional."""
+        for t in self.tensors:
+            for s in (t.gradient, *self.values(t.program)):
+                for n in context_parts(s):
+                    self.em.variable(self.last(t, n))
+            if t.memory.retain is not None:
+                self.em.variable(self.gate(t))
+
+    @staticmethod
+    def values(program: tuple[Statement, ...]) -> list[Node]:
+        found: list[Node] = []
+        for s in program:
+            if isinstance(s, DgdStep):
+                found += [s.lr] + ([s.scale] if s.scale is not None else [])
+            else:
+                found.append(s.value)
+                if isinstance(s, SlotUpdate) and s.pending_value is not None:
+                    found.append(s.pending_value)
+        return found
+
+    # the update ------------------------------------------------------------------------------------
+
+    def update(self) -> None:
+        """The statements that learn: the tensors' variables hold the new state afterwards."""
+        transformed = [self.value(t, t.gradient) for t in self.tensors]
+        for t, g in zip(self.tensors, transformed):
+            if g is not t.g:
+                t.g = self.kept(t, g, "g_" + identifier(t.path.removesuffix(".weight")))
+        for i in range(len(self.tensors[0].program)):
+            results = [self.statement(t, t.program[i]) for t in self.tensors]
+            for commit in results:
+                commit()
+        for t in self.tensors:
+            if not t.stepped:
+                t.w = self.retained(t)
+        self.commit()
+
+    def commit(self) -> None:
+        """Assign the new states to the variables that stay."""
+        for t in self.tensors:
+            variable, value = self.name(t, "now"), self.em.value(t.w)
+            if value != variable:
+                self.writer.line(f"{variable} = {value}")
+            for slot, node in t.new.items():
+                self.writer.line(f"{self.names[self.slot(t, slot)]} = {self.em.value(node)}")
+            if t.memory.every > 1:
+                self.writer.line(f"{self.name(t, '@pending')} = torch.zeros_like({self.name(t, '@pending')})")
+                if state(t.memory, t.path, "@gram", self.leaf_k(t).type) in self.names:
+                    self.writer.line(f"{self.name(t, '@gram')} = torch.zeros_like({self.name(t, '@gram')})")
+
+    def wait(self) -> None:
+        """Between updates: the sums go on."""
+        for t in self.tensors:
+            self.writer.line(f"{self.name(t, '@pending')} = {self.names[t.g]}")
+            k = self.leaf_k(t) if len(t.spec.shape) == 2 else None
+            if k is not None and k in self.names:
+                self.writer.line(f"{self.name(t, '@gram')} = {self.names[k]}")
+
+    def statement(self, t: Tensor, s: Statement) -> Callable[[], None]:
+        if isinstance(s, SlotUpdate):
+            return self.slot_update(t, s)
+        value = self.dgd(t, s) if isinstance(s, DgdStep) else self.value(t, s.value)
+        base = t.w if t.stepped else self.retained(t)
+        stop = t.memory.gradient == "stop"
+        if isinstance(s, SetWeight):
+            after = ops.binary("add", base, ops.stop(ops.binary("sub", value, base))) if stop else value
+        else:
+            after = ops.binary("add", base, ops.stop(value) if stop else value)
+        new = self.kept(t, after, "new_" + identifier(t.path.removesuffix(".weight")))
+
+        def commit() -> None:
+            t.w, t.stepped = new, True
+
+        return commit
+
+    def slot_update(self, t: Tensor, s: SlotUpdate) -> Callable[[], None]:
+        """A memory of the rule; one with a period learns when it divides the updates."""
+        base = f"new_{s.slot}_{identifier(t.path.removesuffix('.weight'))}"
+        shape = self.slot(t, s.slot).type.shape
+        if self.slot(t, s.slot)["tensor"] == "" and t is not self.tensors[0]:  # one number for the whole memory
+            return lambda: t.new.update({s.slot: self.tensors[0].new[s.slot]})
+        kept: Node | None = None
+        if s.pending is not None and s.pending_value is not None:
+            summed = ops.binary("add", self.slot(t, s.pending), self.value(t, s.pending_value))
+            kept = t.new[s.pending] = self.kept(t, summed, f"sum_{base}", shape)
+        new = self.value(t, s.value)
+        if t.memory.gradient == "stop":
+            new = ops.stop(new)
+        if s.every == 1:
+            new = self.kept(t, new, base, shape)
+            return lambda: t.new.update({s.slot: new})
+        updates = "t + n" if t.memory.every == 1 else f"(t + n) // {t.memory.every}"
+        due = f"({updates}) % {s.every} == 0"
+        old = self.slot(t, s.slot)
+        slot = self.chosen(t, due, new, old, base)
+        rest = None if kept is None else self.chosen(t, due, None, kept, f"rest_{base}")
+
+        def commit() -> None:
+            t.new[s.slot] = slot
+            if rest is not None and s.pending is not None:
+                t.new[s.pending] = rest
+
+        return commit
+
+    def chosen(self, t: Tensor, due: str, new: Node | None, old: Node, base: str) -> Node:
+        """new (None: zeros) at updates that are due, old at the others."""
+        was = self.em.value(old)
+        value = f"torch.zeros_like({was})" if new is None else self.em.value(new)
+        name = self.em.fresh(base, t.type)
+        self.writer.line(f"{name} = {value} if {due} else {was}")
+        leaf = state(t.memory, t.path, "variable:" + name, t.type)
+        self.em.bind(leaf, name)
+        return leaf
+
+    def kept(self, t: Tensor, node: Node, base: str, shape: tuple[int, ...] | None = None) -> Node:
+        """The value in a variable of its own, of the tensor's shape."""
+        if node.type.shape != (t.type.shape if shape is None else shape) or not node.type.batch:
+            node = ops.binary("add", ops.binary("mul", ops.const(0.0), self.leaf(t.memory, t.spec, "now")), node)
+        e = self.em.expression(node)
+        if not e.text.isidentifier():
+            self.em.assign(node, e, base)
+        return node
+
+    # values ----------------------------------------------------------------------------------------
+
+    def value(self, t: Tensor, node: Node) -> Node:
+        """An expression of the rule for one tensor."""
+
+        def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+            if n.op in ("g", "w", "w0", "w_chunk"):
+                return {"g": t.g, "w": t.w}.get(n.op) or self.leaf(t.memory, t.spec, "start" if n.op == "w0" else "chunk")
+            if n.op == "slot_old":
+                return self.slot(t, n["name"])
+            if n.op == "slot_new":
+                return t.new[n["name"]]
+            if n.op in ("norm_all", "total"):
+                return self.over_all(n)
+            if n.op == "norm_w":
+                return ops.unary("sqrt", ops.reduce("sum", ops.unary("square", args[0])))
+            if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
+                return ops.reduce(n.op, args[0])
+            if n.op == "schedule":
+                raise fail("NF522", "a schedule counts steps, and this memory learns at tokens", n.span,
+                           "give the rate as an expression of the level's context")
+            if n.type.clock and not n.type.like and not any(a.type.like for a in walk(n)):
+                return self.last(t, n)
+            return None
+
+        # context expressions are taken whole: what is above them is typed anew
+        return rewrite([node], change)[0]
+
+    def last(self, t: Tensor, n: Node) -> Node:
+        """A context value at the tick that learns."""
+        (x,) = [self.nodes.rate(t.memory, n)]
+        if x.type.is_number:
+            x = number(x)
+        return make("last", (x,), x.type.with_(clock=None)) if x.type.clock else x
+
+    def over_all(self, n: Node) -> Node:
+        terms: Node | None = None
+        for t in self.tensors:
+            x = self.value(t, n.args[0])
+            one = ops.reduce("sum", ops.unary("square", x) if n.op == "norm_all" else x)
+            terms = one if terms is None else ops.binary("add", terms, one)
+        assert terms is not None
+        return ops.unary("sqrt", terms) if n.op == "norm_all" else terms
+
+    def gate(self, t: Tensor) -> Node:
+        assert t.memory.retain is not None
+        return self.last(t, t.memory.retain)
+
+    def retained(self, t: Tensor) -> Node:
+        """retain(w)."""
+        m = t.memory
+        return t.w if m.retain is None or m.decay_first else decayed(m, t.w, self.gate(t))
+
+    def dgd(self, t: Tensor, s: DgdStep) -> Node:
+        """−η(w K + g), η = lr/(1 + lr tr K) if exact; gd(lr) for a tensor without an input."""
+        lr, k = self.value(t, s.lr), self.leaf_k(t) if len(t.spec.shape) == 2 else None
+        if k is None or k not in self.names:
+            return ops.unary("neg", ops.binary("mul", lr, t.g))
+        gram = k if s.scale is None else ops.binary("mul", self.value(t, s.scale), k)
+        if s.exact:
+            eye = ops.leaf("fill", Type(shape=k.type.shape), kind="eye")
+            trace = ops.reduce("sum", ops.binary("mul", gram, eye))
+            lr = ops.binary("div", lr, ops.binary("add", ops.const(1.0), ops.binary("mul", lr, trace)))
+        return ops.unary("neg", ops.binary("mul", lr, ops.binary("add", ops.matmul(t.w, gram), t.g)))
+
+    def slot(self, t: Tensor, name: str) -> Node:
+        return slot_leaf(t.memory, t.spec, name)
+
+    def name(self, t: Tensor, when: str) -> str:
+        type_ = self.leaf_k(t).type if when == "@gram" else Type(shape=t.spec.shape, heads=t.memory.heads)
+        return self.names[state(t.memory, t.path, when, type_)]
+
+
+def context_parts(s: Node) -> list[Node]:
+    """The largest context expressions in an expression of a rule: rates and gates."""
+    found: list[Node] = []
+    stack = [s]
+    while stack:
+        n = stack.pop()
+        if n.type.clock and not n.type.like and not any(x.type.like for x in walk(n)):
+            found.append(n)
+        else:
+            stack.extend(n.args)
+    return found
+
+
+def slot_leaf(m: Memory, t: MemoryTensor, name: str) -> Node:
+    """The leaf of a rule's memory as the update finds it."""
+    assert m.rule is not None
+    like = next((s.like for s in m.rule.slots if s.name == name), "w")
+    shape = t.shape if like == "w" else ()
+    return state(m, t.path if like == "w" else "", "slot:" + name, Type(shape=shape, heads=m.heads))
+
+
+def decayed(m: Memory, w: Node, gate: Node) -> Node:
+    """retain(w): a number, a vector on the key axis or on the value axis, or elementwise."""
+    if m.retain_on == "value":
+        gate = ops.reshape(gate, (*gate.type.shape, 1))
+    return ops.binary("mul", gate, w)
+
+
+def selected(s: DgdStep, path: str) -> bool:
+    return matches(s.only, path)
+
+
+__all__ = ["RuleCode", "context_parts", "decayed", "slot_leaf"]

@@ -1,0 +1,118 @@
+"""The state of a level in its function: variables that hold tensors, anchors, rule slots and pending sums."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nestflow.emit.level_nodes import state
+from nestflow.emit.level_rows import starts_of
+from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
+from nestflow.emit.writer import identifier
+from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.state import CHUNK, GRAM, PENDING, has_dgd, keeps_anchor, state_tensors
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type, depends, make
+from nestflow.lowering.plan import MemoryPlan
+
+if TYPE_CHECKING:
+    from nestflow.emit.level import LevelCode
+
+
+class StateNames:
+    """names: state leaf -> variable. kept: (variable, state path behind p), in the order of the schema."""
+
+    def __init__(self, level: LevelCode) -> None:
+        self.level, self.writer = level, level.writer
+        self.names: dict[Node, str] = {}
+        self.kept: list[tuple[str, str]] = []
+
+    def read(self) -> None:
+        """Bring the state into variables."""
+        for p in self.level.plan.looped:
+            self.writer.line(f"# the state of `{p.memory.name}`")
+            for t in state_tensors(p.memory):
+                self.tensor(p.memory, t)
+            for slot in p.memory.rule.slots if p.memory.rule is not None else ():
+                if slot.like == "number":
+                    leaf = slot_leaf(p.memory, state_tensors(p.memory)[0], slot.name)
+                    self.add(leaf, slot.name, f"{p.memory.name}.{slot.name}")
+
+    def tensor(self, m: Memory, t: MemoryTensor) -> None:
+        type_, path = Type(shape=t.shape, heads=m.heads), f"{m.name}.{t.path}"
+        stem = identifier(t.path.removesuffix(".weight"))
+        if len(self.level.plan.looped) > 1:
+            stem = f"{identifier(m.name)}_{stem}"
+        now = state(m, t.path, "now", type_)
+        name = self.add(now, stem, path)
+        self.names[state(m, t.path, "new", type_)] = name
+        if keeps_anchor(m):
+            self.add(state(m, t.path, "chunk", type_), f"{stem}_0", path + CHUNK)
+        if self.reads_start(m):
+            start = state(m, t.path, "start", type_)
+            self.names[start] = f'c.w[p + "{t.learned}"]' if t.learned else f"torch.zeros_like({name})"
+        for slot in m.rule.slots if m.rule is not None else ():
+            if slot.like != "number":
+                self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
+        if m.every > 1:
+            self.add(state(m, t.path, PENDING, type_), f"pending_{stem}", path + PENDING)
+            if has_dgd(m) and len(t.shape) == 2:
+                gram = Type(shape=(t.shape[1], t.shape[1]), heads=m.heads)
+                self.add(state(m, t.path, GRAM, gram), f"gram_{stem}", path + GRAM)
+
+    @staticmethod
+    def reads_start(m: Memory) -> bool:
+        return m.rule is not None and any(depends(n, lambda x: x.op == "w0") for n in m.rule.nodes())
+
+    def add(self, leaf: Node, stem: str, path: str) -> str:
+        name = self.level.outer.fresh(stem, leaf.type)
+        self.level.outer.holder[name] = None
+        self.writer.line(f'{name} = c.s[p + "{path}"]')
+        self.names[leaf] = name
+        self.kept.append((name, path))
+        return name
+
+    def starts(self, p: MemoryPlan, t: MemoryTensor) -> list[str]:
+        """The variables of a closed form's starts, in order."""
+        m, type_ = p.memory, Type(shape=t.shape, heads=p.memory.heads)
+        found = []
+        for slot in starts_of(p.rules[t.path], m.every):
+            leaf = state(m, t.path, "now", type_) if slot == "" else (
+                state(m, t.path, PENDING, type_) if slot == PENDING else slot_leaf(m, t, slot))
+            found.append(self.names[leaf])
+        return found
+
+    def decay(self, p: MemoryPlan) -> None:
+        """`decay_first`: errors are taken at the decayed state."""
+        m = p.memory
+        assert m.retain is not None
+        (gate,) = [self.level.nodes.rate(m, m.retain)]
+        code = RuleCode(self.writer, self.level.nodes, self.level.inner, [p], self.names)
+        for t in code.tensors:
+            now = code.leaf(m, t.spec, "now")
+            last = code.gate(t)
+            node = decayed(m, now, last)
+            name = self.level.inner.fresh("decayed", t.type)
+            self.writer.line(f"{name} = {self.level.inner.value(node)}")
+            self.level.inner.holder[name] = None
+            self.names[code.leaf(m, t.spec, "error")] = name
+        assert gate is not None
+
+    def advance(self) -> None:
+        """The end of a piece: chunks that end here begin anew."""
+        self.writer.line("t += n")
+        for p in self.level.plan.looped:
+            m = p.memory
+            if not keeps_anchor(m):
+                continue
+            pairs = [(self.names[state(m, t.path, "chunk", Type(shape=t.shape, heads=m.heads))],
+                      self.names[state(m, t.path, "now", Type(shape=t.shape, heads=m.heads))]) for t in state_tensors(m)]
+            with self.writer.block(f"if t % {m.chunk} == 0:"):
+                self.writer.line(f"{', '.join(a for a, _ in pairs)} = {', '.join(b for _, b in pairs)}")
+
+    def write(self) -> None:
+        """Give the state back."""
+        for name, path in self.kept:
+            self.writer.line(f'c.n[p + "{path}"] = {name}')
+
+
+__all__ = ["StateNames", "make", "ops"]

@@ -1,0 +1,89 @@
+"""What a memory learns from at a tick: the gradient of its objective, as expressions per tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nestflow.diagnostics.core import fail
+from nestflow.graph.model import Memory
+from nestflow.ir import ops
+from nestflow.ir.construct import number, rewrite
+from nestflow.ir.node import Node, depends, walk
+from nestflow.ir.pullback import NotDifferentiable, gradient
+
+
+@dataclass(frozen=True)
+class Errors:
+    """factors: tensor path -> pairs (h, e), the gradient of the tick is Σ e hᵀ. dense: tensor path -> the gradient itself.
+    Nodes are over theta(tensor), the state at which errors are taken, and recalls of the level (mode "chunk").
+    A tensor in neither never learns."""
+
+    factors: dict[str, tuple[tuple[Node, Node], ...]]
+    dense: dict[str, Node]
+
+    def nodes(self) -> tuple[Node, ...]:
+        return (*(n for pairs in self.factors.values() for pair in pairs for n in pair), *self.dense.values())
+
+    @property
+    def free(self) -> bool:
+        """No error reads the state: the gradient is a function of the context alone."""
+        return not any(depends(n, lambda x: x.op == "theta") for n in self.nodes())
+
+
+def at_key(memory: Memory, key: tuple[Node, ...]) -> Node:
+    """M(key) as an expression over theta."""
+    assert memory.function is not None
+
+    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "slot" and n["name"] == "key":
+            return key[0]
+        if n.op == "matmul":
+            return as_linear(args)
+        return None
+
+    return rewrite([memory.function.result], change)[0]
+
+
+def as_linear(args: tuple[Node, ...]) -> Node | None:
+    """x @ transpose(W) and W @ x are the linear map of W."""
+    a, b = args
+    if b.op == "transpose" and b.args[0].op == "theta" and len(a.type.shape) == 1:
+        return ops.linear(a, b.args[0])
+    if a.op == "theta" and len(a.type.shape) == 2 and len(b.type.shape) == 1:
+        return ops.linear(b, a)
+    return None
+
+
+def errors_of(memory: Memory) -> Errors:
+    """Reverse mode through the objective and the memory's function. Raises NestflowError NF521 where that has no derivative."""
+    if memory.objective is None or memory.function is None:
+        return Errors({}, {})
+
+    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "recall" and n["memory"] == memory.name and n["mode"] == "objective":
+            return at_key(memory, args)
+        return None
+
+    objective = rewrite([memory.objective], change)[0]
+    thetas = [n for n in walk(objective) if n.op == "theta"]
+    seed = None if memory.weight is None else number(memory.weight)
+    try:
+        found = gradient(number(objective), thetas, seed)
+    except NotDifferentiable as e:
+        raise fail("NF521", f"the gradient of `{memory.name}` cannot be written down: {e}", memory.span,
+                   "use functions with a derivative in a memory and its objective") from e
+    factors: dict[str, tuple[tuple[Node, Node], ...]] = {}
+    dense: dict[str, Node] = {}
+    for theta in thetas:
+        pairs, rest = found.factors.get(theta, []), found.dense.get(theta)
+        if pairs and rest is None and all(len(h.type.shape) == 1 and h.type.clock for h, _ in pairs):
+            factors[theta["tensor"]] = tuple(pairs)
+            continue
+        for h, e in pairs:
+            full = ops.outer(e, h) if len(h.type.shape) == 1 else ops.matmul(ops.transpose(e), h)
+            while len(full.type.shape) > 2:
+                full = ops.reduce("sum", full, 0)
+            rest = full if rest is None else ops.binary("add", rest, full)
+        if rest is not None:
+            dense[theta["tensor"]] = rest
+    return Errors(factors, dense)

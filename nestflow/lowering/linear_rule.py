@@ -1,0 +1,248 @@
+"""Is an update rule linear? The symbolic basis test: evaluate its program on {w, every slot, g} instead of on tensors.
+
+A rule is linear if each of its states comes out as a combination of these with coefficients that are numbers of the
+tick. What is found is a triangular recurrence, slot by slot in the rule's order and the memory last:
+
+    x_t = decay_t · x_{t−1} + Σ coefficient_t · (g_t, or another slot's new or old value)
+
+from which `nestflow.ops.coefficients` makes the closed form of a whole block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from nestflow.diagnostics.core import fail
+from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.ir import ops
+from nestflow.ir.construct import number, rewrite
+from nestflow.ir.node import Node, Type, depends, walk
+from nestflow.ir.pullback import times
+from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Statement
+
+ONE, ZERO = ops.const(1.0), ops.const(0.0)
+Form = dict[Node, Node]
+
+
+class NotLinear(Exception):
+    """A plain sentence: why the rule has no closed form."""
+
+
+@dataclass(frozen=True)
+class Carry:
+    """One state of the rule: slot name ("" is the memory itself), its decay, and what drives it: pairs of a source
+    ("g", "new:SLOT", "old:SLOT") and a coefficient."""
+
+    slot: str
+    decay: Node
+    drive: tuple[tuple[str, Node], ...]
+
+
+@dataclass(frozen=True)
+class LinearRule:
+    """carries: in the order they are computed, the memory last. dgd: the rule is a delta step (its rate then lies in
+    the coefficient of g, and the error reads the weight it changes)."""
+
+    carries: tuple[Carry, ...]
+    dgd: DgdStep | None = None
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The order of the starts: the memory first."""
+        return ("", *(c.slot for c in self.carries if c.slot))
+
+    def coefficients(self) -> tuple[Node, ...]:
+        return tuple(n for c in self.carries for n in (c.decay, *(k for _, k in c.drive)))
+
+
+def position() -> Node:
+    return ops.leaf("position", Type("int", batch=True, clock="T"))
+
+
+def facts_of(tensor: MemoryTensor) -> dict[str, int]:
+    """What a rule may ask of one weight."""
+    shape, cols = tensor.shape, 1
+    for n in shape[1:]:
+        cols *= n
+    return {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": cols}
+
+
+def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tuple[Statement, ...]]:
+    """The rule of one tensor: arguments, facts and counters put in. The gradient as the program sees it, the program."""
+    facts = facts_of(tensor)
+    arguments = dict(rule.arguments)
+
+    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "hyper":
+            value = rule.expand(arguments[n["name"]])
+            return number(value) if value.type.is_number else value
+        if n.op == "fact" and n["name"] in facts:
+            return ops.const(facts[n["name"]])
+        if n.op == "n_ticks":
+            return ops.const(memory.every)
+        if n.op == "updates":
+            return position() if memory.every == 1 else ops.binary("floordiv", position(), ops.const(memory.every))
+        if n.op == "debias":
+            return debiased(rule, memory, n, args)
+        return None
+
+    memo: dict[Node, Node] = {}
+
+    def put(n: Node) -> Node:
+        return rewrite([n], change, memo)[0]
+
+    program: list[Statement] = []
+    for s in rule.program:
+        if isinstance(s, DgdStep):
+            program.append(replace(s, lr=put(s.lr), scale=None if s.scale is None else put(s.scale)))
+        elif isinstance(s, SlotUpdate):
+            pending = None if s.pending_value is None else put(s.pending_value)
+            program.append(replace(s, value=put(s.value), pending_value=pending))
+        else:
+            program.append(replace(s, value=put(s.value)))
+    return put(rule.gradient), tuple(program)
+
+
+def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Node:
+    """m / (1 − rᵗ), t the updates of m."""
+    retain = args[1]
+    if retain.op != "const":
+        raise fail("NF520", "`debias` of a memory whose retain varies from tick to tick is not compiled yet", n.span,
+                   "give the memory a constant retain")
+    every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
+    count = ops.binary("floordiv", position(), ops.const(memory.every * every))
+    return ops.binary("div", args[0], ops.binary("sub", ONE, ops.binary("pow", ops.const(float(retain.value)), count)))
+
+
+def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
+    """The recurrence of one tensor of a memory. Raises NotLinear with the reason."""
+    rule = memory.rule
+    if rule is None:
+        return LinearRule((Carry("", ONE, ()),))
+    if memory.retain_on != "number":
+        raise NotLinear("its gate is not one number per tick")
+    gradient, program = prepared(rule, memory, tensor)
+    test = BasisTest(gradient)
+    retain = ONE if memory.retain is None else number(memory.retain)
+    carries: list[Carry] = []
+    weight: Form | None = None
+    dgd: DgdStep | None = None
+    for s in program:
+        if isinstance(s, SlotUpdate):
+            if s.every > 1 or s.pending is not None:
+                raise NotLinear(f"its memory `{s.slot}` has a period of its own")
+            if weight is not None:
+                raise NotLinear("its program learns more after the step")
+            carries.append(test.carry(s.slot, test.form(s.value)))
+        elif isinstance(s, DgdStep):
+            dgd, weight = s, test.form(delta_step(s))
+        else:
+            if dgd is not None:
+                raise NotLinear("its program goes on after `dgd`")
+            if weight is not None and depends(s.value, lambda n: n.op == "w"):
+                raise NotLinear("it reads the weight after the step")
+            step = test.form(s.value)
+            if isinstance(s, SetWeight):
+                weight = step
+            else:
+                weight = added(weight or {ops.leaf("w", Type(like=True)): retain}, step)
+    if weight is None:
+        weight = {}
+    if dgd is not None:
+        weight = added({ops.leaf("w", Type(like=True)): retain}, weight)
+    carries.append(test.carry("", weight))
+    return LinearRule(tuple(carries), dgd)
+
+
+def delta_step(s: DgdStep) -> Node:
+    """The part of a delta step that g drives (the erasing part goes into the error itself)."""
+    return ops.unary("neg", ops.binary("mul", s.lr, ops.leaf("g", Type(like=True))))
+
+
+def added(a: Form, b: Form, sign: float = 1.0) -> Form:
+    result = dict(a)
+    for key, c in b.items():
+        c = times(ops.const(sign), c)
+        result[key] = ops.binary("add", result[key], c) if key in result else c
+    return result
+
+
+class BasisTest:
+    """Evaluates expressions of one rule as linear forms over its basis."""
+
+    def __init__(self, gradient: Node) -> None:
+        self.memo: dict[Node, Form | None] = {}
+        self.known: list[str] = []
+        self.gradient = self.form(gradient)
+
+    def carry(self, slot: str, form: Form) -> Carry:
+        """The recurrence of a state that becomes `form`; its slots must be known by then."""
+        decay: Node = ZERO
+        drive: list[tuple[str, Node]] = []
+        for key, c in form.items():
+            own = key.op == "w" if slot == "" else key.op == "slot_old" and key["name"] == slot
+            if own:
+                decay = c
+            elif key.op == "g":
+                drive.append(("g", c))
+            elif key.op == "w":
+                raise NotLinear(f"its memory `{slot}` reads the weight it changes")
+            elif key["name"] not in self.known:
+                raise NotLinear(f"its memories `{slot}` and `{key['name']}` read each other")
+            else:
+                drive.append((("new:" if key.op == "slot_new" else "old:") + key["name"], c))
+        if slot:
+            self.known.append(slot)
+        return Carry(slot, decay, tuple(drive))
+
+    def form(self, root: Node) -> Form:
+        for n in walk(root):
+            if n not in self.memo:
+                self.memo[n] = self.one(n)
+        result = self.memo[root]
+        if result is None:
+            if ops.is_const(root, 0):
+                return {}
+            raise NotLinear("its step has a part that does not come from g or its memories")
+        return result
+
+    def one(self, n: Node) -> Form | None:
+        """The form of a node whose arguments are known; None where it is free of the basis."""
+        if n.op == "g" and hasattr(self, "gradient"):
+            return self.gradient
+        if n.op in ("g", "w", "slot_old", "slot_new"):
+            return {n: ONE}
+        if n.op in ("w0", "w_chunk"):
+            raise NotLinear(f"it reads `{n.op}`")
+        forms = [self.memo[a] for a in n.args]
+        if all(f is None for f in forms):
+            return None
+        return self.combine(n, forms)
+
+    def combine(self, n: Node, forms: list[Form | None]) -> Form:
+        a, b = (*forms, None)[:2]
+        if n.op == "neg" and a is not None:
+            return added({}, a, -1.0)
+        if n.op in ("add", "sub"):
+            if (a is None and not ops.is_const(n.args[0], 0)) or (b is None and not ops.is_const(n.args[1], 0)):
+                raise NotLinear("its step has a part that does not come from g or its memories")
+            return added(a or {}, b or {}, -1.0 if n.op == "sub" else 1.0)
+        if n.op == "mul" and (a is None or b is None):
+            form, c = (a, n.args[1]) if b is None else (b, n.args[0])
+            return self.scaled(form or {}, c, "mul")
+        if n.op == "div" and a is not None and b is None:
+            return self.scaled(a, n.args[1], "div")
+        if n.op == "where" and forms[0] is None:
+            x, y = forms[1] or {}, forms[2] or {}
+            c = number(n.args[0])
+            return {k: ops.where(c, x.get(k, ZERO), y.get(k, ZERO)) for k in {**x, **y}}
+        raise NotLinear(f"it applies `{n.op}` to g or to a memory")
+
+    @staticmethod
+    def scaled(form: Form, c: Node, op: str) -> Form:
+        if not c.type.is_number:
+            raise NotLinear("one of its rates is not one number per tick")
+        c = number(c)
+        if op == "div":
+            return {k: ops.binary("div", x, c) for k, x in form.items()}
+        return {k: times(x, c) for k, x in form.items()}

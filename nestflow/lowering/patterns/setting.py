@@ -1,0 +1,93 @@
+"""What patterns ask about a level as a whole, and the linear rules of a memory's tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from nestflow.graph.model import Instance, Memory
+from nestflow.graph.state import state_tensors
+from nestflow.ir import ops
+from nestflow.ir.construct import number
+from nestflow.ir.node import Node, walk
+from nestflow.lowering.errors import Errors
+from nestflow.lowering.linear_rule import ONE, Carry, LinearRule, NotLinear, linear_rule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A level as its memories see it."""
+
+    instance: Instance
+
+    @cached_property
+    def recalled(self) -> frozenset[str]:
+        """The memories that are recalled at their chunk's first state, by names, fields or the result."""
+        roots: list[Node] = [] if self.instance.result is None else [self.instance.result]
+        for m in self.instance.memories:
+            roots += context_of(m)
+        return frozenset(n["memory"] for n in walk(*roots) if n.op == "recall" and n["mode"] == "chunk")
+
+
+def context_of(m: Memory) -> list[Node]:
+    """Every expression of the level that the memory's fields hold."""
+    nodes = [n for n in (m.key, m.value, m.query, m.weight, m.objective, m.retain) if n is not None]
+    return nodes + ([] if m.rule is None else list(m.rule.nodes()))
+
+
+def reads_memories(m: Memory) -> bool:
+    """Whether a field of the memory recalls a memory of the level (its objective's own recalls do not count)."""
+    return any(n.op == "recall" and n["mode"] == "chunk" for n in walk(*context_of(m)))
+
+
+def linear_rules(m: Memory, errors: Errors) -> dict[str, LinearRule] | str:
+    """The closed form of each tensor's update, or why there is none."""
+    rules: dict[str, LinearRule] = {}
+    for t in state_tensors(m):
+        try:
+            rule = linear_rule(m, t)
+        except NotLinear as e:
+            return f"its update is not linear in g: {e}"
+        if rule.dgd is not None:
+            found = delta_rule(m, errors, t.path, rule)
+            if isinstance(found, str):
+                return found
+            rule = found
+        if m.gradient == "stop" and not keeps_retain(m, rule):
+            return "its steps are constants (`gradient stop`), and the weight is part of them"
+        rules[t.path] = rule
+    return rules
+
+
+def keeps_retain(m: Memory, rule: LinearRule) -> bool:
+    """The memory's decay is its retain and nothing else."""
+    return rule.carries[-1].decay is (ONE if m.retain is None else number(m.retain))
+
+
+def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> LinearRule | str:
+    """A delta step's rate for this tensor: exact, lr/(1 + lr·tr K); tensors without an input learn by gd(lr)."""
+    s = rule.dgd
+    assert s is not None
+    pairs = errors.factors.get(tensor)
+    if pairs is None:
+        return replace(rule, dgd=None)
+    if m.every > 1:
+        return "dgd sums K over the ticks between its updates"
+    if s.normalize or s.only != "**":
+        return "dgd with `normalize` or `only` erases along other vectors than it writes"
+    if len(pairs) > 1:
+        return "dgd with several recalls in one objective"
+    if not s.exact:
+        return rule
+    square = ops.reduce("sum", ops.unary("square", pairs[0][0]))
+    trace = ops.binary("mul", erasing(m, rule), square)
+    rate = ops.binary("div", s.lr, ops.binary("add", ONE, ops.binary("mul", s.lr, trace)))
+    *others, last = rule.carries
+    return replace(rule, carries=(*others, Carry("", last.decay, (("g", ops.unary("neg", rate)),))))
+
+
+def erasing(m: Memory, rule: LinearRule) -> Node:
+    """How much of W k kᵀ a delta step takes away per rate: |weight| and the number that scaled g."""
+    amount = ONE if m.weight is None else ops.unary("abs", number(m.weight))
+    scale = rule.dgd.scale if rule.dgd is not None else None
+    return amount if scale is None else ops.binary("mul", amount, number(scale))

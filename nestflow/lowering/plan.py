@@ -1,0 +1,118 @@
+"""LevelGraph to Plan: for each memory of each token-level level the fastest pattern that computes exactly its meaning.
+
+Patterns are tried in order, each a function (memory, level) -> Match or the reason why not (`nestflow.lowering.patterns`).
+The last one, `scan`, takes everything.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from nestflow.graph.model import Instance, LevelGraph, Memory
+from nestflow.graph.state import keeps_anchor
+from nestflow.lowering.errors import Errors, errors_of
+from nestflow.lowering.linear_rule import LinearRule
+from nestflow.lowering.patterns import PATTERNS, Setting
+
+BLOCK = 64  # ticks that a closed form without chunk boundaries takes at once
+LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are of this size squared
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """pattern: recurrence, delta, chunk, scan or cache. rules: the linear rule of each tensor (closed forms only).
+    reasons: why each faster pattern did not apply. boundary: pieces of a call must end at its multiples (None: anywhere)."""
+
+    memory: Memory
+    pattern: str
+    errors: Errors = field(default_factory=lambda: Errors({}, {}))
+    rules: Mapping[str, LinearRule] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    boundary: int | None = None
+
+    @property
+    def closed(self) -> bool:
+        """The state advances a block at a time, in closed form."""
+        return self.pattern in ("recurrence", "delta", "chunk")
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """size: ticks of a piece of the level's loop, whose ends are multiples of it; 0 where there is no loop."""
+
+    instance: Instance
+    memories: tuple[MemoryPlan, ...]
+    size: int
+
+    @property
+    def looped(self) -> tuple[MemoryPlan, ...]:
+        return tuple(m for m in self.memories if m.pattern != "cache")
+
+    @property
+    def caches(self) -> tuple[MemoryPlan, ...]:
+        return tuple(m for m in self.memories if m.pattern == "cache")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """levels: instance path -> how it is computed. Instances with equal bodies share one LevelPlan's memories."""
+
+    graph: LevelGraph
+    levels: Mapping[str, LevelPlan]
+
+
+def lower(graph: LevelGraph) -> Plan:
+    """Choose a lowering for every token-level level."""
+    known: dict[tuple[tuple[Memory, ...], object], LevelPlan] = {}
+    levels: dict[str, LevelPlan] = {}
+    for instance in graph.root.walk():
+        if instance.kind != "level":
+            continue
+        key = (instance.memories, instance.result)
+        if key not in known:
+            known[key] = lower_level(instance)
+        levels[instance.path] = LevelPlan(instance, known[key].memories, known[key].size)
+    return Plan(graph, levels)
+
+
+def lower_level(instance: Instance) -> LevelPlan:
+    """The plan of one level."""
+    setting = Setting(instance)
+    plans = tuple(lower_memory(m, setting) for m in instance.memories)
+    bounds = [p.boundary for p in plans if p.pattern != "cache" and p.boundary]
+    looped = any(p.pattern != "cache" for p in plans)
+    size = math.gcd(*bounds) if bounds else BLOCK // 2 if any(p.pattern == "delta" for p in plans) else BLOCK
+    return LevelPlan(instance, plans, size if looped else 0)
+
+
+def lower_memory(memory: Memory, setting: Setting) -> MemoryPlan:
+    errors = errors_of(memory)
+    reasons: list[str] = []
+    for name, pattern in PATTERNS.items():
+        found = pattern(memory, errors, setting)
+        if isinstance(found, str):
+            reasons.append(f"{name}: {found}")
+            continue
+        return MemoryPlan(memory, name, errors, found, tuple(reasons), boundary(memory, name, setting))
+    raise AssertionError("scan takes every memory")
+
+
+def boundary(memory: Memory, pattern: str, setting: Setting) -> int | None:
+    """Where pieces of a call must end so that the memory's errors and recalls see the right state."""
+    if pattern == "scan":
+        return memory.every
+    if pattern == "chunk" or keeps_anchor(memory) or memory.name in setting.recalled:
+        return shorter(memory.chunk) if keeps_anchor(memory) else memory.chunk
+    return None
+
+
+def shorter(chunk: int) -> int:
+    """A piece of at most LONGEST ticks that divides the chunk (errors are taken at the chunk's first state all the same)."""
+    if chunk <= LONGEST:
+        return chunk
+    for n in range(LONGEST, LONGEST // 4 - 1, -1):
+        if chunk % n == 0:
+            return n
+    return chunk

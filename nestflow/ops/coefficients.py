@@ -1,0 +1,87 @@
+r"""Linear update rules in closed form: coefficients instead of tensors.
+
+A rule that is linear in the memory, in its own slots and in the error g makes every state of a block of n ticks a
+combination of p *starts* (the memory and the rule's slots as the block began) and the block's n errors:
+
+    X_t = Σ_j P[t, j] X_j + Σ_{s ≤ t} L[t, s] G_s
+
+`rows` [..., n, p + n] holds [P | L]: row t says what X_t is made of. Rows are built with four words, in any order a
+rule is written: `errors` (the rows of g), `carry` (a decaying sum), `lag` (the tick before), and scaling by numbers.
+All exact for gates of any sign, 0 and 1 included: no logarithm, no division.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def chunk_sizes(ticks: int, before: int, size: int) -> list[int]:
+    """Lengths of the pieces of a call of `ticks` ticks that follows `before` ticks: each ends at a multiple of `size`."""
+    sizes = [min(ticks, size - before % size)]
+    rest = ticks - sizes[0]
+    sizes += [size] * (rest // size)
+    return sizes + ([rest % size] if rest % size else [])
+
+
+def errors(ticks: int, starts: int, dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Rows of g: the error of each tick itself. [n, p + n]"""
+    eye = torch.eye(ticks, dtype=dtype, device=device)
+    return F.pad(eye, (starts, 0))
+
+
+def decay_matrix(decay: Tensor) -> Tensor:
+    """D[t, s] = Π_{s < j ≤ t} decay_j below and on the diagonal (which is 1), else 0. [..., n] -> [..., n, n]"""
+    n = decay.shape[-1]
+    below = torch.ones(n, n, dtype=torch.bool, device=decay.device).tril(-1)
+    factors = torch.where(below, decay[..., :, None], 1)  # ones where nothing decays: the product never meets them
+    return factors.cumprod(-2).tril()
+
+
+def carry(decay: Tensor | float, drive: Tensor, start: int) -> Tensor:
+    """Rows of x_t = decay_t x_{t−1} + drive_t, where x began as start number `start`.
+
+    decay [..., n] or a number; drive, the result: rows [..., n, p + n].
+    """
+    n = drive.shape[-2]
+    if not isinstance(decay, Tensor):
+        decay = drive.new_full((n,), float(decay))
+    decay = decay.to(drive.dtype).expand(*decay.shape[:-1], n)
+    first = F.one_hot(torch.tensor(start, device=drive.device), drive.shape[-1]).to(drive.dtype)
+    return decay_matrix(decay) @ drive + decay.cumprod(-1)[..., None] * first
+
+
+def lag(rows: Tensor, start: int) -> Tensor:
+    """Rows of x_{t−1}, where x began as start number `start`."""
+    first = torch.zeros_like(rows[..., :1, :])
+    first[..., start] = 1
+    return torch.cat([first, rows[..., :-1, :]], -2)
+
+
+def pieces(x: Tensor, sizes: list[int], size: int) -> Tensor:
+    """Numbers per tick [..., T] (or [..., 1]: the same at all ticks) cut in pieces of one length: [..., n, size].
+
+    The first and last piece may be short: they are filled up with ones, which `split_rows` cuts off again.
+    """
+    x = x.expand(*x.shape[:-1], sum(sizes))
+    if len(sizes) == 1:
+        return x[..., None, :]
+    first, middle, last = sizes[0], sum(sizes[1:-1]), sizes[-1]
+    head, body, end = x.split([first, middle, last], -1)
+    parts = [F.pad(head, (0, size - first), value=1.0)[..., None, :]]
+    if middle:
+        parts.append(body.unflatten(-1, (-1, size)))
+    parts.append(F.pad(end, (0, size - last), value=1.0)[..., None, :])
+    return torch.cat(parts, -2)
+
+
+def piece_length(sizes: list[int], size: int) -> int:
+    """The common length that `pieces` cuts to."""
+    return sizes[0] if len(sizes) == 1 else size
+
+
+def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[Tensor, ...]:
+    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]) -> one [..., n, p + n] each."""
+    each = (rows,) * len(sizes) if rows.dim() == 2 else rows.unbind(-3)
+    return tuple(r if r.shape[-2] == n else r[..., :n, : starts + n] for r, n in zip(each, sizes, strict=True))

@@ -1,0 +1,38 @@
+"""Errors that read the state they change: one triangular system for a block of ticks.
+
+In a delta rule the error of tick t looks at the weight of tick t − 1, u_t = a_t W_{t−1} x_t + b_t, and W_{t−1} is made
+of the block's earlier errors. With the rows of W_{t−1} (`lag`) this is linear in U (the WY form, DeltaNet):
+
+    (I − a ⊙ tril₋(x hᵀ ⊙ L⁻)) U = a ⊙ Σ_j P⁻_j ⊙ (x X_jᵀ) + b
+
+Solved by substitution. (The log-depth product of the Neumann series is not: with nearly equal keys, which ordinary text has, it
+loses all digits in float32.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def solve_errors(x: Tensor, h: Tensor, scale: Tensor | float, error: Tensor, before: Tensor,
+                 starts: Sequence[Tensor]) -> Tensor:
+    """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
+
+    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale [..., n] or
+    a number; error b [..., n, out]; before: rows of W_{t−1} [..., n, p + n]; starts: p of [..., out, in].
+    """
+    p = len(starts)
+    a = scale[..., None] if isinstance(scale, Tensor) else scale
+    seen = before[..., :1] * (x @ starts[0].mT)
+    for j in range(1, p):
+        seen = seen + before[..., j : j + 1] * (x @ starts[j].mT)
+    right = a * seen + error
+    system = a * ((x @ h.mT) * before[..., p:])
+    eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
+    lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
+    return torch.linalg.solve_triangular(
+        (eye - system).expand(*lead, *system.shape[-2:]), right.expand(*lead, *right.shape[-2:]),
+        upper=False, unitriangular=True)
