@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 
+from nestflow.diagnostics.core import Span
 from nestflow.graph.model import Edge, FlowBox, Instance, LevelInfo, Memory, StateSlot, StepLevel, Texts, WeightSpec
 from nestflow.graph.state import state_slots
 from nestflow.ir.node import Node, walk
+from nestflow.ir.rule import Rule, RuleSlot, SlotUpdate
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -64,25 +66,33 @@ def _memory_rows(name: str, instance: Instance, m: Memory, count: int, slow: int
                and s.path.startswith(f"{instance.path}.{m.name}." if instance.path else f"{m.name}."))
     every = -1 if m.kind == "cache" else m.every
     info = LevelInfo(row, instance.name if single else f"{instance.name}.{m.name}", "token", every, _token_text(m), m.texts, count, m.heads,
-                     slow, kept, instance.doc, None if single else name, m.span or instance.span)
+                     slow, kept * count, instance.doc, None if single else name, m.span or instance.span)
     order = (0.0, -1.0 if every < 0 else float(m.every), at)
     rows = [(order, info)]
     size = sum(_size(t.shape) for t in m.function.tensors) * heads if m.function else 0
     for k, slot in enumerate(m.rule.slots if m.rule else ()):
         if slot.name.endswith(".pending"):
             continue
-        texts = Texts(memory="like(w)" if slot.like == "w" else "scalar")
+        span = slot_span(m.rule, slot.name)
         rows.append(((0.0, float(m.every) - 0.5, at + k), LevelInfo(
-            f"{row}.{slot.name}", slot.name, "token", m.every, _token_text(m), texts, count, m.heads, 0,
-            size if slot.like == "w" else heads, None, row, slot_span(m, slot.name))))
+            f"{row}.{slot.name}", slot.name, "token", m.every, _token_text(m), _slot_texts(slot, span), count, m.heads, 0,
+            (size if slot.like == "w" else heads) * count, None, row, span)))
     return rows
 
 
-def slot_span(m: Memory, name: str) -> object:
-    for s in m.rule.program if m.rule else ():
-        if getattr(s, "slot", None) == name:
-            return s.span
-    return None
+def slot_span(rule: Rule | None, name: str) -> Span | None:
+    """Where an optimiser's memory is written."""
+    return next((s.span for s in (rule.program if rule else ()) if isinstance(s, SlotUpdate) and s.slot == name), None)
+
+
+def _slot_texts(slot: RuleSlot, span: Span | None) -> Texts:
+    """The fields of an optimiser's memory as they stand in its text, for the pictures."""
+    found: dict[str, str] = {}
+    for line in re.split(r"[;\n]", span.text.partition("{")[2].rpartition("}")[0]) if span is not None else ():
+        word, _, rest = line.partition("#")[0].strip().partition(" ")
+        if word in ("key", "value", "objective", "update", "retain"):
+            found.setdefault(word, rest.strip())
+    return Texts(memory="like(w)" if slot.like == "w" else "scalar", **found)
 
 
 def _token_text(m: Memory) -> str:
@@ -97,14 +107,15 @@ def _step_rows(s: StepLevel, sizes: dict[str, int], at: int) -> list[tuple[tuple
     text = "never" if s.every == 0 else "every step" if s.every == 1 else f"every {s.every} steps"
     clock = 2.0 if s.every == 0 else 1.0
     slots = s.rule.slots if s.rule else ()
-    kept = sum(size if x.like == "w" else 1 for x in slots)
+    # what the optimiser's memories keep stands in their own rows
+    kept = sum(size if x.like == "w" else 1 for x in slots if x.name.endswith(".pending"))
     rows = [((clock, float(s.every), at), LevelInfo(s.name, s.name, "step", s.every, text, s.texts, 1, None, size, kept, s.doc, None, s.span))]
     for k, slot in enumerate(slots):
         if slot.name.endswith(".pending"):
             continue
-        texts = Texts(memory="like(w)" if slot.like == "w" else "scalar")
-        rows.append(((clock, float(s.every) - 0.5, at + k), LevelInfo(f"{s.name}.{slot.name}", slot.name, "step", s.every, text, texts, 1, None, 0,
-                                                                     size if slot.like == "w" else 1, None, s.name, s.span)))
+        span = slot_span(s.rule, slot.name)
+        rows.append(((clock, float(s.every) - 0.5, at + k), LevelInfo(f"{s.name}.{slot.name}", slot.name, "step", s.every, text, _slot_texts(slot, span),
+                                                                     1, None, 0, size if slot.like == "w" else 1, None, s.name, span or s.span)))
     return rows
 
 
@@ -130,11 +141,8 @@ def edges(root: Instance, steps: tuple[StepLevel, ...], output: Node | None, wei
                 labels.append(label)
             found[(kind, source, target)] = ", ".join(labels)
 
-    for source, target in _context(root, output):
-        if group_name(source) == group_name(target):
-            continue  # the same level a block further up
-        m = _answering(source)
-        add("context", row_name(source, m), row_name(target, target.memories[0]))
+    for source, target in _context(root, steps):
+        add("context", source, target)
     for i in level_instances(root):
         for m in i.memories:
             _level_edges(i, m, add)
@@ -186,9 +194,56 @@ def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> No
                     add("generates", s, row_name(i, m), "projections")  # type: ignore[operator]
 
 
-def _context(root: Instance, output: Node | None) -> list[tuple[Instance, Instance]]:
-    """Which level's output reaches which level's input, without those that a level in between explains."""
-    pairs: dict[tuple[str, str], tuple[Instance, Instance]] = {}
+def _own_parts(root: Instance, steps: tuple[StepLevel, ...]) -> dict[str, str]:
+    """Flow instances that are the memory of a slow level (a continuum's MLPs): instance path -> level.
+
+    Only levels whose weights all lie in such flows count; who owns the rest of a model is no stage of its own.
+    """
+    owner = {p: s.name for s in steps for p in s.weights}
+    parts: dict[str, str] = {}
+    covered: dict[str, int] = defaultdict(int)
+    holds: dict[str, tuple[set[str], int, bool]] = {}
+
+    def visit(i: Instance) -> tuple[set[str], int, bool]:
+        below = [visit(c) for _, c in i.children]
+        mine = {owner.get(f"{i.path}.{w.path}" if i.path else w.path, "") for w in i.weights}
+        level = i.kind == "level" or any(b[2] for b in below)
+        found = mine.union(*(b[0] for b in below)), len(i.weights) + sum(b[1] for b in below), level
+        holds[i.path] = found
+        return found
+
+    def mark(i: Instance) -> None:
+        owners, n, level = holds[i.path]
+        if i.kind == "flow" and not level and n and len(owners) == 1 and "" not in owners:
+            (name,) = owners
+            parts[i.path] = name
+            covered[name] += n
+            return
+        for _, c in i.children:
+            mark(c)
+
+    visit(root)
+    mark(root)
+    whole = {s.name for s in steps if covered[s.name] == len(s.weights)}
+    return {path: name for path, name in parts.items() if name in whole}
+
+
+def _context(root: Instance, steps: tuple[StepLevel, ...]) -> list[tuple[str, str]]:
+    """Which level's output reaches which level's input (as rows), without those that a level in between explains."""
+    parts = _own_parts(root, steps)
+    pairs: dict[tuple[str, str], None] = {}
+    enters: dict[str, str] = {}  # instance path -> the row that takes its input
+    leaves: dict[str, str] = {}  # instance path -> the row whose recall it returns
+    level: dict[str, str] = {}  # instance path -> what tells its level from others
+
+    def stage(child: Instance) -> bool:
+        if child.path in parts:
+            enters[child.path] = leaves[child.path] = level[child.path] = parts[child.path]
+        elif child.kind == "level" and child.memories:
+            enters[child.path] = row_name(child, child.memories[0])
+            leaves[child.path] = row_name(child, _answering(child))
+            level[child.path] = group_name(child)
+        return child.path in enters
 
     def run(instance: Instance, taint: dict[str, frozenset[str]]) -> frozenset[str]:
         known: dict[int, frozenset[str]] = {}
@@ -200,10 +255,8 @@ def _context(root: Instance, output: Node | None) -> list[tuple[Instance, Instan
             elif n.op == "call":
                 child = instance.child(n["child"])
                 given = {name: known[id(a)] for name, a in zip(n["names"], n.args, strict=True)}
-                if child.kind == "level":
-                    for sources in given.values():
-                        for s in sources:
-                            pairs[(s, child.path)] = (by_path[s], child)
+                if stage(child):
+                    pairs.update(dict.fromkeys((s, child.path) for sources in given.values() for s in sorted(sources)))
                     known[id(n)] = frozenset([child.path])
                 else:
                     known[id(n)] = run(child, given)
@@ -211,12 +264,12 @@ def _context(root: Instance, output: Node | None) -> list[tuple[Instance, Instan
                 known[id(n)] = frozenset().union(*(known[id(a)] for a in n.args)) if n.args else frozenset()
         return known[id(instance.result)]
 
-    by_path = {i.path: i for i in root.walk()}
     run(root, {})
     after: dict[str, set[str]] = defaultdict(set)
     for a, b in pairs:
         after[a].add(b)
-    return [pair for (a, b), pair in pairs.items() if not any(b in after[m] for m in after[a] if m != b)]
+    direct = [(a, b) for a, b in pairs if not any(b in after[m] for m in after[a] if m != b)]
+    return list(dict.fromkeys((leaves[a], enters[b]) for a, b in direct if level[a] != level[b]))  # no level feeds itself a block further up
 
 
 # --- structure ----------------------------------------------------------------------------------------------
