@@ -20,8 +20,9 @@ from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
 from nestflow.emit.writer import Writer, identifier
-from nestflow.graph.model import Instance
+from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
+from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
@@ -72,13 +73,14 @@ class LevelCode:
         found = list(self.instance.names)
         for m in self.instance.memories:
             prefix = f"{m.name}_" if len(self.instance.memories) > 1 else ""
-            for field in ("key", "value", "query", "retain"):
+            for field in ("key", "value", "query"):
                 node = getattr(m, field)
                 if node is not None and node.op not in ("slot", "const"):
                     found.append((prefix + field, node))
-            if m.rule is not None:
-                found += [(prefix + n, a) for n, a in m.rule.arguments if a.type.clock and a.op != "slot"]
-        return found
+            numbers = [("retain", m.retain)] if m.retain is not None else []
+            numbers += [] if m.rule is None else [(n, m.rule.expand(a)) for n, a in m.rule.arguments]
+            found += [(prefix + n, number(a)) for n, a in numbers if a.type.is_number and a.op != "const"]
+        return [(n, x) for n, x in found if x.args]
 
     def body(self) -> None:
         result = self.instance.result
@@ -107,8 +109,8 @@ class LevelCode:
         self.state.read()
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
         writer.line(f"sizes = {chunk_sizes}({self.ticks}, c.t0, {plan.size})")
-        self.inner = Emitter(writer, letters=self.letters, instance=self.instance, names=self.loop_names(loop), ticks="n",
-                             batch=self.batch, t0="t", tick_letter="C")
+        self.inner = Emitter(writer, letters=self.letters, instance=self.instance, names=self.loop_names(loop),
+                             ticks="n", batch=self.batch, t0="t", tick_letter="C")
         self.inner.holder.update(em.holder)
         self.special = Special(self)
         self.inner.special = self.special.text
@@ -196,7 +198,7 @@ class LevelCode:
                     continue
                 if first:
                     length = self.writer.use("nestflow.ops.coefficients", "piece_length")
-                    self.writer.line(f"# the rule in closed form: what each tick's state is made of  [starts | errors]{where(p.memory.rule)}")
+                    self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
                     self.writer.line(f"K = {length}(sizes, {self.plan.size})")
                     first = False
                 self.rows.write(self.outer, p, tensor, "K", "c.t0", pieces=True)
@@ -227,27 +229,41 @@ class LevelCode:
             self.errors(p)
         for p, tensor in self.late:
             if self.rows.key(p, tensor) not in self.rows.names:
-                self.writer.line(f"# what each tick's state is made of  [starts | errors]{where(p.memory.rule)}")
+                self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
                 self.rows.write(self.inner, p, tensor, "n", "t", pieces=False)
         for p in self.plan.looped:
             self.solved(p)
-        early = [(n, y) for n, y in zip(self.collected, self.reads) if not reads_new(y)]
-        for (_, name, _), y in early:
-            self.writer.line(f"{name}.append({self.inner.value(y)})")
+        late = [reads_new(y) for y in self.reads]
+        for (_, name, _), y, wait in zip(self.collected, self.reads, late):
+            if wait:
+                self.before_learning(y)
+            else:
+                self.writer.line(f"{name}.append({self.inner.value(y)})")
         self.learn()
-        for (n, name, axis), y in zip(self.collected, self.reads):
-            if reads_new(y):
+        for (_, name, _), y, wait in zip(self.collected, self.reads, late):
+            if wait:
                 self.writer.line(f"{name}.append({self.inner.value(y)})")
         self.state.advance()
+
+    def before_learning(self, y: Node) -> None:
+        """What a recall of the new state uses of the old one, into variables while it is still there."""
+        for n in walk(y):
+            if reads_new(n):
+                for a in n.args:
+                    if not reads_new(a) and any(x.op == "state" for x in walk(a)):
+                        self.inner.variable(a)
 
     def errors(self, p: MemoryPlan) -> None:
         """Inputs and errors of the piece; where a delta rule looks at its own state, what it looks with."""
         m = p.memory
         if m.decay_first and not p.closed:
             self.state.decay(p)
-        what = "the errors" if len(self.plan.looped) == 1 else f"errors of `{m.name}`"
-        at = {"chunk": ", all at the chunk's first state", "scan": "", "recurrence": "", "delta": ""}[p.pattern]
-        self.writer.line(f"# {what}{at}: objective {m.texts.objective}".rstrip() + where(m.objective))
+        what = "errors" if len(self.plan.looped) == 1 else f"errors of `{m.name}`"
+        at = " at the chunk's first state" if p.pattern == "chunk" else ""
+        self.comment(f"{what}{at}: objective {m.texts.objective}", m)
+        for tensor, pairs in self.nodes.errors[m.name].items():
+            for _, e in pairs:
+                self.inner.names.setdefault(e, f"e_{identifier(tensor.removesuffix('.weight'))}")
         for pairs in self.nodes.errors[m.name].values():
             for h, e in pairs:
                 self.inner.variable(h)
@@ -263,11 +279,18 @@ class LevelCode:
 
     def learn(self) -> None:
         """The new states: closed forms together, then the rules that go tensor by tensor."""
+        codes = []
+        for group in self.groups():
+            m = group[0].memory
+            self.comment(f"the errors of `{', '.join(p.memory.name for p in group)}`, summed over the ticks", m.rule)
+            codes.append(RuleCode(self.writer, self.nodes, self.inner, group, self.state.names))
+            codes[-1].gradients()
+            codes[-1].prefetch()
         for p in self.plan.looped:
             if p.closed:
                 self.advance(p)
-        for group in self.groups():
-            self.update(group)
+        for code in codes:
+            self.update(code)
 
     def groups(self) -> list[list[MemoryPlan]]:
         """Memories that learn by one rule at the same ticks: norms may go over all of them."""
@@ -278,12 +301,13 @@ class LevelCode:
                 groups.setdefault((m.rule, m.every), []).append(p)
         return list(groups.values())
 
-    def update(self, group: list[MemoryPlan]) -> None:
-        m = group[0].memory
-        self.writer.line(f"# learn: update {m.texts.update}".rstrip() + (f"; retain {m.texts.retain}" if m.texts.retain else "") + where(m.rule))
-        code = RuleCode(self.writer, self.nodes, self.inner, group, self.state.names)
-        code.gradients()
-        code.prefetch()
+    def comment(self, text: str, node: object = None) -> None:
+        """A comment line that says where in the text it comes from."""
+        self.writer.line(f"# {text}{where(node)}")
+
+    def update(self, code: RuleCode) -> None:
+        m = code.first
+        self.comment("learn: " + written(m), m.rule)
         if m.every == 1:
             code.update()
             return
@@ -295,15 +319,16 @@ class LevelCode:
     def advance(self, p: MemoryPlan) -> None:
         """X' = Σ P X + Σ L G from the last row of each state."""
         m = p.memory
-        self.writer.line(f"# the state after the piece: update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else ""))
+        self.comment("the state after the piece: " + written(m), m.rule)
         advance = self.writer.use("nestflow.ops.chunk", "advance")
         for t in state_tensors(m):
             rule = p.rules[t.path]
             rows = self.rows.names[self.rows.key(p, t.path)]
             names = self.state.starts(p, t)
-            pairs = [f"({self.inner.value(h)}, {self.inner.value(e)})" for h, e in self.nodes.errors[m.name].get(t.path, ())]
-            g = self.nodes.dense[m.name].get(t.path)
-            extra = ([f"gradient={self.inner.value(g)}"] if g is not None else []) + ([f"rank={len(t.shape)}"] if len(t.shape) != 2 else [])
+            errors, g = self.nodes.errors[m.name].get(t.path, ()), self.nodes.dense[m.name].get(t.path)
+            pairs = [f"({self.inner.value(h)}, {self.inner.value(e)})" for h, e in errors]
+            extra = [f"gradient={self.inner.value(g)}"] if g is not None else []
+            extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
             starts = f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
             news = [f"{advance}({', '.join([f'{rows.of[slot]}[..., -1, :]', starts, *pairs, *extra])})"
                     for slot in starts_of(rule, m.every)]
@@ -314,6 +339,11 @@ class LevelCode:
                 for new in news:
                     self.writer.line(f"    {new},")
                 self.writer.line(")")
+
+
+def written(m: Memory) -> str:
+    """How the memory learns, as in the text."""
+    return f"update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else "")
 
 
 def reads_new(y: Node) -> bool:

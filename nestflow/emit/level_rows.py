@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nestflow.emit.expr import Emitter
 from nestflow.emit.level_nodes import Nodes, per_tick
@@ -49,8 +49,13 @@ class Rows:
         self.names: dict[RowsKey, RowsNames] = {}
 
     def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
-        m = plan.memory
-        return RowsKey(plan.rules[tensor_path], m.every, m.heads, m.gradient == "stop")
+        m, rule = plan.memory, plan.rules[tensor_path]
+
+        def at(n: Node) -> Node:
+            return self.nodes.rate(m, n)  # rates that read the memory's own state differ from memory to memory
+
+        carries = tuple(Carry(c.slot, at(c.decay), tuple((where, at(k)) for where, k in c.drive)) for c in rule.carries)
+        return RowsKey(replace(rule, carries=carries, dgd=None), m.every, m.heads, m.gradient == "stop")
 
     def coefficients(self, plan: MemoryPlan, tensor_path: str) -> list[Node]:
         return [self.nodes.rate(plan.memory, n) for n in plan.rules[tensor_path].coefficients()]
@@ -163,7 +168,6 @@ class RowsWriter:
 
     def number(self, n: Node, stop: bool, index: str = "") -> str:
         """A coefficient as text: a Python number, or numbers per tick [..., n]."""
-        n = self.rows.nodes.rate(self.memory, n)
         if is_python(n):
             return self.em.atom(n)
         self.em.expression(n)

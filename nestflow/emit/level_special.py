@@ -15,7 +15,7 @@ from nestflow.ir.node import Type as NodeType
 if TYPE_CHECKING:
     from nestflow.emit.level import LevelCode
 
-_BACKWARD = {"gelu_backward": "torch.ops.aten.gelu_backward({}, {})", "silu_backward": "torch.ops.aten.silu_backward({}, {})",
+_BACKWARD = {"gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
              "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")'}
 
 

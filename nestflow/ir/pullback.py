@@ -2,7 +2,7 @@
 
 Nothing is summed over ticks, rows or heads: every tick carries its own cotangent, so the gradient of a weight that
 all ticks share comes out per tick. For `linear(x, w)` it comes out as its two factors, h = x and e = the cotangent of
-the output: the gradient of w is e hᵀ. Known derivatives are one operation (`gelu_backward`, `silu_backward`).
+the output: the gradient of w is e hᵀ. Known derivatives are one operation (`gelu_backward`).
 """
 
 from __future__ import annotations
@@ -171,6 +171,12 @@ def _fused(name: str) -> Pullback:
     return rule
 
 
+def _silu(x: Node, y: Node) -> Node:
+    """σ + y (1 − σ): torch's own backward has no second derivative."""
+    s = ops.unary("sigmoid", x)
+    return ops.binary("add", s, ops.binary("mul", y, _one_minus(s)))
+
+
 def _where(n: Node, g: Node) -> tuple[Node | None, ...]:
     c, zero = n.args[0], ops.const(0.0)
     return None, ops.where(c, g, zero), ops.where(c, zero, g)
@@ -322,7 +328,7 @@ PULLBACKS: dict[str, Pullback] = {
     "relu": lambda n, g: (ops.where(ops.binary("gt", n.args[0], ops.const(0.0)), g, ops.const(0.0)),),
     "sigmoid": _unary(lambda x, y: ops.binary("mul", y, _one_minus(y))),
     "tanh": _unary(lambda x, y: _one_minus(ops.unary("square", y))),
-    "silu": _fused("silu_backward"), "gelu": _fused("gelu_backward"), "gelu_tanh": _fused("gelu_tanh_backward"),
+    "silu": _unary(_silu), "gelu": _fused("gelu_backward"), "gelu_tanh": _fused("gelu_tanh_backward"),
     "softplus": _unary(lambda x, y: ops.unary("sigmoid", x)),
     "elu1": _unary(lambda x, y: ops.where(ops.binary("gt", x, ops.const(0.0)), ops.const(1.0), y)),
     "log_sigmoid": _unary(lambda x, y: ops.unary("sigmoid", ops.unary("neg", x))),
