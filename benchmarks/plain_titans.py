@@ -99,7 +99,7 @@ class PlainTitans(nn.Module):
             "titans.update.linear.weight": self.to_lr.weight,
             "titans.update.linear_2.weight": self.to_beta.weight,
             "titans.retain.linear.weight": self.to_alpha.weight,
-            "titans.return.linear.weight": self.out.weight,
+            "titans.out.linear.weight": self.out.weight,
             "titans.memory.linear.weight": self.w1,
             "titans.memory.linear_2.weight": self.w2,
         }

@@ -218,7 +218,8 @@ class LevelBuilder:
             raise self.elab.failure("NF402", "`every` needs a unit", every.span, f"add a unit: `{every.value.span.text if every.value.span else 'n'} tokens`")
 
     def result(self) -> Node:
-        env = self.env.with_(prefix="return", recall_mode="return").extend(_Y(self))
+        # weights of the result lie at `out.…`: torch.export writes paths as Python attributes, and `return` is a keyword
+        env = self.env.with_(prefix="out", recall_mode="return").extend(_Y(self))
         if self.returns is not None:
             return self.elab.as_node(evaluate(self.returns.value, env), self.returns.value, "`return`")
         y = self.y(self.template)
