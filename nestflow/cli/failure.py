@@ -28,8 +28,6 @@ def run(call: Callable[[], Any]) -> int:
         return e.exit_code
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
-    except BrokenPipeError:
-        return _broken_pipe()
     except OSError as e:
         return _system(e)
     except Exception as e:
@@ -51,13 +49,6 @@ def show(error: NestflowError, format: str = "text") -> None:
             lines = text.split("\n")
             text = "\n".join(click.style(x, fg=colour, bold=True) if x.startswith(f"{severity}[") else x for x in lines)
     click.echo(text, err=True)
-
-
-def _broken_pipe() -> int:
-    """The reader (head, less) has gone: nothing more to say, and no complaint at exit."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
-    return 0
 
 
 def _system(e: OSError) -> int:

@@ -196,7 +196,8 @@ def _label(routes: list[Route], placed: Placed) -> list[Route]:
         w = width(r.link.label, 11) / 2 + 4
         if r.link.source[1] is not None and r.link.source[1] is r.link.target[1]:
             x, y = r.curves[0][0]
-            done.append(Route(r.link, r.curves, (x + w, y + 14)))
+            inside = x + 2 * w < r.link.source[0].right + 4
+            done.append(Route(r.link, r.curves, (x + w if inside else x - 34 - w, y + 14)))
             continue
         spots = [at(c, t) for t in (0.5, 0.35, 0.65, 0.22, 0.78) for c in (*r.curves[-1:], *r.curves[:-1])]
         best = min(enumerate(spots), key=lambda s: (_cover(s[1], w, solid, 1.0) + _cover(s[1], w, used, 2.0), s[0]))[1]
