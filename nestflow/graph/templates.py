@@ -34,7 +34,7 @@ class Templates:
             if env.rule is not None:
                 return env.rule.call(value, args, kwargs, site)
             raise self.elab.failure("NF208", f"`{value.name}` is an optimiser, and stands in `update`", site.span)
-        if env.place == "rule":
+        if env.place == "rule" or any(isinstance(a, Node) and a.type.like for a in (*args, *kwargs.values())):
             raise self.elab.failure("NF209", f"`{value.name}` is a {value.kind}, and an update cannot call it", site.span)
         if env.depth > 60:
             raise self.elab.failure("NF433", f"`{value.name}` calls itself without end", site.span)

@@ -39,7 +39,10 @@ def names_of(s: T.Statement) -> tuple[str, ...]:
 
 def merge_used(parts: Iterable[Body], replaced: Iterable[Replacement], errors: Collector) -> Body:
     """The statements of several used files as one body; two different ones of a name are an error (NF014)."""
-    outdated = {id(r.used) for r in replaced}
+    parts = list(parts)
+    here = {id(s) for body in parts for s in body}
+    # a definition is out of date only where the one that replaced it came along too
+    outdated = {id(r.used) for r in replaced if id(r.own) in here}
     out: list[T.Statement] = []
     by_name: dict[str, T.Statement] = {}
     for body in parts:
