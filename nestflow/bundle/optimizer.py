@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from nestflow.bundle.source import load_source
-from nestflow.bundle.step_optimizer import NEEDS_INPUTS, StepOptimizer, mistake
+from nestflow.bundle.step_level import NEEDS_INPUTS, mistake
+from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.emit.optim import emit_optim, emit_rule
 from nestflow.graph.model import LevelGraph
 from nestflow.ir.rule import Rule
@@ -25,9 +26,9 @@ def rule_class(rule: Rule, name: str = "optimizer") -> type[StepOptimizer]:
 def optimizer(target: str, params: Iterable[Any], **settings: Any) -> StepOptimizer:
     """A torch.optim.Optimizer from a spec: `nestflow.optimizer("optimizers.adam", module.parameters(), lr=3e-3)`.
 
-    target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text of a spec with
-    one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups with settings of
-    their own. settings: the optimizer's slots.
+    target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text of a spec
+    with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups with
+    settings of their own. settings: the optimizer's slots.
     Raises NestflowError for an unknown name or setting, and for a rule that needs more than gradients (dgd).
     """
     from nestflow.graph.build import optimizer_rule

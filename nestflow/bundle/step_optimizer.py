@@ -10,105 +10,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from nestflow.ops.rules import state_dtype, zeros
-
-BOOKKEEPING = ("level", "every", "names", "ticks", "updates", "n_ticks", "total_steps", "evaluating")
-
-
-NEEDS_INPUTS = (
-    "dgd needs the inputs of each weight besides its gradient, and bare parameters do not tell them.",
-    "write it as the update of a level in a spec and compile that: `b = nestflow.compile(...)`, then `b.step(batch)`",
+from nestflow.bundle.step_level import (
+    NEEDS_INPUTS,
+    Fact,
+    Level,
+    Weights,
+    as_groups,
+    as_named,
+    expand,
+    fact_of,
+    mistake,
 )
-
-
-class Fact(NamedTuple):
-    """What a rule may ask of a weight. heads: 1 where the tensor has a leading head axis (the others do not see it)."""
-
-    path: str
-    ndim: int
-    rows: int
-    cols: int
-    heads: int = 0
-
-
-def fact_of(path: str, w: Tensor, heads: int = 0) -> Fact:
-    """The facts of one weight."""
-    shape = tuple(w.shape)[heads:]
-    return Fact(path, len(shape), shape[0] if shape else 1, math.prod(shape[1:]), heads)
-
-
-def expand(*patterns: str) -> tuple[str, ...]:
-    """`expand("block.{0..2}.weight")` is the three names."""
-    names: list[str] = []
-    for p in patterns:
-        if "{" not in p:
-            names.append(p)
-            continue
-        before, _, rest = p.partition("{")
-        numbers, _, after = rest.partition("}")
-        first, _, last = numbers.partition("..")
-        names += [f"{before}{i}{after}" for i in range(int(first), int(last) + 1)]
-    return tuple(names)
-
-
-class Level:
-    """One level: how often it learns, its weights (None: all that the optimizer is given), and its rule as functions.
-
-    The rule's functions are generated. `update` changes w and the memories in `state` in place; where it needs a number
-    over all weights of the level it is a generator that yields (function of all tensors, its own tensor) and is sent the number.
-    """
-
-    name: ClassVar[str] = "optimizer"
-    every: ClassVar[int] = 1
-    weights: ClassVar[tuple[str, ...] | None] = None
-    per_head: ClassVar[frozenset[str]] = frozenset()
-    inputs: ClassVar[frozenset[str]] = frozenset()  # weights whose rule reads the sum of x xᵀ over their inputs
-    reads_inputs: ClassVar[bool] = False
-    normalize: ClassVar[bool] = False  # the inputs of that sum have unit length
-    collective: ClassVar[bool] = False
-    evaluates: ClassVar[bool] = False
-    schedule_facts: ClassVar[tuple[str, ...]] = ()
-
-    @staticmethod
-    def hypers(fact: Fact) -> dict[str, Any]:
-        """The rule's arguments for one weight."""
-        return {}
-
-    @staticmethod
-    def schedule(tick: int, total: float, every: int, fact: Fact) -> dict[str, float]:
-        """The arguments that follow a schedule, at one tick."""
-        return {}
-
-    @staticmethod
-    def slots(w: Tensor, fact: Fact) -> dict[str, Tensor]:
-        """The rule's memories for one weight, as they start."""
-        return {}
-
-    update: ClassVar[Callable[..., Any]]
-    evaluate: ClassVar[Callable[..., Tensor]]
-
-
-def mistake(code: str, message: str, help: str | None = None) -> Exception:
-    """A NestflowError; a RuntimeError where this code runs without nestflow."""
-    try:
-        from nestflow.diagnostics.core import fail
-    except ImportError:
-        return RuntimeError(f"{code}: {message}" + (f"\nhelp: {help}" if help else ""))
-    return fail(code, message, help=help)
-
-
-Weights = Mapping[str, Tensor] | Iterable[Any]
+from nestflow.ops.rules import state_dtype, zeros
 
 
 class StepOptimizer(torch.optim.Optimizer):
     """`Optimizer(weights, total_steps=None, **settings)`.
 
-    weights: a mapping or pairs from name to parameter (for a single level also plain parameters or torch's param groups).
+    weights: a mapping or pairs from name to parameter (a single level also takes parameters or torch's param groups).
     total_steps: the run's length in steps, which schedules need (`set_total_steps` sets it later).
     settings: other values of the rules' arguments, `lr=1e-3` for every level that has it or `**{"outer.lr": 1e-3}`.
     """
@@ -122,7 +46,9 @@ class StepOptimizer(torch.optim.Optimizer):
         cls.needs_inputs = {name: level.normalize for level in cls.levels for name in level.inputs}
 
     def __init__(self, weights: Weights, total_steps: int | None = None, **settings: Any) -> None:
-        self.input_grams: dict[str, Tensor] = {}  # weight -> Σ x xᵀ / terms of the loss, set by whoever ran the forward pass
+        self.input_grams: dict[
+            str, Tensor
+        ] = {}  # weight -> Σ x xᵀ / terms of the loss, set by whoever ran the forward pass
         self._level = {level.name: level for level in self.levels}
         self._settings = self._checked(settings)
         self._updated: dict[str, bool] = {}
@@ -136,7 +62,10 @@ class StepOptimizer(torch.optim.Optimizer):
 
     def _checked(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         probe = Fact("", 2, 2, 2)
-        known = {level.name: {*level.hypers(probe), *level.schedule(1, math.inf, level.every, probe)} for level in self.levels}
+        known = {
+            level.name: {*level.hypers(probe), *level.schedule(1, math.inf, level.every, probe)}
+            for level in self.levels
+        }
         for name in settings:
             level, _, own = name.rpartition(".")
             if level in known:
@@ -151,23 +80,28 @@ class StepOptimizer(torch.optim.Optimizer):
     def _make_groups(self, weights: Weights) -> list[dict[str, Any]]:
         if len(self.levels) == 1 and self.levels[0].weights is None:
             level, groups = self.levels[0], []
-            for part, own in _as_groups(weights):
+            for part, own in as_groups(weights):
                 groups += self._split(level, part, own)
             return groups
-        named = _as_named(weights, chain.from_iterable(level.weights or () for level in self.levels))
+        named = as_named(weights, chain.from_iterable(level.weights or () for level in self.levels))
         groups = []
         for level in self.levels:
             missing = [n for n in level.weights or () if n not in named]
             if missing:
-                raise mistake("NF524", f"level `{level.name}` learns `{missing[0]}`, which is not among the weights given"
-                              + (f" ({len(missing)} are missing)." if len(missing) > 1 else "."),
-                              "pass the weights of the compiled module: `dict(module.named_weights())`")
+                raise mistake(
+                    "NF524",
+                    f"level `{level.name}` learns `{missing[0]}`, which is not among the weights given"
+                    + (f" ({len(missing)} are missing)." if len(missing) > 1 else "."),
+                    "pass the weights of the compiled module: `dict(module.named_weights())`",
+                )
             wanted = set(level.weights or ())
             groups += self._split(level, [(n, w) for n, w in named.items() if n in wanted], {})
         return groups
 
-    def _split(self, level: type[Level], named: Sequence[tuple[str, Tensor]], own: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """One group for each distinct set of the rule's arguments among these weights. own: settings of a user's group."""
+    def _split(
+        self, level: type[Level], named: Sequence[tuple[str, Tensor]], own: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        """One group for each distinct set of the rule's arguments. own: settings of a user's group."""
         unknown = [k for k in own if k not in self._setting_names(level)]
         if unknown:
             self._checked({unknown[0]: own[unknown[0]]})
@@ -182,8 +116,18 @@ class StepOptimizer(torch.optim.Optimizer):
             group = groups.get((*values.items(), marks))
             if group is None:
                 fixed = [k for k in timed if k in own]
-                group = {"params": [], "names": [], "level": level.name, "every": level.every, "ticks": 0, "updates": 0,
-                         "n_ticks": 0, "total_steps": self.total_steps or 0, "evaluating": False, **values}
+                group = {
+                    "params": [],
+                    "names": [],
+                    "level": level.name,
+                    "every": level.every,
+                    "ticks": 0,
+                    "updates": 0,
+                    "n_ticks": 0,
+                    "total_steps": self.total_steps or 0,
+                    "evaluating": False,
+                    **values,
+                }
                 if fixed:
                     group["fixed"] = fixed
                 groups[(*values.items(), marks)] = group
@@ -206,8 +150,12 @@ class StepOptimizer(torch.optim.Optimizer):
             self._allocate(self.param_groups[-1])
             return
         if len(self.levels) != 1 or self.levels[0].weights is not None:
-            raise mistake("NF524", "the weights of this optimizer's levels are fixed by its spec.", "compile the spec again with the new weights in it")
-        for part, own in _as_groups([param_group], sum(len(g["params"]) for g in self.param_groups)):
+            raise mistake(
+                "NF524",
+                "the weights of this optimizer's levels are fixed by its spec.",
+                "compile the spec again with the new weights in it",
+            )
+        for part, own in as_groups([param_group], sum(len(g["params"]) for g in self.param_groups)):
             for group in self._split(self.levels[0], part, own):
                 self.add_param_group(group)
 
@@ -225,7 +173,9 @@ class StepOptimizer(torch.optim.Optimizer):
                 state["pending"] = zeros(w)
                 state["pending_ticks"] = 0
                 if fact.path in level.inputs:
-                    state["pending_gram"] = w.new_zeros((*w.shape[:fact.heads], w.shape[-1], w.shape[-1]), dtype=state_dtype(w.dtype))
+                    state["pending_gram"] = w.new_zeros(
+                        (*w.shape[: fact.heads], w.shape[-1], w.shape[-1]), dtype=state_dtype(w.dtype)
+                    )
             state.update(level.slots(w, fact))
 
     def _facts(self, level: type[Level], group: dict[str, Any]) -> list[Fact]:
@@ -240,8 +190,11 @@ class StepOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
         """One tick of every level, from the gradients in `.grad`. Returns what the closure returns, if there is one."""
         if not self.single_objective:
-            raise mistake("NF522", "the levels of this optimizer minimise different objectives, so one `backward()` does not bring all their gradients.",
-                          "call `b.step(batch)` of the bundle, which takes each level's gradient of its own objective")
+            raise mistake(
+                "NF522",
+                "the levels of this optimizer minimise different objectives, so one `backward()` is not enough.",
+                "call `b.step(batch)` of the bundle, which takes each level's gradient of its own objective",
+            )
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -257,11 +210,17 @@ class StepOptimizer(torch.optim.Optimizer):
             self._updated = {}
         for level in self.levels:
             if wanted is None or level.name in wanted:
-                self._updated[level.name] = self._tick(level, [g for g in self.param_groups if g["level"] == level.name])
+                self._updated[level.name] = self._tick(
+                    level, [g for g in self.param_groups if g["level"] == level.name]
+                )
 
     def _tick(self, level: type[Level], groups: list[dict[str, Any]]) -> bool:
         if any(g["evaluating"] for g in groups):
-            raise mistake("NF526", "the weights are those that the module is evaluated with.", "call `optimizer.train()` before the next step")
+            raise mistake(
+                "NF526",
+                "the weights are those that the module is evaluated with.",
+                "call `optimizer.train()` before the next step",
+            )
         brought = any(w.grad is not None for g in groups for w in g["params"])
         for g in groups:
             g["ticks"] += 1
@@ -294,13 +253,18 @@ class StepOptimizer(torch.optim.Optimizer):
         grad, gram, state = w.grad, None, self.state[w]
         if grad is not None:
             if grad.is_sparse:
-                raise mistake("NF525", f"`{fact.path}` has a sparse gradient.", "make its embedding with `sparse=False`")
+                raise mistake(
+                    "NF525", f"`{fact.path}` has a sparse gradient.", "make its embedding with `sparse=False`"
+                )
             grad = grad.to(state_dtype(grad.dtype))
             if fact.path in level.inputs:
                 gram = self.input_grams.get(fact.path)
                 if gram is None:
-                    raise mistake("NF523", f"dgd needs the inputs of `{fact.path}` besides its gradient, and this step did not bring them.",
-                                  "train through the bundle: `b.step(batch)`")
+                    raise mistake(
+                        "NF523",
+                        f"dgd needs the inputs of `{fact.path}` besides its gradient, and this step brought none.",
+                        "train through the bundle: `b.step(batch)`",
+                    )
         if level.every == 1:
             return grad, gram
         if grad is not None:
@@ -315,14 +279,19 @@ class StepOptimizer(torch.optim.Optimizer):
     def _follow_schedule(self, level: type[Level], group: dict[str, Any]) -> None:
         if not group["params"]:
             return
-        values = level.schedule(group["ticks"], group["total_steps"] or math.nan, level.every, self._facts(level, group)[0])
+        values = level.schedule(
+            group["ticks"], group["total_steps"] or math.nan, level.every, self._facts(level, group)[0]
+        )
         fixed = {*self._overrides(level), *group.get("fixed", ())}
         for name, value in values.items():
             if name in fixed:
                 continue
             if math.isnan(value):
-                raise mistake("NF520", f"the schedule of `{name}` in level `{level.name}` runs to the end of the run, and its length is not known.",
-                              "write its `total`, or call `optimizer.set_total_steps(n)`")
+                raise mistake(
+                    "NF520",
+                    f"the schedule of `{name}` in level `{level.name}` needs the run's length, which is not known.",
+                    "write its `total`, or call `optimizer.set_total_steps(n)`",
+                )
             group[name] = value
 
     def set_total_steps(self, steps: int) -> None:
@@ -358,12 +327,15 @@ class StepOptimizer(torch.optim.Optimizer):
                     w.copy_(state["training_weight"])
 
     def report(self) -> dict[str, dict[str, Any]]:
-        """{level: {"updated": whether the last step changed it, "every": its period in steps, "updates": how many so far}}."""
+        """{level: {"updated": did the last step change it, "every": its period in steps, "updates": so far}}."""
         result = {}
         for level in self.levels:
             groups = [g for g in self.param_groups if g["level"] == level.name]
-            result[level.name] = {"updated": self._updated.get(level.name, False), "every": level.every,
-                                  "updates": max((g["updates"] for g in groups), default=0)}
+            result[level.name] = {
+                "updated": self._updated.get(level.name, False),
+                "every": level.every,
+                "updates": max((g["updates"] for g in groups), default=0),
+            }
         return result
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -372,17 +344,23 @@ class StepOptimizer(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         ids = chain.from_iterable(g["params"] for g in state_dict["param_groups"])
         weights = chain.from_iterable(g["params"] for g in self.param_groups)
-        for i, w in zip(ids, weights):  # torch casts state to the weight's dtype; memories of half-precision weights are float32
+        for i, w in zip(
+            ids, weights
+        ):  # torch casts state to the weight's dtype; memories of half-precision weights are float32
             for k, v in state_dict["state"].get(i, {}).items():
                 if isinstance(v, Tensor):
-                    self.state[w][k] = v.detach().to(device=v.device if v.ndim == 0 and v.dtype == torch.float64 else w.device, copy=True)
+                    self.state[w][k] = v.detach().to(
+                        device=v.device if v.ndim == 0 and v.dtype == torch.float64 else w.device, copy=True
+                    )
         for g in self.param_groups:
             g["total_steps"] = own_total or g.get("total_steps", 0)
         self.total_steps = own_total or next((g["total_steps"] for g in self.param_groups), 0) or None
         self._updated = {}
 
 
-def _learn(level: type[Level], ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]]) -> None:
+def _learn(
+    level: type[Level], ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]]
+) -> None:
     """One update of all weights of a level that brought a gradient."""
     runs = []
     for w, grad, state, group, fact, gram in ready:
@@ -404,43 +382,6 @@ def _learn(level: type[Level], ready: list[tuple[Tensor, Tensor, dict[str, Any],
             except StopIteration:
                 if work is not w:
                     w.copy_(work)
-
-
-def _as_groups(weights: Weights, first: int = 0) -> list[tuple[list[tuple[str, Tensor]], dict[str, Any]]]:
-    """[(name, parameter)] and own settings of each group, from what torch.optim takes. Parameters without a name are numbered."""
-    if isinstance(weights, Mapping):
-        return [(list(weights.items()), {})]
-    if isinstance(weights, Tensor):
-        raise mistake("NF524", "an optimizer takes several parameters, and this is one tensor.", "put it in a list: `[w]`")
-    items = list(weights)
-    if not items:
-        raise mistake("NF524", "the optimizer was given no parameters.", "pass `module.parameters()`; a generator can be used up once only")
-    groups = items if all(isinstance(i, Mapping) for i in items) else [{"params": items}]
-    result = []
-    for group in groups:
-        params = group["params"]
-        params = [params] if isinstance(params, Tensor) else list(params.items() if isinstance(params, Mapping) else params)
-        named = [(str(p[0]), p[1]) if isinstance(p, tuple) else (str(first + i), p) for i, p in enumerate(params)]
-        wrong = next((p for _, p in named if not isinstance(p, Tensor)), None)
-        if wrong is not None:
-            raise mistake("NF524", f"a parameter is wanted, and this is a {type(wrong).__name__}.", "pass `module.parameters()`")
-        first += len(named)
-        result.append((named, {k: v for k, v in group.items() if k != "params"}))
-    return result
-
-
-def _as_named(weights: Weights, order: Iterable[str]) -> dict[str, Tensor]:
-    """The weights by name; plain parameters take the names of the levels' weights in order."""
-    if isinstance(weights, Mapping):
-        return dict(weights)
-    items = list(weights)
-    if items and isinstance(items[0], Tensor):
-        names = list(order)
-        if len(names) != len(items):
-            raise mistake("NF524", f"the levels of this optimizer own {len(names)} weights, and {len(items)} parameters were given.",
-                          "pass them by name: `dict(module.named_weights())`")
-        return dict(zip(names, items))
-    return dict(items)
 
 
 __all__ = ["Fact", "Level", "StepOptimizer", "expand", "fact_of"]

@@ -11,19 +11,47 @@ from nestflow.ir.node import Node, walk
 CONDITION, OR, AND, NOT, COMPARE, SUM, PRODUCT, SIGN, POWER, ATOM = range(10)
 
 LEAVES = frozenset({"const", "hyper", "fact", "n_ticks", "updates", "schedule"})
-_INFIX = {"add": ("+", SUM), "sub": ("-", SUM), "mul": ("*", PRODUCT), "div": ("/", PRODUCT), "floordiv": ("//", PRODUCT),
-          "mod": ("%", PRODUCT), "lt": ("<", COMPARE), "le": ("<=", COMPARE), "gt": (">", COMPARE), "ge": (">=", COMPARE),
-          "eq": ("==", COMPARE), "ne": ("!=", COMPARE), "and": ("and", AND), "or": ("or", OR)}
-_CALLS = {"sqrt": "math.sqrt", "exp": "math.exp", "log": "math.log", "tanh": "math.tanh", "abs": "abs", "min": "min", "max": "max"}
-_WRITTEN = {"square": "{0}**2", "relu": "max({0}, 0)", "sigmoid": "1 / (1 + math.exp(-{0}))", "sign": "({0} > 0) - ({0} < 0)",
-            "softplus": "math.log1p(math.exp({0}))", "inverse_softplus": "math.log(math.expm1({0}))",
-            "log_sigmoid": "-math.log1p(math.exp(-{0}))", "silu": "{0} / (1 + math.exp(-{0}))"}
+_INFIX = {
+    "add": ("+", SUM),
+    "sub": ("-", SUM),
+    "mul": ("*", PRODUCT),
+    "div": ("/", PRODUCT),
+    "floordiv": ("//", PRODUCT),
+    "mod": ("%", PRODUCT),
+    "lt": ("<", COMPARE),
+    "le": ("<=", COMPARE),
+    "gt": (">", COMPARE),
+    "ge": (">=", COMPARE),
+    "eq": ("==", COMPARE),
+    "ne": ("!=", COMPARE),
+    "and": ("and", AND),
+    "or": ("or", OR),
+}
+_CALLS = {
+    "sqrt": "math.sqrt",
+    "exp": "math.exp",
+    "log": "math.log",
+    "tanh": "math.tanh",
+    "abs": "abs",
+    "min": "min",
+    "max": "max",
+}
+_WRITTEN = {
+    "square": "{0}**2",
+    "relu": "max({0}, 0)",
+    "sigmoid": "1 / (1 + math.exp(-{0}))",
+    "sign": "({0} > 0) - ({0} < 0)",
+    "softplus": "math.log1p(math.exp({0}))",
+    "inverse_softplus": "math.log(math.expm1({0}))",
+    "log_sigmoid": "-math.log1p(math.exp(-{0}))",
+    "silu": "{0} / (1 + math.exp(-{0}))",
+}
 _OPS = frozenset({*_INFIX, *_CALLS, *_WRITTEN, "neg", "not", "pow", "where"})
 
 
 @dataclass(frozen=True)
 class Text:
-    """Python text of a value and how tightly it binds. fresh: a tensor that nobody else holds (it may be changed in place)."""
+    """Python text of a value and how tightly it binds. fresh: a tensor that nobody else holds."""
 
     text: str
     binds: int = ATOM
@@ -36,7 +64,9 @@ class Text:
 
 def is_number(node: Node) -> bool:
     """Whether the value is a Python number: nothing below it is a tensor."""
-    return all(n.op in LEAVES or n.op in _OPS for n in walk(node)) and not any(n.type.like and n.op == "hyper" for n in walk(node))
+    return all(n.op in LEAVES or n.op in _OPS for n in walk(node)) and not any(
+        n.type.like and n.op == "hyper" for n in walk(node)
+    )
 
 
 def literal(value: float | int | bool) -> Text:

@@ -6,14 +6,18 @@ reads the same as an earlier one's inherits it.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import textwrap
 
-from nestflow.emit.rule_torch import RuleCode, key, place, write_rule
+from nestflow.emit.rule_parts import place
+from nestflow.emit.rule_torch import RuleCode, write_rule
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir.rule import Rule
 
+_RUNTIME = ("nestflow.ops.rules", "nestflow.bundle.step_level", "nestflow.bundle.step_optimizer")
 _HEAD = '''"""{title}
 
 {about}
@@ -37,18 +41,18 @@ def compress(names: tuple[str, ...]) -> list[str]:
     for p in parts.values():
         at = next((i for i, x in enumerate(p) if x.isdecimal() and str(int(x)) == x), None)
         if at is not None:
-            families.setdefault((*p[:at], "{}", *p[at + 1:]), []).append(int(p[at]))
+            families.setdefault((*p[:at], "{}", *p[at + 1 :]), []).append(int(p[at]))
     result: list[str] = []
     seen: set[tuple[str, ...]] = set()
     for n, p in parts.items():
         at = next((i for i, x in enumerate(p) if x.isdecimal() and str(int(x)) == x), None)
-        pattern = tuple(p) if at is None else (*p[:at], "{}", *p[at + 1:])
+        pattern = tuple(p) if at is None else (*p[:at], "{}", *p[at + 1 :])
         numbers = sorted(families.get(pattern, []))
         if len(numbers) < 2 or numbers != list(range(numbers[0], numbers[-1] + 1)) or "{" in n:
             result.append(n)
         elif pattern not in seen:
             seen.add(pattern)
-            result.append(".".join(pattern).replace("{}", "{%d..%d}" % (numbers[0], numbers[-1])))
+            result.append(".".join(pattern).replace("{}", f"{{{numbers[0]}..{numbers[-1]}}}"))
     return result
 
 
@@ -92,8 +96,16 @@ def _functions(code: RuleCode) -> list[str]:
     method("update", arguments, ["        " + x for x in code.update])
     if code.evaluate:
         method("evaluate", "w, state, group, fact", ["        " + x for x in code.evaluate])
-    flags = [f"    {name} = True" for name, on in (("collective", code.collective), ("evaluates", bool(code.evaluate)),
-                                                   ("reads_inputs", code.reads_inputs), ("normalize", code.normalize)) if on]
+    flags = [
+        f"    {name} = True"
+        for name, on in (
+            ("collective", code.collective),
+            ("evaluates", bool(code.evaluate)),
+            ("reads_inputs", code.reads_inputs),
+            ("normalize", code.normalize),
+        )
+        if on
+    ]
     return flags + lines
 
 
@@ -126,8 +138,18 @@ class _File:
         self.with_heads: dict[str, bool] = {}
         self.known: dict[str, str] = {}  # functions of a rule -> the class that has them
 
-    def level(self, rule: Rule, name: str, every: int, weights: list[str] | None, per_head: list[str], inputs: list[str],
-              code: RuleCode, note: str, doc: str | None) -> None:
+    def level(
+        self,
+        rule: Rule,
+        name: str,
+        every: int,
+        weights: list[str] | None,
+        per_head: list[str],
+        inputs: list[str],
+        code: RuleCode,
+        note: str,
+        doc: str | None,
+    ) -> None:
         """One level's class."""
         title = class_name(name)
         base_title, n = title, 1
@@ -169,15 +191,23 @@ class _File:
         imports.append(f"from nestflow.bundle.step_optimizer import {', '.join(sorted(runtime))}")
         if self.helpers:
             imports.append(f"from nestflow.ops.rules import {', '.join(sorted(self.helpers))}")
-        tail = ["class Optimizer(StepOptimizer):", f'    """{title}"""', "",
-                f"    levels = ({', '.join(self.classes)}{',' if len(self.classes) == 1 else ''})"]
+        tail = [
+            "class Optimizer(StepOptimizer):",
+            f'    """{title}"""',
+            "",
+            f"    levels = ({', '.join(self.classes)}{',' if len(self.classes) == 1 else ''})",
+        ]
         if not single_objective:
-            tail.append("    single_objective = False  # their gradients come from different losses: use the bundle's `step`")
+            tail.append(
+                "    single_objective = False  # their gradients come from different losses: use the bundle's `step`"
+            )
         head = _HEAD.format(title=title, about=about, imports="\n".join(imports))
         return head + "\n\n" + (body + "\n\n\n" if body else "") + "\n".join(tail) + "\n"
 
 
-def _per_level(level: StepLevel, weights: dict[str, WeightSpec], code: RuleCode) -> tuple[list[str], list[str], list[str]]:
+def _per_level(
+    level: StepLevel, weights: dict[str, WeightSpec], code: RuleCode
+) -> tuple[list[str], list[str], list[str]]:
     """Patterns of the level's weights, of those with heads, of those whose inputs its rule reads."""
     own = tuple(level.weights)
     heads = tuple(n for n in own if weights[n].heads)
@@ -185,10 +215,11 @@ def _per_level(level: StepLevel, weights: dict[str, WeightSpec], code: RuleCode)
     return compress(own), compress(heads), compress(inputs)
 
 
-def emit_optim(graph: LevelGraph) -> str:
-    """The source of `optim.py` for a level graph: a module with a class `Optimizer(weights, total_steps=None, **settings)`.
+def emit_optim(graph: LevelGraph, standalone: bool = False) -> str:
+    """The source of `optim.py`: a module with a class `Optimizer(weights, total_steps=None, **settings)`.
 
-    Levels with `every never` are not in it. Raises NotImplementedError for a rule with an operation that has no step-clock form.
+    standalone: what it would import from nestflow is written into it, so that it needs torch alone.
+    Levels with `every never` are not in it. Raises NotImplementedError for an operation without a step-clock form.
     """
     file = _File()
     weights = {w.path: w for w in graph.weights}
@@ -199,9 +230,38 @@ def emit_optim(graph: LevelGraph) -> str:
         code = write_rule(rule)
         file.level(rule, level.name, level.every, *_per_level(level, weights, code), code, place(level.span), level.doc)
     objectives = {id(level.objective) for level in learning}
-    about = "Written by nestflow from the spec; this is the code that runs. w, g: a weight and its gradient, summed over the ticks\n" \
-            "since the last update. Memories are changed in place, in torch.optim's order of operations."
-    return file.text(f"The optimizer of `{_comment(graph.name)}`.", about, len(objectives) <= 1)
+    about = (
+        "Written by nestflow from the spec; the code that runs. w, g: a weight and its gradient, summed over the\n"
+        "ticks since the last update. Memories are changed in place, in torch.optim's order of operations."
+    )
+    source = file.text(f"The optimizer of `{_comment(graph.name)}`.", about, len(objectives) <= 1)
+    return with_runtime(source) if standalone else source
+
+
+def with_runtime(source: str) -> str:
+    """A generated optimizer with the runtime it imports from nestflow written above its classes."""
+    from importlib import import_module
+
+    head = "from __future__ import annotations\n"
+    imports: set[str] = set()
+    bodies: list[str] = []
+    doc = ""
+    for text in (*(inspect.getsource(import_module(m)) for m in _RUNTIME), source):
+        lines = text.splitlines()
+        nodes = ast.parse(text).body
+        doc = ast.get_source_segment(text, nodes[0]) or ""
+        own = {0}
+        for i, node in enumerate(nodes):
+            is_import = isinstance(node, (ast.Import, ast.ImportFrom))
+            exported = isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            if is_import and not (
+                isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("nestflow", "__f"))
+            ):
+                imports.add(ast.unparse(node))
+            if i == 0 or is_import or exported:
+                own |= set(range(node.lineno - 1, node.end_lineno or node.lineno))
+        bodies.append("\n".join(x for i, x in enumerate(lines) if i not in own).strip("\n"))
+    return "\n".join([doc, "", head, *sorted(imports), "", "", "\n\n\n".join(bodies), ""])
 
 
 def emit_rule(rule: Rule, name: str) -> str:
@@ -209,8 +269,8 @@ def emit_rule(rule: Rule, name: str) -> str:
     file = _File()
     code = write_rule(rule)
     file.level(rule, "optimizer", 1, None, [], [], code, place(rule.span), None)
-    about = "Written by nestflow from the spec of the optimizer; this is the code that runs. w, g: a weight and its gradient."
+    about = "Written by nestflow from the spec; the code that runs. w, g: a weight and its gradient."
     return file.text(f"The optimizer `{_comment(name)}`.", about, True)
 
 
-__all__ = ["compress", "emit_optim", "emit_rule", "key"]
+__all__ = ["compress", "emit_optim", "emit_rule"]

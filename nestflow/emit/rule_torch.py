@@ -7,39 +7,31 @@ that depends on the gradient or the weight is written out where it is used.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from nestflow.diagnostics.core import Span
-from nestflow.emit.numbers import ATOM, COMPARE, POWER, PRODUCT, SUM, Text, literal, number
+from nestflow.emit.numbers import ATOM, POWER, PRODUCT, SUM, Text, literal, number
+from nestflow.emit.rule_parts import (
+    TAKEN,
+    key,
+    lift_schedules,
+    place,
+    reads,
+    resolve,
+    settle_order,
+    slot_is,
+    static_parts,
+)
 from nestflow.emit.tensors import Product, Tensors, complement, lerp
 from nestflow.ir import ops
-from nestflow.ir.node import Node, depends, rebuild, walk
+from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Statement, Step
 
-# what a generated function calls its own arguments, and keys that a param group needs for itself
-TAKEN = frozenset({"w", "g", "t", "state", "group", "fact", "gram", "torch", "math", "params", "level", "every", "names", "ticks",
-                   "updates", "n_ticks", "total_steps", "evaluating", "initial_lr", "param_names", "step", "pending"})
-_NUMBER_LEAVES = frozenset({"const", "fact", "schedule", "hyper"})
-WIDTH = 118
-
-
-def key(name: str) -> str:
-    """The name of a rate or memory in param groups, state and generated code."""
-    name = re.sub(r"\W", "_", name)
-    return name + "_" if name in TAKEN or not name.isidentifier() else name
-
-
-def place(span: Span | None) -> str:
-    """`optimizers/adamw.nl:3`: the last two parts of the file's name, and the line."""
-    if span is None:
-        return ""
-    parts = span.source.name.replace("\\", "/").split("/")
-    return f"{'/'.join(parts[-2:])}:{span.line}"
+WIDTH = 110  # inside a method
 
 
 @dataclass
 class RuleCode:
-    """What is emitted for one rule. hypers, schedules: name -> Python text. update, slots, evaluate: lines of function bodies."""
+    """What is emitted for one rule. hypers, schedules, slots: name -> Python text. update, evaluate: lines."""
 
     hypers: dict[str, str]
     schedules: dict[str, str]
@@ -54,107 +46,6 @@ class RuleCode:
     text: str = ""
     normalize: bool = False
     only: str = "**"
-
-
-def static_parts(rule: Rule) -> tuple[dict[str, Node], dict[str, Node]]:
-    """The rule's arguments that are numbers known for each weight, and those that follow a schedule. Others are written out."""
-    settled: dict[str, Node] = {}
-    timed: dict[str, Node] = {}
-    for name, _ in rule.arguments:
-        node = rule.expand(ops.leaf("hyper", rule.argument(name).type, name=name))
-        leaves = {n.op for n in walk(node) if not n.args}
-        if node.op == "const" and isinstance(node.value, bool):
-            continue  # a switch: known when compiling
-        if leaves <= _NUMBER_LEAVES and not any(n.type.like for n in walk(node)):
-            (timed if "schedule" in leaves else settled)[name] = node
-    return settled, timed
-
-
-def resolve(rule: Rule) -> Rule:
-    """The rule with only those hypers left that a param group holds; switches decide their branches."""
-    settled, timed = static_parts(rule)
-    table = dict(rule.arguments)
-
-    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
-        if n.op == "hyper" and n["name"] not in settled and n["name"] not in timed:
-            return rebuild(table[n["name"]], change)
-        if n.op == "where":
-            return ops.where(*args, span=n.span)
-        if n.op == "not" and args[0].op == "const":
-            return ops.unary("not", args[0])
-        if n.op in ("eq", "ne", "and", "or") and all(a.op == "const" for a in args):
-            return ops.binary(n.op, *args)
-        return None
-
-    def new(s: Statement) -> Statement:
-        if isinstance(s, DgdStep):
-            return replace(s, lr=rebuild(s.lr, change), scale=None if s.scale is None else rebuild(s.scale, change))
-        if isinstance(s, SlotUpdate) and s.pending_value is not None:
-            return replace(s, value=rebuild(s.value, change), pending_value=rebuild(s.pending_value, change))
-        return replace(s, value=rebuild(s.value, change))
-
-    return replace(rule, program=tuple(new(s) for s in rule.program), gradient=rebuild(rule.gradient, change),
-                   eval=None if rule.eval is None else rebuild(rule.eval, change),
-                   slots=tuple(replace(s, init=rebuild(s.init, change)) for s in rule.slots))
-
-
-def lift_schedules(rule: Rule) -> Rule:
-    """A schedule that stands inside a step (`-cosine(0.1) * g`) becomes an argument, so that a param group holds its value."""
-    names = {n for n, _ in rule.arguments}
-    lifted: dict[Node, str] = {}
-
-    def change(n: Node, _: tuple[Node, ...]) -> Node | None:
-        if n.op != "schedule":
-            return None
-        if n not in lifted:
-            base = name = "lr" if "lr" not in names else "schedule"
-            i = 1
-            while name in names:
-                i += 1
-                name = f"{base}_{i}"
-            names.add(name)
-            lifted[n] = name
-        return ops.leaf("hyper", n.type, n.span, name=lifted[n])
-
-    def new(s: Statement) -> Statement:
-        if isinstance(s, DgdStep):
-            return replace(s, lr=rebuild(s.lr, change))
-        if isinstance(s, SlotUpdate) and s.pending_value is not None:
-            return replace(s, value=rebuild(s.value, change), pending_value=rebuild(s.pending_value, change))
-        return replace(s, value=rebuild(s.value, change))
-
-    program, gradient = tuple(new(s) for s in rule.program), rebuild(rule.gradient, change)
-    return replace(rule, program=program, gradient=gradient, arguments=rule.arguments + tuple((v, k) for k, v in lifted.items()))
-
-
-def _reads(s: Statement, test: object) -> bool:
-    nodes = [s.lr, *([s.scale] if s.scale is not None else [])] if isinstance(s, DgdStep) else [s.value]
-    if isinstance(s, SlotUpdate) and s.pending_value is not None:
-        nodes.append(s.pending_value)
-    return any(depends(n, test) for n in nodes)  # type: ignore[arg-type]
-
-
-def _slot(op: str, name: str) -> object:
-    return lambda n: n.op == op and n["name"] == name
-
-
-def settle_order(program: tuple[Statement, ...]) -> list[Statement]:
-    """A memory that later statements read as it was `before` is updated after them, where nothing between depends on it."""
-    order = list(program)
-    for s in program:
-        if not isinstance(s, SlotUpdate):
-            continue
-        i = order.index(s)
-        readers = [j for j in range(i + 1, len(order)) if _reads(order[j], _slot("slot_old", s.slot))]
-        if not readers:
-            continue
-        between = order[i + 1: readers[-1] + 1]
-        moved = {x.slot for x in between if isinstance(x, SlotUpdate)}
-        own = lambda n, moved=moved: n.op in ("slot_old", "slot_new") and n["name"] in moved  # noqa: E731
-        weight_changes = any(not isinstance(x, SlotUpdate) for x in between) and _reads(s, lambda n: n.op == "w")
-        if not any(_reads(x, _slot("slot_new", s.slot)) for x in between) and not _reads(s, own) and not weight_changes:
-            order.insert(readers[-1], order.pop(i))
-    return order
 
 
 @dataclass
@@ -187,7 +78,9 @@ class RuleWriter:
         self.products: dict[str, str] = {}  # memories whose retain varies: the number that holds its running product
         self.periods = {s.slot: s.every for s in self.rule.program if isinstance(s, SlotUpdate)}
         self.slot_kinds = {s.name: s for s in self.rule.slots}
-        self.variables = set(TAKEN) | {key(s.name) for s in self.rule.slots} | {key(n) for n in (*self.settled, *self.timed)}
+        self.variables = (
+            set(TAKEN) | {key(s.name) for s in self.rule.slots} | {key(n) for n in (*self.settled, *self.timed)}
+        )
         self.tensors = Tensors(self.out.add, self._name, self._leaf, self._kept)
 
     # --- leaves ----------------------------------------------------------------------------------------
@@ -230,7 +123,8 @@ class RuleWriter:
         """1 − the product of the retains of a memory so far."""
         slot, retain = node.args[0]["name"], node.args[1]
         constant = not depends(retain, lambda n: n.op not in ("const", "hyper", "fact") and not n.args) and not any(
-            n.op == "hyper" and n["name"] in self.timed for n in walk(retain))
+            n.op == "hyper" and n["name"] in self.timed for n in walk(retain)
+        )
         if not constant:
             return Text(f"1 - {self.products[slot]}", SUM)
         self.counts_updates = True
@@ -247,21 +141,35 @@ class RuleWriter:
         order = settle_order(rule.program)
         for s in order:
             if isinstance(s, SlotUpdate):
-                tensors.bound.update({n: key(s.slot) for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot})
+                tensors.bound.update(
+                    {n: key(s.slot) for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot}
+                )
         self._starting_values()
         self._running_products()
         self._gradient()
         for s in order:
             roots = [s.lr] if isinstance(s, DgdStep) else [s.value]
-            tensors.count(*roots, *([s.pending_value] if isinstance(s, SlotUpdate) and s.pending_value is not None else []))
+            tensors.count(
+                *roots, *([s.pending_value] if isinstance(s, SlotUpdate) and s.pending_value is not None else [])
+            )
         for i, s in enumerate(order):
             self.out.note = place(s.span or rule.span)
-            self._statement(s, order[i + 1:])
+            self._statement(s, order[i + 1 :])
         body = self.out.lines
         update = self._prelude(body) + list(body)
         evaluate = self._evaluate()
-        return RuleCode(*self._arguments(), self._slots(), update, evaluate, tensors.helpers, tensors.collective,
-                        tensors.needs_math, any(isinstance(s, DgdStep) for s in rule.program), rule.text, *self._inputs())
+        return RuleCode(
+            *self._arguments(),
+            self._slots(),
+            update,
+            evaluate,
+            tensors.helpers,
+            tensors.collective,
+            tensors.needs_math,
+            any(isinstance(s, DgdStep) for s in rule.program),
+            rule.text,
+            *self._inputs(),
+        )
 
     def _inputs(self) -> tuple[bool, str]:
         steps = [s for s in self.rule.program if isinstance(s, DgdStep)]
@@ -282,7 +190,10 @@ class RuleWriter:
         for n in walk(*self.rule.nodes()):
             if n.op == "debias":
                 leaves = {x for x in walk(n.args[1]) if not x.args}
-                if any(x.op not in ("const", "hyper", "fact") or (x.op == "hyper" and x["name"] in self.timed) for x in leaves):
+                if any(
+                    x.op not in ("const", "hyper", "fact") or (x.op == "hyper" and x["name"] in self.timed)
+                    for x in leaves
+                ):
                     self.products.setdefault(n.args[0]["name"], self._name(f"{key(n.args[0]['name'])}_kept"))
 
     def _gradient(self) -> None:
@@ -350,7 +261,7 @@ class RuleWriter:
 
     def _memory(self, s: SlotUpdate, later: list[Statement]) -> None:
         name = key(s.slot)
-        if any(_reads(x, _slot("slot_old", s.slot)) for x in later):
+        if any(reads(x, slot_is("slot_old", s.slot)) for x in later):
             old = self._name(f"{name}_before")
             self.out.add(f"{old} = {name}.clone()")
             after = {n: old for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot}
@@ -363,7 +274,9 @@ class RuleWriter:
         self.tensors.bound.update(after)
         self.tensors.bound.update({n: name for n in self._leaves() if n.op == "slot_new" and n["name"] == s.slot})
         if s.slot in self.products:
-            retain = next(n.args[1] for n in walk(*self.rule.nodes()) if n.op == "debias" and n.args[0]["name"] == s.slot)
+            retain = next(
+                n.args[1] for n in walk(*self.rule.nodes()) if n.op == "debias" and n.args[0]["name"] == s.slot
+            )
             self.out.add(f"{self.products[s.slot]}.mul_({self.tensors.text(retain).text})")
 
     def _periodic(self, s: SlotUpdate, name: str) -> None:
@@ -375,7 +288,9 @@ class RuleWriter:
         outside = dict(self.tensors.bound)
         if pending is not None and s.pending_value is not None:
             self.tensors.bound[s.pending_value] = pending
-            self.tensors.bound.update({n: pending for n in self._leaves() if n.op in ("slot_old", "slot_new") and n["name"] == s.pending})
+            self.tensors.bound.update(
+                {n: pending for n in self._leaves() if n.op in ("slot_old", "slot_new") and n["name"] == s.pending}
+            )
         self.out.add(f"if t % {s.every} == 0:")
         self.out.indent += "    "
         self._renew(name, s)
@@ -387,29 +302,31 @@ class RuleWriter:
     def _renew(self, name: str, s: SlotUpdate) -> None:
         """The memory's new state in place: retain · old + rate · value, as torch would write it."""
         value, tensors = s.value, self.tensors
-        old = _slot("slot_old", s.slot)
-        if self.slot_kinds[s.slot].like == "number":
+        old = slot_is("slot_old", s.slot)
+        if self.slot_kinds[s.slot].like == "number" or value.op != "add":
             self.out.add(f"{name}.copy_({tensors.text(value).text})")
-            return
-        if value.op != "add":
-            self.out.add(name + self._changed(value, s))
             return
         mixed = lerp(value)
         keep, rest = _decay(value, s.slot)
-        if keep is None and rest is not None and rest.op == "sub" and old(rest.args[1]):  # type: ignore[operator]
+        if keep is None and rest is not None and rest.op == "sub" and old(rest.args[1]):
             self.out.add(f"{name}.copy_({tensors.text(rest.args[0]).text})")  # old + (v − old): it is replaced
             return
         towards = None if rest is None or keep is not None else self._towards(rest, s.slot)
         if towards is not None:
             self.out.add(f"{name}.lerp_({tensors.text(towards[0]).text}, {towards[1].text})")
             return
-        if rest is None or depends(rest, old):  # type: ignore[arg-type]
-            if mixed is not None and old(mixed[0]) and not depends(mixed[1], old) and not depends(mixed[2], old):  # type: ignore
+        if rest is None or depends(rest, old):
+            if mixed is not None and old(mixed[0]) and not depends(mixed[1], old) and not depends(mixed[2], old):
                 self.out.add(f"{name}.lerp_({tensors.text(mixed[1]).text}, {tensors.text(mixed[2]).text})")
             else:
                 self.out.add(f"{name}.copy_({tensors.text(value).text})")
             return
-        if keep is not None and rest.op == "mul" and complement(keep, rest.args[0]) and not self._two_tensors(rest.args[1]):
+        if (
+            keep is not None
+            and rest.op == "mul"
+            and complement(keep, rest.args[0])
+            and not self._two_tensors(rest.args[1])
+        ):
             self.out.add(f"{name}.lerp_({tensors.text(rest.args[1]).text}, {tensors.text(rest.args[0]).text})")
             return
         gain = self._gain(rest)
@@ -417,24 +334,15 @@ class RuleWriter:
 
     def _towards(self, rest: Node, slot: str) -> tuple[Node, Text] | None:
         """(v, rate) where the addend is −rate·(old − v) or rate·(v − old): the memory moves towards v."""
-        old = _slot("slot_old", slot)
+        old = slot_is("slot_old", slot)
         p = self.tensors.product(rest)
         if len(p.tensors) != 1 or p.below or p.tensors[0].op != "sub":
             return None
         a, b = p.tensors[0].args
         start, end = (a, b) if p.sign < 0 else (b, a)
-        if not old(start) or depends(end, old):  # type: ignore[operator, arg-type]
+        if not old(start) or depends(end, old):
             return None
         return end, p.factor(positive=True)
-
-    def _changed(self, value: Node, s: SlotUpdate) -> str:
-        """old − rate·(old − v) is a lerp towards v; anything else is written out."""
-        old = _slot("slot_old", s.slot)
-        if value.op == "sub" and old(value.args[0]) and value.args[1].op == "mul":  # type: ignore[operator]
-            rate, gap = value.args[1].args
-            if gap.op == "sub" and gap.args[0] is value.args[0] and not depends(gap.args[1], old):  # type: ignore[arg-type]
-                return f".lerp_({self.tensors.text(gap.args[1]).text}, {self.tensors.text(rate).text})"
-        return f".copy_({self.tensors.text(value).text})"
 
     def _two_tensors(self, node: Node) -> bool:
         if node in self.tensors.bound:
@@ -447,7 +355,9 @@ class RuleWriter:
         if s.scale is not None and not ops.is_const(s.scale, 1):
             self.out.add(f"gram = None if gram is None else gram * {self.tensors.text(s.scale).at(PRODUCT)}")
         exact = "" if s.exact else ", exact=False"
-        self.out.add(f"w.add_({self.tensors.helper('delta_step')}(w, g, {gram}, {self.tensors.text(s.lr).text}{exact}))")
+        self.out.add(
+            f"w.add_({self.tensors.helper('delta_step')}(w, g, {gram}, {self.tensors.text(s.lr).text}{exact}))"
+        )
 
     # --- the other functions ---------------------------------------------------------------------------
 
@@ -489,9 +399,13 @@ class RuleWriter:
         memories = [k for k in self._slots() if re.search(rf"\b{re.escape(k)}\b", text)]
         lines = []
         for source, names in (("group", rates), ("state", memories)):
-            for i in range(0, len(names), 5):
-                part = names[i:i + 5]
-                lines.append(", ".join(part) + " = " + ", ".join(f'{source}["{n}"]' for n in part))
+            rows: list[list[str]] = [[]]
+            for n in names:
+                if sum(2 * len(x) + len(source) + 8 for x in (*rows[-1], n)) > WIDTH:
+                    rows.append([])
+                rows[-1].append(n)
+            for row in (r for r in rows if r):
+                lines.append(", ".join(row) + " = " + ", ".join(f'{source}["{n}"]' for n in row))
         if self.counts_updates:
             lines.append('t = state["step"]  # updates of this weight, this one included')
         if self.counts_ticks:
@@ -529,4 +443,4 @@ def write_rule(rule: Rule) -> RuleCode:
     return RuleWriter(rule).write()
 
 
-__all__ = ["COMPARE", "RuleCode", "key", "place", "write_rule"]
+__all__ = ["RuleCode", "write_rule"]

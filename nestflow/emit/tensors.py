@@ -14,10 +14,24 @@ from nestflow.emit.numbers import ATOM, CONDITION, OR, POWER, PRODUCT, SIGN, SUM
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.ops import COMPARE, is_const
 
-_METHODS = {"sqrt": "sqrt", "exp": "exp", "log": "log", "abs": "abs", "sign": "sign", "square": "square", "relu": "relu",
-            "sigmoid": "sigmoid", "tanh": "tanh"}
-_FUNCTIONS = {"silu": "silu({0})", "gelu": "gelu({0})", "gelu_tanh": 'gelu({0}, approximate="tanh")',
-              "softplus": "softplus({0})", "log_sigmoid": "logsigmoid({0})"}
+_METHODS = {
+    "sqrt": "sqrt",
+    "exp": "exp",
+    "log": "log",
+    "abs": "abs",
+    "sign": "sign",
+    "square": "square",
+    "relu": "relu",
+    "sigmoid": "sigmoid",
+    "tanh": "tanh",
+}
+_FUNCTIONS = {
+    "silu": "silu({0})",
+    "gelu": "gelu({0})",
+    "gelu_tanh": 'gelu({0}, approximate="tanh")',
+    "softplus": "softplus({0})",
+    "log_sigmoid": "logsigmoid({0})",
+}
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _REDUCTIONS = {"sum": "sum_of", "mean": "mean_of", "amax": "amax_of", "norm_w": "norm_of"}
 _NAMES = {"newton_schulz": "o", "sqrt": "root", "norm_w": "size", "norm_all": "norm", "total": "sum_all", "matmul": "z"}
@@ -55,8 +69,13 @@ class Product:
 class Tensors:
     """Expressions over g, w and memories. `line` takes statements that must come first; `name` makes variable names."""
 
-    def __init__(self, line: Callable[[str], None], name: Callable[[str], str], leaf: Callable[[Node], Text],
-                 kept: Callable[[Node], Text]) -> None:
+    def __init__(
+        self,
+        line: Callable[[str], None],
+        name: Callable[[str], str],
+        leaf: Callable[[Node], Text],
+        kept: Callable[[Node], Text],
+    ) -> None:
         self.line, self.name, self.number_leaf, self.kept = line, name, leaf, kept
         self.bound: dict[Node, str] = {}  # values that already have a variable
         self.uses: Counter[Node] = Counter()
@@ -84,8 +103,12 @@ class Tensors:
         """A leaf, perhaps times a number: written out again at every use."""
         if node.op == "debias" or not node.args:
             return True
-        return node.op in ("neg", "mul", "div") and sum(not is_number(a) for a in node.args) == 1 and all(
-            is_number(a) or self._cheap(a) for a in node.args) and not (node.op == "div" and is_number(node.args[0]))
+        return (
+            node.op in ("neg", "mul", "div")
+            and sum(not is_number(a) for a in node.args) == 1
+            and all(is_number(a) or self._cheap(a) for a in node.args)
+            and not (node.op == "div" and is_number(node.args[0]))
+        )
 
     def bind(self, node: Node, expression: Text) -> str:
         """Give a value a variable."""
@@ -214,7 +237,14 @@ class Tensors:
 
     def _write_sqrt(self, node: Node) -> Text:
         p = self.product(node.args[0])
-        if p.corrections == 1 and len(p.divisors) == 1 and p.sign > 0 and not p.scalars and len(p.tensors) == 1 and not p.below:
+        if (
+            p.corrections == 1
+            and len(p.divisors) == 1
+            and p.sign > 0
+            and not p.scalars
+            and len(p.tensors) == 1
+            and not p.below
+        ):
             root = f"{self.text(p.tensors[0]).at(ATOM)}.sqrt()"
             return Text(f"{root} / {p.divisors[0].at(ATOM)} ** 0.5", PRODUCT, True)
         return Text(f"{self.text(node.args[0]).at(ATOM)}.sqrt()", ATOM, True)
@@ -224,7 +254,9 @@ class Tensors:
         mixed = lerp(node)
         if mixed is not None and is_number(mixed[2]):
             start, end, rate = mixed
-            return Text(f"{self.text(start).at(ATOM)}.lerp({self.text(end).text}, {self.number(rate).text})", ATOM, True)
+            return Text(
+                f"{self.text(start).at(ATOM)}.lerp({self.text(end).text}, {self.number(rate).text})", ATOM, True
+            )
         if is_number(a):
             a, b = b, a
         if is_number(b):
@@ -258,7 +290,9 @@ class Tensors:
         """The tensors of a product without the number."""
         first = self.text(p.tensors[0])
         rest = [self.text(x).at(SIGN) for x in p.tensors[1:]]
-        return self._times(Text(" * ".join([first.at(PRODUCT), *rest]), PRODUCT, True) if rest else first, Product(), p.below)
+        return self._times(
+            Text(" * ".join([first.at(PRODUCT), *rest]), PRODUCT, True) if rest else first, Product(), p.below
+        )
 
     def _write_sub(self, node: Node) -> Text:
         a, b = node.args
@@ -288,7 +322,9 @@ class Tensors:
     def _write_where(self, node: Node) -> Text:
         c, a, b = node.args
         if is_number(c):
-            return Text(f"{self.text(a).at(OR)} if {self.number(c).at(OR)} else {self.text(b).at(CONDITION)}", CONDITION)
+            return Text(
+                f"{self.text(a).at(OR)} if {self.number(c).at(OR)} else {self.text(b).at(CONDITION)}", CONDITION
+            )
         return Text(f"torch.where({self.text(c).text}, {self.text(a).text}, {self.text(b).text})", ATOM, True)
 
     def _write_matmul(self, node: Node) -> Text:
@@ -309,7 +345,9 @@ class Tensors:
         dtype = node.get("dtype")
         if dtype not in (None, "none"):
             extra += f", dtype=torch.{dtype}"
-        return Text(f"{self.helper('newton_schulz')}({self.text(node.args[0]).text}{extra}, heads=fact.heads)")  # below rank 2 its argument: not fresh
+        return Text(
+            f"{self.helper('newton_schulz')}({self.text(node.args[0]).text}{extra}, heads=fact.heads)"
+        )  # below rank 2 its argument: not fresh
 
     def _everywhere(self, node: Node, function: str) -> Text:
         self.collective = True
@@ -337,7 +375,13 @@ def lerp(node: Node) -> tuple[Node, Node, Node] | None:
     if a.op == "mul" and b.op == "mul":
         for keep, start in (a.args, a.args[::-1]):
             for rate, end in (b.args, b.args[::-1]):
-                if is_number(keep) and is_number(rate) and not is_number(start) and not is_number(end) and complement(keep, rate):
+                if (
+                    is_number(keep)
+                    and is_number(rate)
+                    and not is_number(start)
+                    and not is_number(end)
+                    and complement(keep, rate)
+                ):
                     return start, end, rate
     return None
 

@@ -59,28 +59,42 @@ def amax_of(x: Tensor, heads: int = 0) -> Tensor:
     return x.amax(_own_axes(x, heads), keepdim=True) if heads else x.amax()
 
 
+def _whole(number: Tensor) -> Tensor:
+    """Of sharded weights each rank needs the whole norm."""
+    gather = getattr(number, "full_tensor", None)
+    return number if gather is None else gather()
+
+
 def norm_all(tensors: Sequence[Tensor]) -> Tensor:
     """√Σ‖x‖² over all tensors of a level: as torch.nn.utils.clip_grad_norm_ computes it."""
     norm = torch.nn.utils.get_total_norm(list(tensors))
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # sharded weights: each rank needs the whole norm
+    return (
+        norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    )  # sharded weights: each rank needs the whole norm
 
 
 def total(tensors: Sequence[Tensor]) -> Tensor:
     """Σ of all elements of all tensors of a level."""
     device = tensors[0].device
     number = torch.stack([x.sum().to(device) for x in tensors]).sum()
-    return number.full_tensor() if hasattr(number, "full_tensor") else number
+    return _whole(number)
 
 
-def newton_schulz(x: Tensor, iters: int = 5, coefficients: Sequence[float] = QUINTIC, eps: float = 1e-7,
-                  dtype: torch.dtype | None = None, heads: int = 0) -> Tensor:
+def newton_schulz(
+    x: Tensor,
+    iters: int = 5,
+    coefficients: Sequence[float] = QUINTIC,
+    eps: float = 1e-7,
+    dtype: torch.dtype | None = None,
+    heads: int = 0,
+) -> Tensor:
     """X / max(‖X‖_F, eps), then iters times X ← aX + (bA + cA²)X with A = XXᵀ on the shorter side (torch.optim.Muon's
     order of operations; it computes in bfloat16). Below rank 2 unchanged, above it rows × the rest."""
     if x.ndim - heads < 2:
         return x
     a, b, c = coefficients
     shape = x.shape
-    x_NRC = x.reshape(-1, shape[heads], math.prod(shape[heads + 1:])) if heads else x.reshape(1, shape[0], -1)
+    x_NRC = x.reshape(-1, shape[heads], math.prod(shape[heads + 1 :])) if heads else x.reshape(1, shape[0], -1)
     wide_NRC = x_NRC.to(dtype or x.dtype)
     tall = wide_NRC.shape[-2] > wide_NRC.shape[-1]
     if tall:
@@ -96,8 +110,8 @@ def newton_schulz(x: Tensor, iters: int = 5, coefficients: Sequence[float] = QUI
 
 
 def delta_step(w: Tensor, g: Tensor, gram: Tensor | None, lr: float, exact: bool = True) -> Tensor:
-    """Delta gradient descent: −η(W K + g), K [in, in] the sum of x xᵀ over the inputs of W [out, in] (a leading head axis
-    in all three where W has it); η = lr/(1 + lr·tr K) if exact, else lr. Without inputs: −lr·g."""
+    """Delta gradient descent: −η(W K + g), K [in, in] the sum of x xᵀ over the inputs of W [out, in] (a leading head
+    axis in all three where W has it); η = lr/(1 + lr·tr K) if exact, else lr. Without inputs: −lr·g."""
     if gram is None:
         return -lr * g
     trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]

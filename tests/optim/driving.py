@@ -25,7 +25,9 @@ def parameters(dtype: torch.dtype = torch.float64, shapes: Iterable[tuple[int, .
     return [nn.Parameter(w) for w in draw(0, shapes, dtype)]
 
 
-def drive(opt: torch.optim.Optimizer, params: list[nn.Parameter], steps: int, first: int = 0, clip: float | None = None) -> None:
+def drive(
+    opt: torch.optim.Optimizer, params: list[nn.Parameter], steps: int, first: int = 0, clip: float | None = None
+) -> None:
     """Steps with gradients that depend on the step's number alone. Gradients are cleared after each, as loops do."""
     for t in range(first, first + steps):
         for p, g in zip(params, draw(1000 + t, [tuple(p.shape) for p in params], params[0].dtype), strict=True):
@@ -36,16 +38,23 @@ def drive(opt: torch.optim.Optimizer, params: list[nn.Parameter], steps: int, fi
         opt.zero_grad()
 
 
-def level_optimizer(levels: str, body: str = "return linear(x, 3)", **settings: Any) -> tuple[StepOptimizer, dict[str, nn.Parameter]]:
+def level_optimizer(
+    levels: str, body: str = "return linear(x, 3)", **settings: Any
+) -> tuple[StepOptimizer, dict[str, nn.Parameter]]:
     """The optimizer of a small spec with these levels on flow `net`, and its weights by path, drawn from a seed."""
-    graph = build(load(f"""nestflow 1
+    graph = build(
+        load(f"""nestflow 1
 input x : float[T, 4]
 output net(x)
 flow net(x) {{ {body} }}
 loss = mean(net(x) ^ 2)
 {levels}
-"""))
-    weights = {w.path: nn.Parameter(v) for w, v in zip(graph.weights, draw(7, [w.full_shape for w in graph.weights]), strict=True)}
+""")
+    )
+    weights = {
+        w.path: nn.Parameter(v)
+        for w, v in zip(graph.weights, draw(7, [w.full_shape for w in graph.weights]), strict=True)
+    }
     return optimizer_class(graph)(weights, **settings), weights
 
 

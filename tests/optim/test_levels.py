@@ -45,8 +45,10 @@ def test_a_slow_level_learns_from_the_sum_of_its_ticks() -> None:
         else:
             assert torch.equal(down, before)
         assert torch.equal(up, oracle_up) and torch.equal(down, oracle_down)
-        assert opt.report() == {"fast": {"updated": True, "every": 1, "updates": t + 1},
-                                "slow": {"updated": (t + 1) % 3 == 0, "every": 3, "updates": (t + 1) // 3}}
+        assert opt.report() == {
+            "fast": {"updated": True, "every": 1, "updates": t + 1},
+            "slow": {"updated": (t + 1) % 3 == 0, "every": 3, "updates": (t + 1) // 3},
+        }
 
 
 def test_g_over_n_ticks_is_the_mean_over_ticks_that_brought_a_gradient() -> None:
@@ -69,7 +71,11 @@ def test_no_gradient_in_a_whole_period_changes_nothing() -> None:
     for _ in range(3):
         opt.step()
     assert torch.equal(down, before) and opt.state[down]["step"] == state["step"] == 1
-    assert torch.equal(opt.state[down]["m"], state["m"]) and opt.report()["slow"] == {"updated": False, "every": 3, "updates": 1}
+    assert torch.equal(opt.state[down]["m"], state["m"]) and opt.report()["slow"] == {
+        "updated": False,
+        "every": 3,
+        "updates": 1,
+    }
 
 
 def cosine(s: int, peak: float, warmup: int, total: int, floor: float, n: int) -> float:
@@ -100,8 +106,12 @@ def test_a_cosine_counts_ticks_and_is_written_to_the_group() -> None:
 
 
 def test_linear_decay_and_wsd() -> None:
-    straight, _ = level_optimizer("level a { memory weights(net); objective loss; update gd(linear_decay(1, warmup = 2, total = 8)) }")
-    up_and_down, weights = level_optimizer("level a { memory weights(net); objective loss; update gd(wsd(1, 2, 3, 4)) }")
+    straight, _ = level_optimizer(
+        "level a { memory weights(net); objective loss; update gd(linear_decay(1, warmup = 2, total = 8)) }"
+    )
+    up_and_down, weights = level_optimizer(
+        "level a { memory weights(net); objective loss; update gd(wsd(1, 2, 3, 4)) }"
+    )
     seen: list[list[float]] = [[], []]
     for t in range(10):
         for i, opt in enumerate((straight, up_and_down)):
@@ -115,7 +125,9 @@ def test_linear_decay_and_wsd() -> None:
 
 
 def test_a_schedule_inside_a_step_is_an_argument_too() -> None:
-    opt, weights = level_optimizer("level a { memory weights(net); objective loss; update -cosine(0.4, warmup = 2, total = 9) * g }")
+    opt, weights = level_optimizer(
+        "level a { memory weights(net); objective loss; update -cosine(0.4, warmup = 2, total = 9) * g }"
+    )
     (w,) = weights.values()
     want = w.detach().clone()
     feed(opt, weights, 6)
@@ -127,12 +139,16 @@ def test_a_schedule_inside_a_step_is_an_argument_too() -> None:
 
 def test_weights_are_grouped_by_what_the_rule_says_of_them() -> None:
     opt, weights = level_optimizer(
-        "level a { memory weights(net); objective loss; update adamw(1e-2, weight_decay = 0.1 if ndim(w) >= 2 else 0) }",
-        "return rmsnorm(linear(x, 3, bias = true))")
+        "level a { memory weights(net); objective loss; "
+        "update adamw(1e-2, weight_decay = 0.1 if ndim(w) >= 2 else 0) }",
+        "return rmsnorm(linear(x, 3, bias = true))",
+    )
     groups = {tuple(g["names"]): g["weight_decay"] for g in opt.param_groups}
     assert groups == {("net.linear.weight",): 0.1, ("net.linear.bias", "net.rmsnorm.weight"): 0}
     oracle = [nn.Parameter(w.detach().clone()) for w in weights.values()]
-    torchs = torch.optim.AdamW([{"params": oracle[:1], "weight_decay": 0.1}, {"params": oracle[1:], "weight_decay": 0.0}], lr=1e-2)
+    torchs = torch.optim.AdamW(
+        [{"params": oracle[:1], "weight_decay": 0.1}, {"params": oracle[1:], "weight_decay": 0.0}], lr=1e-2
+    )
     feed(opt, weights, 20)
     drive(torchs, oracle, 20)
     for w, o in zip(weights.values(), oracle, strict=True):
@@ -141,12 +157,19 @@ def test_weights_are_grouped_by_what_the_rule_says_of_them() -> None:
 
 def test_two_levels_clip_apart() -> None:
     opt, weights = level_optimizer(
-        TWO.replace("sgd(0.1, momentum = 0.9)", "g |> clip_norm(0.5) |> gd(0.1)").replace("3 steps", "1 step")
-        .replace("SLOW", "g |> clip_norm(2) |> gd(0.1)"), BODY)
+        TWO.replace("sgd(0.1, momentum = 0.9)", "g |> clip_norm(0.5) |> gd(0.1)")
+        .replace("3 steps", "1 step")
+        .replace("SLOW", "g |> clip_norm(2) |> gd(0.1)"),
+        BODY,
+    )
     want = [w.detach().clone() for w in weights.values()]
     feed(opt, weights, 1)
-    for w, start, g, bound in zip(weights.values(), want, draw(1000, [tuple(w.shape) for w in want]), (0.5, 2.0), strict=True):
-        torch.testing.assert_close(w.detach(), start - 0.1 * g * min(1.0, bound / (float(g.norm()) + 1e-6)), rtol=1e-12, atol=1e-12)
+    for w, start, g, bound in zip(
+        weights.values(), want, draw(1000, [tuple(w.shape) for w in want]), (0.5, 2.0), strict=True
+    ):
+        torch.testing.assert_close(
+            w.detach(), start - 0.1 * g * min(1.0, bound / (float(g.norm()) + 1e-6)), rtol=1e-12, atol=1e-12
+        )
 
 
 HEADS = """level mix(x) {
@@ -167,7 +190,9 @@ def orthogonal(x: Tensor) -> Tensor:
 
 def test_a_weight_with_heads_is_many_weights_to_the_rule() -> None:
     """Newton-Schulz, rows and ndim see each head's matrix; a head's gain is a vector."""
-    opt, weights = level_optimizer(HEADS.replace("RULE", "muon(0.1, weight_decay = 0.5 if ndim(w) >= 2 else 0)"), "return x + mix(x)")
+    opt, weights = level_optimizer(
+        HEADS.replace("RULE", "muon(0.1, weight_decay = 0.5 if ndim(w) >= 2 else 0)"), "return x + mix(x)"
+    )
     start = {n: w.detach().clone() for n, w in weights.items()}
     shapes = {n: tuple(w.shape) for n, w in weights.items()}
     feed(opt, weights, 1)
@@ -177,7 +202,9 @@ def test_a_weight_with_heads_is_many_weights_to_the_rule() -> None:
         if len(shapes[n]) == 3:
             heads += 1
             scale = math.sqrt(max(1.0, shapes[n][1] / shapes[n][2]))
-            want = torch.stack([s * (1 - 0.05) - 0.1 * scale * orthogonal(g) for s, g in zip(start[n], grads[n], strict=True)])
+            want = torch.stack(
+                [s * (1 - 0.05) - 0.1 * scale * orthogonal(g) for s, g in zip(start[n], grads[n], strict=True)]
+            )
         elif n.endswith("rmsnorm.weight"):
             gains += 1
             # momentum is 0.05 g and nesterov's n is 0.05 g + 0.95 · 0.05 g; rows/cols of the head's vector of 3 is 3
@@ -254,7 +281,7 @@ def test_settings_reach_the_levels_that_have_them() -> None:
     assert {g["level"]: g["lr"] for g in opt.param_groups} == {"fast": 0.1, "slow": 0.5}
     opt, _ = two("adam(cosine(1e-2))", lr=0.25)
     assert {g["lr"] for g in opt.param_groups} == {0.25}
-    with pytest.raises(NestflowError, match="NF521.*`wd`"):
+    with pytest.raises(NestflowError, match=r"NF521.*`wd`"):
         two(wd=0.1)
     with pytest.raises(NestflowError, match="NF521"):
         two(**{"fast.eps": 0.1})
@@ -270,7 +297,9 @@ def test_different_objectives_cannot_be_stepped_by_hand() -> None:
     opt, weights = level_optimizer(
         """other = mean(net(x) ^ 4)
 level a { memory weights(net, "up.**"); objective loss; update gd(0.1) }
-level b { memory rest(net); objective other; update gd(0.1) }""", BODY)
+level b { memory rest(net); objective other; update gd(0.1) }""",
+        BODY,
+    )
     with pytest.raises(NestflowError, match="NF522"):
         feed(opt, weights, 1)
     before = weights["net.up.weight"].detach().clone()
@@ -278,12 +307,18 @@ level b { memory rest(net); objective other; update gd(0.1) }""", BODY)
         w.grad = torch.ones_like(w)
     opt._step_levels(["b"])
     assert torch.equal(weights["net.up.weight"], before)
-    assert opt.report() == {"a": {"updated": False, "every": 1, "updates": 0}, "b": {"updated": True, "every": 1, "updates": 1}}
+    assert opt.report() == {
+        "a": {"updated": False, "every": 1, "updates": 0},
+        "b": {"updated": True, "every": 1, "updates": 1},
+    }
 
 
 def test_frozen_levels_are_not_in_it() -> None:
-    opt, weights = level_optimizer("""level a { memory weights(net, "up.**"); objective loss; update gd(0.1) }
-level frozen { every never; memory rest(net) }""", BODY)
+    opt, weights = level_optimizer(
+        """level a { memory weights(net, "up.**"); objective loss; update gd(0.1) }
+level frozen { every never; memory rest(net) }""",
+        BODY,
+    )
     assert [g["names"] for g in opt.param_groups] == [["net.up.weight"]]
     before = weights["net.down.weight"].detach().clone()
     feed(opt, weights, 2)
@@ -292,10 +327,10 @@ level frozen { every never; memory rest(net) }""", BODY)
 
 def test_missing_weights_and_sparse_gradients_are_told() -> None:
     opt, weights = two()
-    with pytest.raises(NestflowError, match="NF524.*net.down.weight"):
+    with pytest.raises(NestflowError, match=r"NF524.*net.down.weight"):
         type(opt)({"net.up.weight": weights["net.up.weight"]})
     weights["net.up.weight"].grad = torch.ones(5, 4, dtype=torch.float64).to_sparse()
-    with pytest.raises(NestflowError, match="NF525.*net.up.weight"):
+    with pytest.raises(NestflowError, match=r"NF525.*net.up.weight"):
         opt.step()
 
 
@@ -310,11 +345,13 @@ def test_weights_may_come_as_pairs_or_in_order() -> None:
 
 
 def test_dgd_takes_the_grams_and_sums_them_over_a_period() -> None:
-    opt, weights = level_optimizer("level a { every 2 steps; memory weights(net); objective loss; update dgd(0.5) }",
-                                   "return linear(x, 3, bias = true)")
+    opt, weights = level_optimizer(
+        "level a { every 2 steps; memory weights(net); objective loss; update dgd(0.5) }",
+        "return linear(x, 3, bias = true)",
+    )
     weight, bias = weights["net.linear.weight"], weights["net.linear.bias"]
     assert type(opt).needs_inputs == {"net.linear.weight": False}
-    with pytest.raises(NestflowError, match="NF523.*net.linear.weight"):
+    with pytest.raises(NestflowError, match=r"NF523.*net.linear.weight"):
         feed(opt, weights, 1)
     opt = type(opt)(weights)
     start, start_bias = weight.detach().clone(), bias.detach().clone()

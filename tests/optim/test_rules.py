@@ -126,7 +126,9 @@ def test_schedule_free_is_evaluated_at_its_average_and_goes_on_where_it_was() ->
 
 
 def test_lookahead_around_gd() -> None:
-    opt, weights = level_optimizer("level outer { memory weights(net); objective loss; update lookahead(gd(0.1), period = 3) }")
+    opt, weights = level_optimizer(
+        "level outer { memory weights(net); objective loss; update lookahead(gd(0.1), period = 3) }"
+    )
     w = slow = [p.detach().clone() for p in weights.values()]
     feed(opt, weights, 7)
     for t in range(7):
@@ -138,7 +140,9 @@ def test_lookahead_around_gd() -> None:
 
 
 def test_averaged_adam_is_evaluated_at_the_average_of_torchs_adam() -> None:
-    opt, weights = level_optimizer("level outer { memory weights(net); objective loss; update averaged(adam(1e-2), decay = 0.8) }")
+    opt, weights = level_optimizer(
+        "level outer { memory weights(net); objective loss; update averaged(adam(1e-2), decay = 0.8) }"
+    )
     (p,) = weights.values()
     theirs = torch.nn.Parameter(p.detach().clone())
     average, adam = p.detach().clone(), torch.optim.Adam([theirs], lr=1e-2)

@@ -9,33 +9,54 @@ import torch
 
 import nestflow
 
-from .driving import SHAPES, drive, parameters
+from .driving import SHAPES, drive, level_optimizer, parameters
 
 BITWISE: dict[str, tuple[str, dict[str, Any], Any, dict[str, Any]]] = {
     "adam": ("adam", {"lr": 3e-3}, torch.optim.Adam, {"lr": 3e-3}),
-    "adam, other constants": ("adam", {"lr": 1e-2, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6}, torch.optim.Adam,
-                              {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6}),
+    "adam, other constants": (
+        "adam",
+        {"lr": 1e-2, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6},
+        torch.optim.Adam,
+        {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-6},
+    ),
     "adamw": ("adamw", {"lr": 3e-3, "weight_decay": 0.1}, torch.optim.AdamW, {"lr": 3e-3, "weight_decay": 0.1}),
     "sgd": ("sgd", {"lr": 0.05}, torch.optim.SGD, {"lr": 0.05}),
     "sgd, momentum": ("sgd", {"lr": 0.05, "momentum": 0.9}, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}),
-    "sgd, dampening": ("sgd", {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}, torch.optim.SGD,
-                       {"lr": 0.05, "momentum": 0.9, "dampening": 0.3}),
-    "sgd, decay": ("sgd", {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}, torch.optim.SGD,
-                   {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1}),
-    "sgd, nesterov": ("sgd", {"lr": 0.05, "momentum": 0.9, "nesterov": True}, torch.optim.SGD,
-                      {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
-    "nesterov": ("nesterov", {"lr": 0.05, "beta": 0.9}, torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True}),
+    "sgd, dampening": (
+        "sgd",
+        {"lr": 0.05, "momentum": 0.9, "dampening": 0.3},
+        torch.optim.SGD,
+        {"lr": 0.05, "momentum": 0.9, "dampening": 0.3},
+    ),
+    "sgd, decay": (
+        "sgd",
+        {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1},
+        torch.optim.SGD,
+        {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.1},
+    ),
+    "sgd, nesterov": (
+        "sgd",
+        {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+        torch.optim.SGD,
+        {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+    ),
+    "nesterov": (
+        "nesterov",
+        {"lr": 0.05, "beta": 0.9},
+        torch.optim.SGD,
+        {"lr": 0.05, "momentum": 0.9, "nesterov": True},
+    ),
     "gd": ("gd", {"lr": 0.05}, torch.optim.SGD, {"lr": 0.05}),
     "rmsprop": ("rmsprop", {"lr": 0.01}, torch.optim.RMSprop, {"lr": 0.01}),
     "adagrad": ("adagrad", {"lr": 0.01}, torch.optim.Adagrad, {"lr": 0.01}),
 }
 
 
-def both(case: str, dtype: torch.dtype, steps: int, **driving: Any) -> tuple[list[Any], list[Any]]:
+def both(case: str, dtype: torch.dtype, steps: int) -> tuple[list[Any], list[Any]]:
     name, settings, make, theirs = BITWISE[case]
     a, b = parameters(dtype), parameters(dtype)
     drive(nestflow.optimizer(name, a, **settings), a, steps)
-    drive(make(b, **theirs), b, steps, **driving)
+    drive(make(b, **theirs), b, steps)
     return a, b
 
 
@@ -64,15 +85,18 @@ def test_muon_in_bfloat16_is_torchs() -> None:
         torch.testing.assert_close(x, y, rtol=0, atol=1e-4)
 
 
-def test_clipping_by_the_norm_of_all_weights_is_torchs_bit_for_bit() -> None:
-    from nestflow.bundle.optimizer import optimizer
-
-    text = "nestflow 1\noptimizer clipped(lr) { step -lr * clip_norm(g, 1) }"
-    a, b = parameters(torch.float32), parameters(torch.float32)
-    drive(optimizer(text, a, lr=0.1), a, 30)
-    drive(torch.optim.SGD(b, lr=0.1), b, 30, clip=1.0)
+@pytest.mark.parametrize("bound", [0.5, 100.0])
+def test_clipping_by_the_norm_of_all_weights_is_torchs_bit_for_bit(bound: float) -> None:
+    opt, weights = level_optimizer(
+        f"level a {{ memory weights(net); objective loss; update g |> clip_norm({bound}) |> adamw(1e-2) }}",
+        "return rmsnorm(linear(x, 3, bias = true))",
+    )
+    a = list(weights.values())
+    b = [torch.nn.Parameter(w.detach().clone()) for w in a]
+    drive(opt, a, 30)
+    drive(torch.optim.AdamW(b, lr=1e-2), b, 30, clip=bound)
     for x, y in zip(a, b, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-6)
+        assert torch.equal(x, y)
 
 
 def test_half_precision_weights_keep_their_memories_in_float32() -> None:
