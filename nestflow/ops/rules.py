@@ -67,10 +67,7 @@ def _whole(number: Tensor) -> Tensor:
 
 def norm_all(tensors: Sequence[Tensor]) -> Tensor:
     """√Σ‖x‖² over all tensors of a level: as torch.nn.utils.clip_grad_norm_ computes it."""
-    norm = torch.nn.utils.get_total_norm(list(tensors))
-    return (
-        norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-    )  # sharded weights: each rank needs the whole norm
+    return _whole(torch.nn.utils.get_total_norm(list(tensors)))
 
 
 def total(tensors: Sequence[Tensor]) -> Tensor:
