@@ -29,14 +29,32 @@ if TYPE_CHECKING:
     from nestflow.train.sampling import generate
 
 _HOMES = {
-    "Bundle": "bundle.bundle", "Stream": "bundle.bundle", "Module": "bundle.module", "State": "bundle.state",
-    "compile": "bundle.compile", "check": "bundle.compile", "load": "bundle.files", "optimizer": "bundle.optimizer",
-    "LevelGraph": "graph.model", "generate": "train.sampling",
+    "Bundle": "bundle.bundle",
+    "Stream": "bundle.bundle",
+    "Module": "bundle.module",
+    "State": "bundle.state",
+    "compile": "bundle.compile",
+    "check": "bundle.compile",
+    "load": "bundle.files",
+    "optimizer": "bundle.optimizer",
+    "LevelGraph": "graph.model",
+    "generate": "train.sampling",
 }
 
 __all__ = [
-    "Bundle", "Diagnostic", "LevelGraph", "Module", "NestflowError", "State", "Stream", "__version__",
-    "check", "compile", "generate", "load", "optimizer",
+    "Bundle",
+    "Diagnostic",
+    "LevelGraph",
+    "Module",
+    "NestflowError",
+    "State",
+    "Stream",
+    "__version__",
+    "check",
+    "compile",
+    "generate",
+    "load",
+    "optimizer",
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from nestflow.graph.model import LevelGraph, StepLevel
 
 
 class Stream:
-    """Sequences that go on from call to call: `feed` takes the next ticks of every row, one or many, and gives their output.
+    """Sequences that go on from call to call: `feed` takes the next ticks of every row and gives their output.
 
-    However the ticks are split, the outputs are those of the whole sequence. No gradients are kept, and `training` is false.
+    However the ticks are split, the outputs are those of the whole sequence. No gradients are kept.
     """
 
     def __init__(self, module: Module, batch: int = 1) -> None:
@@ -54,12 +54,22 @@ class Stream:
 class Bundle:
     """What `nestflow.compile` gives. `module` and `optimizer` are torch's, usable in any training loop.
 
-    graph: the level graph. plan: how each level was lowered. source: the code of the module, which is the code that runs.
-    spec: the text of the whole spec, used parts included. overrides: params set from outside. extra: what `save` was given.
+    graph: the level graph. plan: how each level was lowered. source: the code of the module, the code that runs.
+    spec: the text of the whole spec, used parts included. overrides: params set from outside. extra: data that was saved.
     """
 
-    def __init__(self, graph: LevelGraph, plan: Any, source: str, *, spec: str = "", overrides: Mapping[str, Any] | None = None,
-                 seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        graph: LevelGraph,
+        plan: Any,
+        source: str,
+        *,
+        spec: str = "",
+        overrides: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
         self.graph, self.plan, self.source, self.spec, self.seed = graph, plan, source, spec, seed
         self.overrides = dict(overrides or {})
         self.extra: dict[str, Any] = {}
@@ -87,10 +97,13 @@ class Bundle:
 
     @cached_property
     def optimizer(self) -> StepOptimizer:
-        """One torch.optim.Optimizer for all levels on the step clock. Raises NF509 where the spec has none that learns."""
+        """One torch.optim.Optimizer for all levels on the step clock. Raises NF509 where none learns."""
         if not self._objectives:
-            raise fail("NF509", f"`{self.name}` has no level on the step clock that learns, so there is nothing to optimise",
-                       help="add `level outer { every 1 step; memory weights(model); objective loss; update adamw(3e-4) }`")
+            raise fail(
+                "NF509",
+                f"`{self.name}` has no level on the step clock that learns, so there is nothing to optimise",
+                help="add `level outer { every 1 step; memory weights(model); objective loss; update adamw(3e-4) }`",
+            )
         program = load_source(self.optim_source, f"{self.name}_optim")
         return program.Optimizer(self.module.weights, total_steps=self._total_steps)
 
@@ -112,19 +125,25 @@ class Bundle:
         if not self._objectives:
             raise fail("NF509", f"`{self.name}` has no level on the step clock that learns, so it has no loss")
         if len(self._objectives) > 1:
-            raise fail("NF510", "the levels of the step clock minimise different objectives: " + ", ".join(f"`{n}`" for n in self._objectives),
-                       help="`b.step(batch)` takes each level's gradient of its own objective; `b.losses(batch)` gives all")
+            raise fail(
+                "NF510",
+                "the levels of the step clock minimise different objectives: "
+                + ", ".join(f"`{n}`" for n in self._objectives),
+                help="`b.step(batch)` takes each level's gradient of its own objective; `b.losses(batch)` gives all",
+            )
         (value,) = self.losses(batch).values()
         return value
 
     def step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """One step of training: forward, one backward for each distinct objective, one tick of every level.
 
-        batch: the spec's inputs by name. Returns {"loss": the first objective, "losses": all by name, "levels": per level
-        whether it learned now, its period, and its updates so far}.
+        batch: the spec's inputs by name. Returns {"loss": the first objective, "losses": all by name, "levels": for
+        each whether it learned now, its period, and its updates so far}.
         """
         optimizer = self.optimizer
-        inputs = checked(self.graph.inputs, by_name(self.graph.inputs, (), batch), self.module.dtype, self.module.device)
+        inputs = checked(
+            self.graph.inputs, by_name(self.graph.inputs, (), batch), self.module.dtype, self.module.device
+        )
         weights = self.module.weights
         with self._grams(optimizer, inputs) as grams:
             values = self.module.losses(training=True, **inputs)
@@ -133,7 +152,9 @@ class Bundle:
         for name, levels in self._objectives.items():
             left -= 1
             owned = [weights[p] for level in levels for p in level.weights if weights[p].requires_grad]
-            gradients = torch.autograd.grad(values[name], owned, retain_graph=left > 0, allow_unused=True) if owned else ()
+            gradients = (
+                torch.autograd.grad(values[name], owned, retain_graph=left > 0, allow_unused=True) if owned else ()
+            )
             for weight, gradient in zip(owned, gradients, strict=True):
                 weight.grad = gradient
         optimizer._step_levels(None)
@@ -143,13 +164,17 @@ class Bundle:
         return {"loss": next(iter(numbers.values())), "losses": numbers, "levels": optimizer.report()}
 
     @contextlib.contextmanager
-    def _grams(self, optimizer: StepOptimizer, inputs: Mapping[str, Tensor]):  # noqa: ANN202
+    def _grams(self, optimizer: StepOptimizer, inputs: Mapping[str, Tensor]) -> Iterator[Any]:
         """Watches the inputs of the weights whose rule reads them (dgd)."""
         if not optimizer.needs_inputs:
             yield None
             return
-        first: StepLevel = next(level for group in self._objectives.values() for level in group
-                                if set(level.weights) & set(optimizer.needs_inputs))
+        first: StepLevel = next(
+            level
+            for group in self._objectives.values()
+            for level in group
+            if set(level.weights) & set(optimizer.needs_inputs)
+        )
         with InputGrams(self.module.weights, optimizer.needs_inputs, terms_of(first, inputs)) as watch:
             yield lambda: watch.grams
 
@@ -193,9 +218,12 @@ class Bundle:
         return emit_standalone(self.graph, self.plan)
 
     def how(self) -> dict[str, str]:
-        """LevelInfo name -> how the level was lowered, in a few words."""
-        describe: Callable[..., dict[str, str]] | None = getattr(self.plan, "describe", None)
-        return describe(self.graph) if describe is not None else {}
+        """Row of the level table -> the pattern by which it was lowered (`nestflow explain SPEC` says more)."""
+        from nestflow.graph.describe import row_name
+
+        return {
+            row_name(level.instance, m.memory): m.pattern for level in self.plan.levels.values() for m in level.memories
+        }
 
     def to(self, *args: Any, **kwargs: Any) -> Bundle:
         """Move the module (device, dtype); before the optimizer is first used."""

@@ -24,7 +24,9 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
     if isinstance(value, PLAIN):
         return value
-    raise TypeError(f"{path or 'the value'} is a {type(value).__name__}, and only numbers, texts, lists, dicts and tensors can be saved")
+    raise TypeError(
+        f"{path or 'it'} is a {type(value).__name__}: numbers, texts, lists, dicts and tensors can be saved"
+    )
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

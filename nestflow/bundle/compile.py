@@ -18,15 +18,23 @@ if TYPE_CHECKING:
 Target = str | os.PathLike[str] | Mapping[str, Any]
 
 
-def compile(target: Target, *, device: Any = None, dtype: Any = None, seed: int = 0, **params: Any) -> Bundle:  # noqa: A001
+def compile(
+    target: Target,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    seed: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    **params: Any,
+) -> Bundle:
     """Compile a spec: `nestflow.compile("hope", dim=256)`.
 
     target: a shipped name, a file (.nl, .yaml, .yml), the text of a spec, or a dict of YAML's shape. params: the spec's
-    params (one that is called device, dtype or seed goes into `overrides`: `**{"params": ...}` is not needed for others).
+    params; `overrides` takes them as a mapping, for names like `seed` that this function has itself.
     dtype: a floating type of torch or its name ("float32" by default). seed: of the weights, drawn from (seed, path).
     Raises NestflowError with every mistake that was found.
     """
-    return compile_program(target, params, dtype=_dtype(dtype), device=device, seed=seed)
+    return compile_program(target, {**(overrides or {}), **params}, dtype=_dtype(dtype), device=device, seed=seed)
 
 
 def check(target: Target, **params: Any) -> LevelGraph:
@@ -37,7 +45,9 @@ def check(target: Target, **params: Any) -> LevelGraph:
     return build(load(target, params))
 
 
-def compile_program(target: Target, overrides: Mapping[str, Any], *, dtype: torch.dtype, device: Any, seed: int) -> Bundle:
+def compile_program(
+    target: Target, overrides: Mapping[str, Any], *, dtype: torch.dtype, device: Any, seed: int
+) -> Bundle:
     """`compile` with the params in one mapping."""
     from nestflow.bundle.bundle import Bundle
     from nestflow.emit.model import emit_model

@@ -1,11 +1,11 @@
 """Bundles on disk: a folder that is whole or absent, and that says what is wrong with it when it does not load.
 
-    bundle.json               format, spec's name, params, seed, type, clocks, size and SHA-256 of every other file
-    NAME.nl                   the spec, used parts included
-    weights.safetensors       the slow weights by path
-    optimizer.safetensors     what the optimizer keeps (its numbers are in bundle.json)
-    extra.safetensors         tensors of `extra`, if it has any
-    model.py, optim.py        the generated source, to be read; loading compiles the spec again
+bundle.json               format, spec's name, params, seed, type, clocks, size and SHA-256 of every other file
+NAME.nl                   the spec, used parts included
+weights.safetensors       the slow weights by path
+optimizer.safetensors     what the optimizer keeps (its numbers are in bundle.json)
+extra.safetensors         tensors of `extra`, if it has any
+model.py, optim.py        the generated source, to be read; loading compiles the spec again
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ def save(bundle: Bundle, path: Path, extra: dict[str, Any]) -> Path:
     Raises NestflowError: NF511 where it cannot be written, NF516 where `extra` holds what is no data.
     """
     if path.exists() and not _is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
-        raise fail("NF511", f"`{path}` is there already and is no bundle", help="choose another folder: nothing of yours is overwritten")
+        raise fail(
+            "NF511",
+            f"`{path}` is there already and is no bundle",
+            help="choose another folder: nothing of yours is overwritten",
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         writing = Path(tempfile.mkdtemp(prefix=f".{path.name}.writing-", dir=path.parent))
         try:
-            os.chmod(writing, 0o777 & ~_umask())
+            writing.chmod(0o777 & ~_umask())
             _write(bundle, writing, extra)
             _swap(writing, path)
         except BaseException:
@@ -84,7 +88,10 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
 
     spec = (re.sub(r"[^\w.-]", "_", bundle.name) or "spec") + ".nl"
     (folder / spec).write_text(bundle.spec, encoding="utf-8")
-    save_file({p: w.detach().cpu().contiguous().clone() for p, w in bundle.module.weights.items()}, folder / "weights.safetensors")
+    save_file(
+        {p: w.detach().cpu().contiguous().clone() for p, w in bundle.module.weights.items()},
+        folder / "weights.safetensors",
+    )
     optimizer: Any = None
     if "optimizer" in bundle.__dict__:
         tensors: dict[str, Tensor] = {}
@@ -99,23 +106,33 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
         save_file(tensors, folder / "extra.safetensors")
     bundle.write_source(folder)
     index = {
-        "format": FORMAT, "nestflow": __version__, "torch": torch.__version__, "name": bundle.name, "spec": spec,
-        "overrides": bundle.overrides, "seed": bundle.seed, "dtype": str(bundle.module.dtype).removeprefix("torch."),
-        "training": bundle.module.training, "total_steps": bundle._total_steps, "optimizer": optimizer, "extra": packed,
+        "format": FORMAT,
+        "nestflow": __version__,
+        "torch": torch.__version__,
+        "name": bundle.name,
+        "spec": spec,
+        "overrides": bundle.overrides,
+        "seed": bundle.seed,
+        "dtype": str(bundle.module.dtype).removeprefix("torch."),
+        "training": bundle.module.training,
+        "total_steps": bundle._total_steps,
+        "optimizer": optimizer,
+        "extra": packed,
         "files": {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(folder.iterdir())},
     }
     (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     for f in folder.iterdir():
-        with open(f, "rb") as handle:
+        with f.open("rb") as handle:
             os.fsync(handle.fileno())
 
 
 def _digest(file: Path) -> str:
-    with open(file, "rb") as f:
+    with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 # ---- loading
+
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Bundle:
     """The bundle that `save` wrote: same weights, optimizer, clocks and schedules, bit for bit.
@@ -132,8 +149,13 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         path = _old(path)
     index = _index(path)
     _check_files(path, index)
-    bundle = compile_program(str(path / index["spec"]), index["overrides"], dtype=getattr(torch, index["dtype"]), device=device,
-                             seed=index["seed"])
+    bundle = compile_program(
+        str(path / index["spec"]),
+        index["overrides"],
+        dtype=getattr(torch, index["dtype"]),
+        device=device,
+        seed=index["seed"],
+    )
     _load_weights(bundle, load_file(path / "weights.safetensors"), path)
     bundle.set_total_steps(index["total_steps"]) if index["total_steps"] else None
     if index["optimizer"] is not None:
@@ -150,7 +172,9 @@ def _index(path: Path) -> dict[str, Any]:
         index = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         what = "holds no bundle" if path.is_dir() else "is no folder" if path.exists() else "does not exist"
-        raise fail("NF512", f"`{path}` {what}", help="give the folder that `save` wrote; it holds a `bundle.json`") from None
+        raise fail(
+            "NF512", f"`{path}` {what}", help="give the folder that `save` wrote; it holds a `bundle.json`"
+        ) from None
     except OSError as e:
         raise fail("NF512", f"`{file}` cannot be read: {e.strerror or e}") from None
     except (ValueError, RecursionError) as e:
@@ -158,13 +182,24 @@ def _index(path: Path) -> dict[str, Any]:
     if not isinstance(index, dict) or not isinstance(index.get("format"), int):
         raise fail("NF513", f"`{file}` is no index of a bundle")
     if index["format"] > FORMAT:
-        raise fail("NF514", f"`{path}` was written by nestflow {index.get('nestflow', '?')}, in a format this version ({__version__}) does not know",
-                   help="update nestflow")
+        raise fail(
+            "NF514",
+            f"`{path}` was written by nestflow {index.get('nestflow', '?')}, a format unknown to {__version__}",
+            help="update nestflow",
+        )
     wanted = {"name": str, "spec": str, "overrides": dict, "seed": int, "dtype": str, "files": dict, "training": bool}
     wrong = [k for k, t in wanted.items() if not isinstance(index.get(k), t)]
     missing = [k for k in ("optimizer", "extra", "total_steps") if k not in index]
-    if wrong or missing or index["dtype"] not in ("float32", "float64", "float16", "bfloat16") or "weights.safetensors" not in index["files"]:
-        raise fail("NF513", f"`{file}` is no whole index of a bundle: {', '.join([*wrong, *missing]) or 'its files'} are missing or wrong")
+    if (
+        wrong
+        or missing
+        or index["dtype"] not in ("float32", "float64", "float16", "bfloat16")
+        or "weights.safetensors" not in index["files"]
+    ):
+        raise fail(
+            "NF513",
+            f"`{file}` is no whole index of a bundle: see {', '.join([*wrong, *missing]) or 'files'}",
+        )
     return index
 
 
@@ -177,7 +212,10 @@ def _check_files(path: Path, index: dict[str, Any]) -> None:
             raise fail("NF512", f"`{path}` lacks its file `{name}`", help="copy the whole folder")
         size = file.stat().st_size
         if size != entry.get("bytes"):
-            raise fail("NF513", f"`{file}` has {size:,} bytes and should have {entry.get('bytes'):,}: it is truncated or changed")
+            raise fail(
+                "NF513",
+                f"`{file}` has {size:,} bytes and should have {entry.get('bytes'):,}: it is truncated or changed",
+            )
         if name not in ("model.py", "optim.py") and _digest(file) != entry.get("sha256"):
             raise fail("NF513", f"`{file}` is not as it was written: its SHA-256 differs")
     if index["spec"] not in index["files"]:
@@ -186,10 +224,16 @@ def _check_files(path: Path, index: dict[str, Any]) -> None:
 
 def _load_weights(bundle: Bundle, tensors: dict[str, Tensor], path: Path) -> None:
     weights = bundle.module.weights
-    lost = [p for p in weights if p not in tensors or tensors[p].shape != weights[p].shape] + [p for p in tensors if p not in weights]
+    lost = [p for p in weights if p not in tensors or tensors[p].shape != weights[p].shape] + [
+        p for p in tensors if p not in weights
+    ]
     if lost:
-        raise fail("NF514", f"the weights in `{path}` are not those of its spec: `{lost[0]}`" + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
-                   help="was it written by another version of nestflow, whose shipped blocks differ?")
+        raise fail(
+            "NF514",
+            f"the weights in `{path}` are not those of its spec: `{lost[0]}`"
+            + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
+            help="was it written by another version of nestflow, whose shipped blocks differ?",
+        )
     with torch.no_grad():
         for p, w in weights.items():
             w.copy_(tensors[p])

@@ -1,4 +1,4 @@
-"""What dgd on the step clock needs besides gradients: Σ x xᵀ over the inputs x of a weight in the objective's forward pass."""
+"""What dgd on the step clock needs besides gradients: Σ x xᵀ over the inputs x of a weight in the forward pass."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import StepLevel
 from nestflow.ir.node import walk
+
+_MT: Any = getattr(Tensor.mT, "__get__")  # noqa: B009  (pyright takes it for a tensor)
 
 
 class InputGrams(TorchFunctionMode):
@@ -32,7 +34,7 @@ class InputGrams(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in (Tensor.flatten, Tensor.mT.__get__) and id(args[0]) in self.paths:
+        if func in (Tensor.flatten, _MT) and id(args[0]) in self.paths:
             self.views[id(result)] = (result, self.paths[id(args[0])])
         elif func is F.linear:
             path = self.paths.get(id(args[1])) or self.views.get(id(args[1]), (None, None))[1]
@@ -60,16 +62,20 @@ class InputGrams(TorchFunctionMode):
 
 
 def terms_of(level: StepLevel, batch: Mapping[str, Tensor]) -> int:
-    """How many terms the level's objective averages: B · T less the ticks that `next` takes. Raises NF515 under a mask."""
+    """How many terms the level's objective averages: B · T less what `next` takes. Raises NF515 under a mask."""
     assert level.objective is not None
-    rows = next(iter(batch.values())).shape[0]
+    rows = next((x.shape[0] for x in batch.values()), 1)
     for node in walk(level.objective):
         if node.op == "cross_entropy" and len(node.args) > 2:
-            raise fail("NF515", f"dgd in level `{level.name}` cannot yet count the terms of a masked loss", level.span,
-                       "leave the mask out, or use another update")
+            raise fail(
+                "NF515",
+                f"dgd in level `{level.name}` cannot yet count the terms of a masked loss",
+                level.span,
+                "leave the mask out, or use another update",
+            )
         if node.op in ("cross_entropy", "mean_all"):
             t = node.args[0].type
             short = max(a.type.short for a in node.args)
-            ticks = next((x.shape[1] for x in batch.values() if x.ndim > 1), 1) if t.clock else 1
+            ticks = next((list(x.shape)[1] for x in batch.values() if x.ndim > 1), 1) if t.clock else 1
             return max(1, rows * (ticks - short))
     return rows

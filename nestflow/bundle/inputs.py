@@ -19,23 +19,36 @@ def by_name(specs: Sequence[InputSpec], args: tuple[Any, ...], named: Mapping[st
     names = [s.name for s in specs]
     if args:
         if len(specs) != 1 or len(args) != 1 or values:
-            raise fail("NF501", f"inputs are given by name here: {', '.join(f'`{n}`' for n in names) or 'none'}",
-                       help="only a single input may be given by position")
+            raise fail(
+                "NF501",
+                f"inputs are given by name here: {', '.join(f'`{n}`' for n in names) or 'none'}",
+                help="only a single input may be given by position",
+            )
         values[names[0]] = args[0]
     unknown = [n for n in values if n not in names]
     missing = [s for s in specs if s.name not in values]
     if not unknown and not missing:
         return {n: values[n] for n in names}
-    found = [Diagnostic("NF501", f"this spec has no input `{n}`", None,
-                        did_you_mean(str(n), names) or f"its inputs are {', '.join(f'`{x}`' for x in names) or 'none'}") for n in unknown]
+    found = [
+        Diagnostic(
+            "NF501",
+            f"this spec has no input `{n}`",
+            None,
+            did_you_mean(str(n), names) or f"its inputs are {', '.join(f'`{x}`' for x in names) or 'none'}",
+        )
+        for n in unknown
+    ]
     found += [Diagnostic("NF502", f"the input `{s.name}` is missing", s.span) for s in missing]
     raise NestflowError(found)
 
 
-def checked(specs: Sequence[InputSpec], values: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+def checked(
+    specs: Sequence[InputSpec], values: Mapping[str, Any], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
     """The inputs as tensors of the module's type and device.
 
-    Raises NestflowError: NF503 type, NF504 rank or feature shape, NF505 rows or ticks differ or are none, NF506 out of bounds.
+    Raises NestflowError: NF503 type, NF504 rank or feature shape, NF505 rows or ticks differ or are none,
+    NF506 out of bounds.
     """
     found: list[Diagnostic] = []
     tensors: dict[str, Tensor] = {}
@@ -57,16 +70,32 @@ def _one(spec: InputSpec, value: Any, dtype: torch.dtype, device: torch.device) 
             value = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as e:
             raise fail("NF503", f"the input `{spec.name}` is no tensor ({type(value).__name__})", spec.span) from e
-    kind = "bool" if value.dtype == torch.bool else "float" if value.is_floating_point() else "other" if value.is_complex() else "int"
+    kind = (
+        "bool"
+        if value.dtype == torch.bool
+        else "float"
+        if value.is_floating_point()
+        else "other"
+        if value.is_complex()
+        else "int"
+    )
     if kind != spec.type.dtype:
-        raise fail("NF503", f"the input `{spec.name}` is {spec.type.dtype}, and this tensor is {str(value.dtype).removeprefix('torch.')}",
-                   spec.span, f"convert it: `{spec.name}.{ {'int': 'long', 'float': 'float', 'bool': 'bool'}[spec.type.dtype] }()`")
+        raise fail(
+            "NF503",
+            f"the input `{spec.name}` is {spec.type.dtype}, and this tensor is {_name(value.dtype)}",
+            spec.span,
+            f"convert it: `{spec.name}.{ {'int': 'long', 'float': 'float', 'bool': 'bool'}[spec.type.dtype] }()`",
+        )
     lead = ["batch"] + (["T"] if spec.type.clock else [])
     shape = tuple(value.shape)
-    if len(shape) != len(lead) + len(spec.type.shape) or shape[len(lead):] != spec.type.shape:
+    if len(shape) != len(lead) + len(spec.type.shape) or shape[len(lead) :] != spec.type.shape:
         wanted = ", ".join([*lead, *map(str, spec.type.shape)])
-        raise fail("NF504", f"the input `{spec.name}` has shape [{wanted}], and this tensor is {list(shape)}", spec.span,
-                   "the batch comes first" if len(shape) < len(lead) + len(spec.type.shape) else None)
+        raise fail(
+            "NF504",
+            f"the input `{spec.name}` has shape [{wanted}], and this tensor is {list(shape)}",
+            spec.span,
+            "the batch comes first" if len(shape) < len(lead) + len(spec.type.shape) else None,
+        )
     _bounds(spec, value)
     want = dtype if kind == "float" else torch.int64 if kind == "int" else torch.bool
     return value.to(device=device, dtype=want)
@@ -79,7 +108,9 @@ def _bounds(spec: InputSpec, value: Tensor) -> None:
     for bad, side, limit in ((low, "least", spec.low), (high, "most", spec.high)):
         if limit is not None and (bad < limit if side == "least" else bad > limit):
             at = (value == bad).nonzero()[0].tolist()
-            raise fail("NF506", f"the input `{spec.name}` is at {side} {limit:g}, and element {at} is {bad:g}", spec.span)
+            raise fail(
+                "NF506", f"the input `{spec.name}` is at {side} {limit:g}, and element {at} is {bad:g}", spec.span
+            )
 
 
 def _agree(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> list[Diagnostic]:
@@ -93,3 +124,7 @@ def _agree(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> list[Di
         elif sizes and not next(iter(sizes.values())):
             found.append(Diagnostic("NF505", f"the inputs have no {what}", having[0].span))
     return found
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

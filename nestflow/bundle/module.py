@@ -18,14 +18,20 @@ from nestflow.ops.weights import Branch, draw, plant
 
 
 class Module(Branch):
-    """Computes the spec's `output`. Weights lie at their paths (`state_dict()["model.block.0.titans.key.linear.weight"]`).
+    """Computes the spec's `output`. Keys of the state dict are the weights' paths: `model.block.0.rmsnorm.weight`.
 
     Called with the spec's inputs by name, batch first (a single input also by position); every call opens fresh
     streams. `run` takes and gives a `State`. Raises NestflowError NF501 to NF507 for inputs that do not fit.
     """
 
-    def __init__(self, graph: LevelGraph, program: ModuleType, seed: int = 0, dtype: torch.dtype = torch.float32,
-                 device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        graph: LevelGraph,
+        program: ModuleType,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
         super().__init__()
         frozen = {w for level in graph.step_levels if level.rule is None for w in level.weights}
         places: list[tuple[str, nn.Module, str]] = []
@@ -66,7 +72,9 @@ class Module(Branch):
             return weight.dtype, weight.device
         return self.__dict__["_fallback"]
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Module:  # a module without weights follows .to() and .double() too
+    def _apply(
+        self, fn: Any, recurse: bool = True
+    ) -> Module:  # a module without weights follows .to() and .double() too
         super()._apply(fn, recurse)
         dtype, device = self.__dict__["_fallback"]
         moved = fn(torch.empty(0, dtype=dtype, device=device))
@@ -107,21 +115,29 @@ class Module(Branch):
         dtype, device = self._kind()
         return State.of(self.__dict__["_program"].initial_state(self.weights, batch, dtype, device), batch)
 
-    def run(self, state: State | None = None, *args: Any, training: bool | None = None, **inputs: Any) -> tuple[Tensor, State]:
+    def run(
+        self, state: State | None = None, *args: Any, training: bool | None = None, **inputs: Any
+    ) -> tuple[Tensor, State]:
         """Output for the next ticks of the streams, and the state after them. `state` None opens fresh streams.
 
-        Rows that have seen different numbers of ticks are computed in groups. Raises NF507 where the state has other rows.
+        Rows that have seen different numbers of ticks are computed in groups. Raises NF507 where the state has
+        other rows.
         """
         bound = self.bind(args, inputs)
         return self._call("forward", bound, state, training)
 
-    def _call(self, entry: str, bound: dict[str, Tensor], state: State | None, training: bool | None = None) -> tuple[Any, State]:
+    def _call(
+        self, entry: str, bound: dict[str, Tensor], state: State | None, training: bool | None = None
+    ) -> tuple[Any, State]:
         batch = next(iter(bound.values())).shape[0] if bound else 1
         if state is None:
             state = self.initial_state(batch)
         elif state.batch != batch:
-            raise fail("NF507", f"the state has {state.batch} rows, and the inputs have {batch}",
-                       help="`stream.reset(rows)` starts rows anew, `module.initial_state(batch)` opens streams")
+            raise fail(
+                "NF507",
+                f"the state has {state.batch} rows, and the inputs have {batch}",
+                help="`stream.reset(rows)` starts rows anew, `module.initial_state(batch)` opens streams",
+            )
         if len(state.groups) == 1:
             result, group = self._group(entry, bound, state.groups[0], training)
             return result, State((group,))
@@ -136,7 +152,9 @@ class Module(Branch):
     def _group(self, entry: str, bound: dict[str, Tensor], group: Group, training: bool | None) -> tuple[Any, Group]:
         """Rows at one position through the generated code."""
         graph, program, (dtype, device) = self.__dict__["_graph"], self.__dict__["_program"], self._kind()
-        c = Context(self.weights, group.tensors, group.t, self.training if training is None else training, dtype, device)
+        c = Context(
+            self.weights, group.tensors, group.t, self.training if training is None else training, dtype, device
+        )
         result = getattr(program, entry)(c, *bound.values())
         ticks = next((bound[i.name].shape[1] for i in graph.inputs if i.type.clock), 1)
         return result, Group(group.rows, group.t + ticks, {**group.tensors, **c.n})

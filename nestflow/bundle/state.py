@@ -45,8 +45,11 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """[batch, ...] by path. Raises NF507 where rows are at different positions (use `row`)."""
         if len(self.groups) != 1:
-            raise fail("NF507", "the rows of this state are at different positions, so its tensors do not stack",
-                       help="`state.row(i)` gives the tensors of one row")
+            raise fail(
+                "NF507",
+                "the rows of this state are at different positions, so its tensors do not stack",
+                help="`state.row(i)` gives the tensors of one row",
+            )
         return self.groups[0].tensors
 
     def row(self, i: int) -> dict[str, Tensor]:
@@ -80,7 +83,9 @@ class State:
 
 
 def _take(g: Group, which: list[int]) -> Group:
-    return Group(tuple(g.rows[i] for i in which), g.t, {p: x[torch.tensor(which, device=x.device)] for p, x in g.tensors.items()})
+    return Group(
+        tuple(g.rows[i] for i in which), g.t, {p: x[torch.tensor(which, device=x.device)] for p, x in g.tensors.items()}
+    )
 
 
 def _merge(groups: tuple[Group, ...]) -> tuple[Group, ...]:

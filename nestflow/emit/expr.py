@@ -9,36 +9,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from nestflow.emit.layout import Letters
+from nestflow.emit.operand import ATOM, Expr
 from nestflow.emit.ops import CHEAP, OPERATIONS
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import Instance
 from nestflow.ir.node import Node, Type
 
-ATOM = 100  # precedence of names, calls and brackets
 WIDE = 84  # a longer expression gets a name of its own
 
-_BASES = {"linear": "h", "embed": "x", "rmsnorm": "n", "l2norm": "n", "layernorm": "n", "softmax": "p", "matmul": "z",
-          "short_conv": "conv", "previous": "prev", "rope": "r", "merge_heads": "y", "split_heads": "s", "position": "t"}
-
-
-@dataclass(frozen=True)
-class Expr:
-    """Python text of a value, its precedence, and the nodes whose variables it reads."""
-
-    text: str
-    precedence: int = ATOM
-    reads: tuple[Node, ...] = ()
-
-    def at_least(self, precedence: int) -> str:
-        """The text, in brackets where it binds weaker than asked."""
-        return self.text if self.precedence >= precedence else f"({self.text})"
-
-    @property
-    def atom(self) -> str:
-        return self.at_least(ATOM)
+_BASES = {
+    "linear": "h",
+    "embed": "x",
+    "rmsnorm": "n",
+    "l2norm": "n",
+    "layernorm": "n",
+    "softmax": "p",
+    "matmul": "z",
+    "short_conv": "conv",
+    "previous": "prev",
+    "rope": "r",
+    "merge_heads": "y",
+    "split_heads": "s",
+    "position": "t",
+}
 
 
 class Emitter:
@@ -52,10 +47,23 @@ class Emitter:
     old value is dead (needs complete roots).
     """
 
-    def __init__(self, writer: Writer, bindings: Mapping[Node, str] | None = None, *, instance: Instance | None = None,
-                 roots: Iterable[Node] = (), names: Iterable[tuple[str, Node]] | None = None, letters: Letters | None = None,
-                 ticks: str = "T", batch: str = "B", t0: str = "c.t0", prefix: str = "p", tick_letter: str = "T",
-                 special: Callable[[Node], str | None] | None = None, reuse: bool = False) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        bindings: Mapping[Node, str] | None = None,
+        *,
+        instance: Instance | None = None,
+        roots: Iterable[Node] = (),
+        names: Iterable[tuple[str, Node]] | None = None,
+        letters: Letters | None = None,
+        ticks: str = "T",
+        batch: str = "B",
+        t0: str = "c.t0",
+        prefix: str = "p",
+        tick_letter: str = "T",
+        special: Callable[[Node], str | None] | None = None,
+        reuse: bool = False,
+    ) -> None:
         self.writer, self.instance, self.special, self.reuse = writer, instance, special, reuse
         self.ticks, self.batch, self.t0, self.prefix, self.tick_letter = ticks, batch, t0, prefix, tick_letter
         self.wide = WIDE
@@ -138,7 +146,7 @@ class Emitter:
         """A new variable with a shape suffix; the name of a dead value is taken again where `reuse` allows it."""
         stem, suffix, n = identifier(base).rstrip("_") or "x", self.letters.suffix(t, self.tick_letter), 1
         name = identifier(stem + suffix)
-        while name in self.holder and not (self.reuse and self._dead(name)) or name in self.writer._taken:
+        while (name in self.holder and not (self.reuse and self._dead(name))) or name in self.writer._taken:
             n += 1
             name = f"{stem}{n}{suffix}" if not stem[-1].isdigit() else f"{stem}_{n}{suffix}"
         return name
@@ -155,7 +163,7 @@ class Emitter:
         if node in self.done:  # an operation with several results has assigned itself
             return
         single = self.uses[node] <= 1 and node not in self.names and len(e.text) <= self.wide
-        if node.op in CHEAP and single or not node.args and node.op not in ("position",):
+        if (node.op in CHEAP and single) or (not node.args and node.op not in ("position",)):
             self.done[node] = e
         else:
             self.assign(node, e)

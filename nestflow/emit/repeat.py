@@ -51,7 +51,9 @@ class Rolled:
         arguments = ", ".join(o or name for o in others)
         count, at = len(chain.calls), f" + {chain.first}" if chain.first else ""
         with self.writer.block(f"for i in range({count}):"):
-            self.writer.line(f'{name} = {function}(c, f"{{{em.prefix}}}{chain.before}{{i{at}}}{chain.after}.", {arguments})')
+            self.writer.line(
+                f'{name} = {function}(c, f"{{{em.prefix}}}{chain.before}{{i{at}}}{chain.after}.", {arguments})'
+            )
         em.bind(node, name)
         return name
 
@@ -74,16 +76,21 @@ class Rolled:
         inside = {c for chain in chain_of.values() for c in chain.calls[:-1]}
         self.chains = {n: c for n, c in chain_of.items() if len(c.calls) > 1 and n not in inside}
 
-    def _grow(self, node: Node, chain_of: dict[Node, Chain], users: dict[Node, int], before: str, number: int,
-              after: str) -> Chain | None:
+    def _grow(
+        self, node: Node, chain_of: dict[Node, Chain], users: dict[Node, int], before: str, number: int, after: str
+    ) -> Chain | None:
         function = self.writer.function(self.instance.child(node["child"]))
         for i, a in enumerate(node.args):
             old = chain_of.get(a)
             if old is None or users[a] != 1 or (old.before, old.after) != (before, after) or a.type != node.type:
                 continue
             same = all(x is y for j, (x, y) in enumerate(zip(node.args, a.args, strict=True)) if j != i)
-            if (number == old.first + len(old.calls) and old.argument in (-1, i) and same
-                    and self.writer.function(self.instance.child(a["child"])) == function):
+            if (
+                number == old.first + len(old.calls)
+                and old.argument in (-1, i)
+                and same
+                and self.writer.function(self.instance.child(a["child"])) == function
+            ):
                 return Chain((*old.calls, node), before, after, old.first, i)
         return None
 

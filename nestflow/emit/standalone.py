@@ -46,7 +46,11 @@ def emit_standalone(graph: LevelGraph, plan: Any, seed: int = 0) -> str:
     """The source of the file. Its numbers are those of the bundle."""
     source = emit_model(graph, plan)
     tree = ast.parse(source)
-    wanted: list[tuple[str, str]] = [("nestflow.ops.runtime", "Context"), ("nestflow.ops.weights", "draw"), ("nestflow.ops.weights", "plant")]
+    wanted: list[tuple[str, str]] = [
+        ("nestflow.ops.runtime", "Context"),
+        ("nestflow.ops.weights", "draw"),
+        ("nestflow.ops.weights", "plant"),
+    ]
     kept: list[str] = []
     lines = source.split("\n")
     drop: set[int] = set()
@@ -63,7 +67,22 @@ def emit_standalone(graph: LevelGraph, plan: Any, seed: int = 0) -> str:
     imports |= {"import torch", "import torch.nn.functional as F", "from torch import Tensor, nn"}
     head = "\n".join([*lines[:doc], "", "from __future__ import annotations", "", *_sorted_imports(imports)])
     rule = "# ---- " + "the model"
-    return "\n".join([head, "", "", "# ---- operations, from nestflow", "", ops, "", rule, "\n".join(kept).strip("\n"), "", "", _model(graph, seed)])
+    return "\n".join(
+        [
+            head,
+            "",
+            "",
+            "# ---- operations, from nestflow",
+            "",
+            ops,
+            "",
+            rule,
+            "\n".join(kept).strip("\n"),
+            "",
+            "",
+            _model(graph, seed),
+        ]
+    )
 
 
 def _model(graph: LevelGraph, seed: int) -> str:
@@ -71,9 +90,15 @@ def _model(graph: LevelGraph, seed: int) -> str:
 
     names = [identifier(i.name) for i in graph.inputs]
     ticked = [n for n, i in zip(names, graph.inputs, strict=True) if i.type.clock]
-    return _MODEL.format(title=f"`{graph.name}` of {graph.source.name.replace(chr(92), '/').rsplit('/', 1)[-1]}.".replace('"""', "'''"), seed=seed,
-                         arguments=", ".join(names), names=", ".join(names), first=names[0] if names else "torch.zeros(1)",
-                         call=", ".join(f"{n}=..." for n in names), ticks=f"{ticked[0]}.shape[1]" if ticked else "1")
+    return _MODEL.format(
+        title=f"`{graph.name}` of {graph.source.name.replace(chr(92), '/').rsplit('/', 1)[-1]}.".replace('"""', "'''"),
+        seed=seed,
+        arguments=", ".join(names),
+        names=", ".join(names),
+        first=names[0] if names else "torch.zeros(1)",
+        call=", ".join(f"{n}=..." for n in names),
+        ticks=f"{ticked[0]}.shape[1]" if ticked else "1",
+    )
 
 
 def _sorted_imports(imports: set[str]) -> list[str]:
@@ -143,7 +168,9 @@ class _Definitions:
                 self.borrowed |= {a.asname or a.name: (node.module or "", a.name) for a in node.names}
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 for a in node.names:
-                    text = ast.unparse(ast.ImportFrom(node.module, [a], 0) if isinstance(node, ast.ImportFrom) else ast.Import([a]))
+                    text = ast.unparse(
+                        ast.ImportFrom(node.module, [a], 0) if isinstance(node, ast.ImportFrom) else ast.Import([a])
+                    )
                     self.imports[a.asname or a.name.split(".")[0]] = text
 
     def text(self, node: ast.stmt) -> str:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nestflow.graph.model import Instance
 
-RESERVED = frozenset({"c", "p", "F", "torch", "nn", "math", "T", "B", "forward", "losses", "initial_state", "Context", "Model"})
+RESERVED = frozenset(
+    {"c", "p", "F", "torch", "nn", "math", "T", "B", "forward", "losses", "initial_state", "Context", "Model"}
+)
 
 
 def identifier(text: str) -> str:

@@ -62,21 +62,18 @@ def embed_heads(i: Tensor, w: Tensor, axis: int = 1) -> Tensor:
 
 def maximum(a: Tensor | float, b: Tensor | float) -> Tensor:
     """The larger of a tensor and a number; at a tie half the gradient goes to each."""
-    x = a if isinstance(a, Tensor) else b
-    return torch.maximum(_like(a, x), _like(b, x))
+    return torch.maximum(*_pair(a, b))
 
 
 def minimum(a: Tensor | float, b: Tensor | float) -> Tensor:
     """The smaller of a tensor and a number; at a tie half the gradient goes to each."""
-    x = a if isinstance(a, Tensor) else b
-    return torch.minimum(_like(a, x), _like(b, x))
+    return torch.minimum(*_pair(a, b))
 
 
-def _like(value: Tensor | float, x: Tensor | float) -> Tensor:
-    if isinstance(value, Tensor):
-        return value
-    assert isinstance(x, Tensor)  # the emitter folds two numbers
-    return torch.full((), value, dtype=x.dtype, device=x.device)
+def _pair(a: Tensor | float, b: Tensor | float) -> tuple[Tensor, Tensor]:
+    x = a if isinstance(a, Tensor) else torch.as_tensor(b)
+    full = (v if isinstance(v, Tensor) else torch.full((), v, dtype=x.dtype, device=x.device) for v in (a, b))
+    return next(full), next(full)
 
 
 def choose(condition: Tensor, a: float, b: float, dtype: torch.dtype) -> Tensor:
@@ -89,7 +86,9 @@ def cross_entropy(p: Tensor, y: Tensor, mask: Tensor | None = None, smoothing: f
 
     p [..., V] scores, y [...] classes, mask [...] (true or 1: the term counts).
     """
-    terms = F.cross_entropy(at_least_float32(p).flatten(0, -2), y.flatten(), reduction="none", label_smoothing=smoothing)
+    terms = F.cross_entropy(
+        at_least_float32(p).flatten(0, -2), y.flatten(), reduction="none", label_smoothing=smoothing
+    )
     if mask is None:
         return terms.sum() / max(1, terms.numel())
     weight = mask.flatten().to(terms.dtype)
@@ -97,8 +96,13 @@ def cross_entropy(p: Tensor, y: Tensor, mask: Tensor | None = None, smoothing: f
     return torch.where(weight != 0, terms * weight, 0.0).sum() / weight.sum().clamp(min=1.0)
 
 
-def newton_schulz(x: Tensor, iters: int = 5, coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
-                  eps: float = 1e-7, dtype: str | None = None) -> Tensor:
+def newton_schulz(
+    x: Tensor,
+    iters: int = 5,
+    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    eps: float = 1e-7,
+    dtype: str | None = None,
+) -> Tensor:
     """Towards the nearest orthogonal matrix: X / max(‖X‖, eps), then `iters` times aX + (bA + cA²)X with A = XXᵀ.
 
     x [..., rows, cols]; A is on the shorter side. A vector or number passes unchanged. (Jordan et al. 2024, Muon.)

@@ -1,4 +1,4 @@
-"""Blocks that look back along the token axis and carry their last inputs as state: short convolutions, shifts, rotations.
+"""Blocks that look back along the token axis and carry their last inputs: short convolutions, shifts, rotations.
 
 The token axis is the last but one of a vector value ([B, T, D] or [B, H, T, D]). Each block gives its result for the
 ticks at hand and the inputs to keep, so that a sequence may be split anywhere.

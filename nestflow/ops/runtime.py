@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -13,14 +15,22 @@ class Context:
     t0: ticks the rows have seen. training: whether this is the forward pass of a step that learns.
     """
 
-    def __init__(self, w: dict[str, Tensor], s: dict[str, Tensor], t0: int, training: bool, dtype: torch.dtype,
-                 device: torch.device) -> None:
+    def __init__(
+        self,
+        w: Mapping[str, Tensor],
+        s: dict[str, Tensor],
+        t0: int,
+        training: bool,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device
         self.n: dict[str, Tensor] = {}
 
 
-def fresh_state(table: list[tuple], w: dict[str, Tensor], batch: int, dtype: torch.dtype,
-                device: torch.device) -> dict[str, Tensor]:
+def fresh_state(
+    table: list[tuple], w: dict[str, Tensor], batch: int, dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
     """The state of a stream that begins, [batch, (heads,) *shape] each, from the generated STATE table.
 
     A row of the table: path, shape without batch, learned start (path of a weight, or None), value, dtype.

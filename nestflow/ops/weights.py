@@ -31,8 +31,13 @@ def draw(path: str, shape: tuple[int, ...], kind: str, a: float, b: float, maps:
         else:
             raise ValueError(f"no distribution `{kind}`")
     for name in maps:
-        x = {"log": torch.log, "exp": torch.exp, "neg": torch.neg, "sqrt": torch.sqrt,
-             "inverse_softplus": lambda v: v + torch.log(-torch.expm1(-v))}[name](x)
+        x = {
+            "log": torch.log,
+            "exp": torch.exp,
+            "neg": torch.neg,
+            "sqrt": torch.sqrt,
+            "inverse_softplus": lambda v: v + torch.log(-torch.expm1(-v)),
+        }[name](x)
     return x
 
 

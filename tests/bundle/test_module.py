@@ -44,7 +44,9 @@ def test_weights_depend_on_seed_and_path_alone() -> None:
 def test_parts_of_paths_may_be_called_as_a_module_calls_its_own() -> None:
     names = ["half", "type", "eval", "training", "forward", "weights", "run"]
     chain = " |> ".join(f'linear(4, name = "{n}")' for n in names)
-    b = nestflow.compile(f"nestflow 1\ninput x : float[T, 4]\noutput double(x)\nflow double(x) {{ return x |> {chain} }}\n")
+    b = nestflow.compile(
+        f"nestflow 1\ninput x : float[T, 4]\noutput double(x)\nflow double(x) {{ return x |> {chain} }}\n"
+    )
     assert list(b.module.state_dict()) == [f"double.{n}.weight" for n in names]
     x = torch.randn(2, 3, 4)
     want = x
@@ -76,7 +78,9 @@ def test_torch_compile_gives_the_same_numbers(spec: str) -> None:
     traced = torch.compile(m, backend="aot_eager")
     torch.testing.assert_close(traced(tokens=TOKENS), m(tokens=TOKENS), rtol=1e-5, atol=1e-6)
     loss, want = traced(tokens=TOKENS).square().mean(), m(tokens=TOKENS).square().mean()
-    grads = zip(torch.autograd.grad(loss, list(m.parameters())), torch.autograd.grad(want, list(m.parameters())), strict=True)
+    grads = zip(
+        torch.autograd.grad(loss, list(m.parameters())), torch.autograd.grad(want, list(m.parameters())), strict=True
+    )
     for a, b in grads:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
@@ -97,18 +101,21 @@ def test_torch_export(name: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(("inputs", "code", "says"), [
-    ({}, "NF502", "`tokens` is missing"),
-    ({"tokans": TOKENS}, "NF501", "did you mean `tokens`?"),
-    ({"tokens": TOKENS.float()}, "NF503", "is int, and this tensor is float32"),
-    ({"tokens": "text"}, "NF503", "is no tensor"),
-    ({"tokens": TOKENS[0]}, "NF504", "[batch, T]"),
-    ({"tokens": TOKENS[..., None]}, "NF504", "[3, 10, 1]"),
-    ({"tokens": TOKENS + 1}, "NF506", "at most 10"),
-    ({"tokens": TOKENS - 5}, "NF506", "at least 0"),
-    ({"tokens": TOKENS[:, :0]}, "NF505", "no ticks"),
-    ({"tokens": TOKENS[:0]}, "NF505", "no rows"),
-])
+@pytest.mark.parametrize(
+    ("inputs", "code", "says"),
+    [
+        ({}, "NF502", "`tokens` is missing"),
+        ({"tokans": TOKENS}, "NF501", "did you mean `tokens`?"),
+        ({"tokens": TOKENS.float()}, "NF503", "is int, and this tensor is float32"),
+        ({"tokens": "text"}, "NF503", "is no tensor"),
+        ({"tokens": TOKENS[0]}, "NF504", "[batch, T]"),
+        ({"tokens": TOKENS[..., None]}, "NF504", "[3, 10, 1]"),
+        ({"tokens": TOKENS + 1}, "NF506", "at most 10"),
+        ({"tokens": TOKENS - 5}, "NF506", "at least 0"),
+        ({"tokens": TOKENS[:, :0]}, "NF505", "no ticks"),
+        ({"tokens": TOKENS[:0]}, "NF505", "no rows"),
+    ],
+)
 def test_wrong_inputs_are_sentences(inputs: dict[str, Any], code: str, says: str) -> None:
     with pytest.raises(nestflow.NestflowError) as e:
         nestflow.compile(LM).module(**inputs)
@@ -180,4 +187,7 @@ def test_gradients_reach_through_a_carried_state() -> None:
 
 def test_importing_nestflow_does_not_import_torch() -> None:
     code = "import nestflow, sys; nestflow.check; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )

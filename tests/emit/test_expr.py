@@ -52,8 +52,17 @@ def run(root: Node, t0: int = 0) -> Tensor:
     with writer.block(f"def f(c, p{''.join(', ' + v for v in slots.values())}):"):
         writer.line(f"return {em.value(root)}")
     imports = [f"from {m} import {', '.join(sorted(n))}" for m, n in writer.imports.items()]
-    program = load_source("\n".join(["import torch", "import torch.nn.functional as F", *imports, writer.text()]), "test_expr")
-    c = Context({"x." + n["path"]: draw(n) for n in leaves if n.op == "weight"}, {}, t0, False, torch.float64, torch.device("cpu"))
+    program = load_source(
+        "\n".join(["import torch", "import torch.nn.functional as F", *imports, writer.text()]), "test_expr"
+    )
+    c = Context(
+        {"x." + n["path"]: draw(n) for n in leaves if n.op == "weight"},
+        {},
+        t0,
+        False,
+        torch.float64,
+        torch.device("cpu"),
+    )
     return program.f(c, "x.", *(draw(n) for n in slots))
 
 
@@ -64,14 +73,38 @@ def at(x: Tensor, t: Type, place: dict[str, int]) -> Tensor:
 
 
 UNARY: dict[str, Any] = {
-    "neg": torch.neg, "exp": torch.exp, "abs": torch.abs, "sign": torch.sign, "square": torch.square, "relu": F.relu,
-    "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu, "gelu": F.gelu, "softplus": F.softplus, "log_sigmoid": F.logsigmoid,
-    "elu1": lambda x: F.elu(x) + 1, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "not": torch.logical_not,
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "square": torch.square,
+    "relu": F.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "softplus": F.softplus,
+    "log_sigmoid": F.logsigmoid,
+    "elu1": lambda x: F.elu(x) + 1,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "not": torch.logical_not,
 }
 BINARY: dict[str, Any] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "max": torch.maximum, "min": torch.minimum, "lt": torch.lt, "ge": torch.ge,
-    "eq": torch.eq, "ne": torch.ne, "div": torch.div, "pow": torch.pow, "le": torch.le, "gt": torch.gt,
-    "and": torch.logical_and, "or": torch.logical_or,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "max": torch.maximum,
+    "min": torch.minimum,
+    "lt": torch.lt,
+    "ge": torch.ge,
+    "eq": torch.eq,
+    "ne": torch.ne,
+    "div": torch.div,
+    "pow": torch.pow,
+    "le": torch.le,
+    "gt": torch.gt,
+    "and": torch.logical_and,
+    "or": torch.logical_or,
 }
 
 
@@ -111,14 +144,14 @@ def slow(node: Node, place: dict[str, int], t0: int = 0) -> Tensor:
             return torch.stack(torch.broadcast_tensors(*a), -1)
         case "index":
             item = node["item"]
-            return a[0][item] if isinstance(item, int) else a[0][item[0]:item[1]]
+            return a[0][item] if isinstance(item, int) else a[0][item[0] : item[1]]
         case "reshape":
             return a[0].reshape(node["shape"])
         case "where":
             return torch.where(a[0].bool(), *torch.broadcast_tensors(a[1], a[2]))
         case "split_heads":
             n = node.type.shape[-1]
-            return slow(node.args[0], place, t0)[..., place["H"] * n:(place["H"] + 1) * n]
+            return slow(node.args[0], place, t0)[..., place["H"] * n : (place["H"] + 1) * n]
         case "merge_heads":
             return torch.cat([slow(node.args[0], {**place, "H": h}, t0) for h in range(HEADS)], -1)
         case _:
@@ -133,7 +166,9 @@ def check(root: Node, t0: int = 0) -> None:
         place, rest = {"B": 0, "H": 0, "T": 0}, flat
         for a in reversed(names):
             place[a], rest = rest % SIZES[a], rest // SIZES[a]
-        torch.testing.assert_close(at(got, root.type, place).double(), slow(root, place, t0).double(), rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(
+            at(got, root.type, place).double(), slow(root, place, t0).double(), rtol=1e-9, atol=1e-11
+        )
 
 
 X, U, N = slot("x"), slot("u"), slot("n", ())
@@ -147,23 +182,80 @@ POSITION = O.leaf("position", Type("int", clock="T"))
 HEAD = O.leaf("head", Type("int", heads=HEADS))
 
 
-@pytest.mark.parametrize("node", [
-    O.linear(X, WHOLE), O.linear(X, HEAD_W), O.linear(K, HEAD_W), O.linear(K, WHOLE), O.linear(MAT, WHOLE), O.linear(MAT, HEAD_W),
-    O.linear(K, STATE), O.linear(ROW, WHOLE), O.linear(ROW, HEAD_W), O.linear(K, slot("wt", (2, WIDTH), HEADS)), O.linear(GAIN, HEAD_W),
-    O.matmul(X, O.transpose(WHOLE)), O.matmul(K, O.transpose(STATE)), O.matmul(K, KMAT), O.matmul(KMAT, K), O.matmul(KMAT, KMAT),
-    O.matmul(X, U), O.matmul(MAT, X), O.matmul(HEAD_W, K), O.matmul(X, O.transpose(MAT)),
-    O.inner(X, U), O.inner(K, HEAD_GAIN), O.outer(X, U), O.outer(K, HEAD_GAIN), O.outer(X, GAIN),
-    O.binary("mul", N, X), O.binary("mul", K, R), O.binary("add", X, GAIN), O.binary("mul", K, HEAD_GAIN), O.binary("mul", K, HEAD_RATE),
-    O.binary("mul", N, K), O.binary("add", MAT, X), O.binary("mul", R, KMAT), O.binary("sub", ROW, X), O.binary("mul", HEAD_W, R),
-    O.binary("div", O.const(1), POSITION), O.binary("mul", X, POSITION), O.binary("mul", K, HEAD), O.binary("pow", O.const(0.5), HEAD),
-    O.binary("max", X, O.const(0.1)), O.binary("min", O.const(0.1), K), O.where(O.binary("lt", N, O.const(0)), X, U),
-    O.where(O.binary("gt", R, O.const(0)), O.const(0.3), O.const(0.7)), O.where(O.binary("gt", POSITION, O.const(2)), X, O.const(0.0)),
-    O.split_heads(slot("wide", (6,)), HEADS), O.merge_heads(K), O.split_heads(slot("rows", (2, 6)), HEADS), O.split_heads(weight("whole", (6,)), HEADS),
-    O.concat((X, GAIN)), O.concat((K, HEAD_GAIN)), O.stack((X, N)), O.stack((R, HEAD_RATE, O.const(0.5))), O.stack((K, HEAD_GAIN)),
-    O.index(X, 1), O.index(MAT, 1), O.index(KMAT, (1, 3)), O.index(HEAD_W, 0), O.index(GAIN, (0, 2)), O.reshape(MAT, (WIDTH, 2)), O.reshape(GAIN, (2, 2)),
-    O.rowwise("l2norm", K, eps=1e-6), O.rowwise("rmsnorm", K, HEAD_GAIN, eps=1e-6), O.rowwise("rmsnorm", X, GAIN, eps=1e-3), O.rowwise("softmax", MAT),
-    O.reduce("mean", KMAT, 0), O.reduce("sum", MAT), O.reduce("mean", X, keep=True), O.reduce("sum", KMAT, 1, keep=True),
-], ids=lambda n: repr(n)[:60])
+@pytest.mark.parametrize(
+    "node",
+    [
+        O.linear(X, WHOLE),
+        O.linear(X, HEAD_W),
+        O.linear(K, HEAD_W),
+        O.linear(K, WHOLE),
+        O.linear(MAT, WHOLE),
+        O.linear(MAT, HEAD_W),
+        O.linear(K, STATE),
+        O.linear(ROW, WHOLE),
+        O.linear(ROW, HEAD_W),
+        O.linear(K, slot("wt", (2, WIDTH), HEADS)),
+        O.linear(GAIN, HEAD_W),
+        O.matmul(X, O.transpose(WHOLE)),
+        O.matmul(K, O.transpose(STATE)),
+        O.matmul(K, KMAT),
+        O.matmul(KMAT, K),
+        O.matmul(KMAT, KMAT),
+        O.matmul(X, U),
+        O.matmul(MAT, X),
+        O.matmul(HEAD_W, K),
+        O.matmul(X, O.transpose(MAT)),
+        O.inner(X, U),
+        O.inner(K, HEAD_GAIN),
+        O.outer(X, U),
+        O.outer(K, HEAD_GAIN),
+        O.outer(X, GAIN),
+        O.binary("mul", N, X),
+        O.binary("mul", K, R),
+        O.binary("add", X, GAIN),
+        O.binary("mul", K, HEAD_GAIN),
+        O.binary("mul", K, HEAD_RATE),
+        O.binary("mul", N, K),
+        O.binary("add", MAT, X),
+        O.binary("mul", R, KMAT),
+        O.binary("sub", ROW, X),
+        O.binary("mul", HEAD_W, R),
+        O.binary("div", O.const(1), POSITION),
+        O.binary("mul", X, POSITION),
+        O.binary("mul", K, HEAD),
+        O.binary("pow", O.const(0.5), HEAD),
+        O.binary("max", X, O.const(0.1)),
+        O.binary("min", O.const(0.1), K),
+        O.where(O.binary("lt", N, O.const(0)), X, U),
+        O.where(O.binary("gt", R, O.const(0)), O.const(0.3), O.const(0.7)),
+        O.where(O.binary("gt", POSITION, O.const(2)), X, O.const(0.0)),
+        O.split_heads(slot("wide", (6,)), HEADS),
+        O.merge_heads(K),
+        O.split_heads(slot("rows", (2, 6)), HEADS),
+        O.split_heads(weight("whole", (6,)), HEADS),
+        O.concat((X, GAIN)),
+        O.concat((K, HEAD_GAIN)),
+        O.stack((X, N)),
+        O.stack((R, HEAD_RATE, O.const(0.5))),
+        O.stack((K, HEAD_GAIN)),
+        O.index(X, 1),
+        O.index(MAT, 1),
+        O.index(KMAT, (1, 3)),
+        O.index(HEAD_W, 0),
+        O.index(GAIN, (0, 2)),
+        O.reshape(MAT, (WIDTH, 2)),
+        O.reshape(GAIN, (2, 2)),
+        O.rowwise("l2norm", K, eps=1e-6),
+        O.rowwise("rmsnorm", K, HEAD_GAIN, eps=1e-6),
+        O.rowwise("rmsnorm", X, GAIN, eps=1e-3),
+        O.rowwise("softmax", MAT),
+        O.reduce("mean", KMAT, 0),
+        O.reduce("sum", MAT),
+        O.reduce("mean", X, keep=True),
+        O.reduce("sum", KMAT, 1, keep=True),
+    ],
+    ids=lambda n: repr(n)[:60],
+)
 def test_alignment_of_every_operation(node: Node) -> None:
     check(node, t0=3)
 
@@ -182,7 +274,14 @@ def test_a_name_is_assigned_again_only_when_its_old_value_is_dead() -> None:
     second = O.binary("add", first, X)
     root = O.binary("mul", first, second)
     writer = Writer()
-    em = Emitter(writer, {X: "x_BTD"}, names=[("x", first), ("x", second)], roots=[root], reuse=True, letters=Letters({WIDTH: "D"}))
+    em = Emitter(
+        writer,
+        {X: "x_BTD"},
+        names=[("x", first), ("x", second)],
+        roots=[root],
+        reuse=True,
+        letters=Letters({WIDTH: "D"}),
+    )
     value = em.value(root)
     assert len({line.split(" = ")[0] for line in writer.lines}) == len(writer.lines) == 2
     namespace: dict[str, Any] = {"torch": torch, "x_BTD": torch.ones(1)}
@@ -195,7 +294,9 @@ def expressions(draw_: Any) -> Node:
     """A random DAG of operations whose shapes fit, per tick, whole or per head."""
     pool: list[Node] = [X, U, N, K, R, GAIN, HEAD_GAIN, HEAD_RATE, O.const(0.5), O.const(-2), POSITION, ROW]
     for _ in range(draw_(st.integers(2, 9))):
-        kind = draw_(st.sampled_from(["unary", "binary", "linear", "inner", "norm", "where", "merge", "reduce", "concat"]))
+        kind = draw_(
+            st.sampled_from(["unary", "binary", "linear", "inner", "norm", "where", "merge", "reduce", "concat"])
+        )
         x, y = draw_(st.sampled_from(pool)), draw_(st.sampled_from(pool))
         try:
             if kind == "unary":
