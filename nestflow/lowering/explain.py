@@ -1,0 +1,109 @@
+"""`nestflow explain SPEC`: how each memory is computed, why not faster, what it costs, how long it remembers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from nestflow.graph.model import LevelGraph, Memory
+from nestflow.graph.state import state_tensors
+from nestflow.lowering.cost import half_life, multiply_adds, states
+from nestflow.lowering.plan import LevelPlan, MemoryPlan, Plan, lower
+
+MEANING = {
+    "cache": "scaled dot-product attention over the kept pairs",
+    "recurrence": "a linear recurrence, {size} ticks at once",
+    "delta": "the delta rule in closed form (one triangular system for {size} ticks)",
+    "chunk": "all errors of a chunk at its first state, then the rule in closed form, {size} ticks at once",
+    "scan": "sequential: the rule on the tensors themselves, {every}",
+}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One memory. row: its name in the level table. pattern: how it is lowered (`how` in words), always exact. reasons: why the
+    faster patterns did not apply. half_life: ticks until half of what is stored is left, at the start (None: not known).
+    multiply_adds: per token and head, forward. state: numbers kept per sequence."""
+
+    row: str
+    count: int
+    pattern: str
+    how: str
+    reasons: tuple[str, ...]
+    half_life: float | None
+    multiply_adds: int | None
+    state: int
+    note: str | None
+
+
+def explanations(target: Any) -> list[Explanation]:
+    """One record for each memory, repeated levels once. target: a Bundle, a Plan or a LevelGraph."""
+    from nestflow.graph.describe import row_name
+
+    plan = plan_of(target)
+    found: dict[str, list[tuple[LevelPlan, MemoryPlan]]] = {}
+    for level in plan.levels.values():
+        for m in level.memories:
+            found.setdefault(row_name(level.instance, m.memory), []).append((level, m))
+    return [one(row, len(group), *group[0]) for row, group in found.items()]
+
+
+def plan_of(target: Any) -> Plan:
+    if isinstance(target, Plan):
+        return target
+    if isinstance(target, LevelGraph):
+        return lower(target)
+    return target.plan
+
+
+def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
+    m = p.memory
+    numbers = sum(math.prod(t.shape) for t in state_tensors(m)) * states(p) * (m.heads or 1)
+    every = "once a tick" if m.every == 1 else f"once in {m.every} ticks, from their summed errors"
+    how = MEANING[p.pattern].format(size=level.size, every=every)
+    order = ("recurrence", "delta", "chunk")
+    reasons = tuple(r for r in p.reasons if r.partition(":")[0] in order and p.pattern == "scan")
+    return Explanation(row, count, p.pattern, how, reasons, None if m.kind == "cache" else half_life(m),
+                       multiply_adds(p, level.size), numbers, note_of(m, p))
+
+
+def note_of(m: Memory, p: MemoryPlan) -> str | None:
+    """What a user may want to change."""
+    if p.pattern == "scan" and m.every == 1:
+        return "one update per token, in order: with `chunk 16` errors are taken together" if m.chunk == 1 else (
+            "the rule is not linear in g, so each token's update is made on the tensors; `every 16 tokens` makes one of 16")
+    if p.pattern != "scan" or m.every == 1:
+        return None
+    return None
+
+
+def duration(ticks: float | None) -> str:
+    """`280 tokens`, `for ever`, `not known here`."""
+    if ticks is None:
+        return "depends on its input"
+    return "for ever (nothing is forgotten)" if math.isinf(ticks) else f"{ticks:,.3g} tokens" if ticks < 1000 else f"{ticks:,.0f} tokens"
+
+
+def explain(target: Any) -> str:
+    """The text of `nestflow explain SPEC`, one block for each memory and each level of the step clock."""
+    plan = plan_of(target)
+    blocks = [text_of(e) for e in explanations(plan)]
+    for s in plan.graph.step_levels:
+        how = "frozen: it never learns" if s.rule is None else f"one torch optimizer, {len(s.weights)} weights, every {s.every} step" + "s" * (s.every > 1)
+        blocks.append(f"{s.name}\n  how        {how}")
+    return "\n\n".join(blocks) if blocks else "nothing here learns or remembers: plain functions"
+
+
+def text_of(e: Explanation) -> str:
+    times = f" (× {e.count})" if e.count > 1 else ""
+    lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
+    lines += [f"  not        {r}" for r in e.reasons]
+    if e.multiply_adds is not None:
+        lines.append(f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; {e.state:,} numbers of state a sequence")
+        lines.append(f"  half-life  at the start: {duration(e.half_life)}")
+    else:
+        lines.append("  cost       grows with the number of kept pairs")
+    if e.note:
+        lines.append(f"  note       {e.note}")
+    return "\n".join(lines)
