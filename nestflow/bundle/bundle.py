@@ -55,7 +55,7 @@ class Bundle:
     """What `nestflow.compile` gives. `module` and `optimizer` are torch's, usable in any training loop.
 
     graph: the level graph. plan: how each level was lowered. source: the code of the module, the code that runs.
-    spec: the text of the whole spec, used parts included. overrides: params set from outside. extra: data that was saved.
+    spec: the whole spec as text, used parts included. overrides: params set from outside. extra: data that was saved.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from nestflow.emit.level_rows import Rows, starts_of
 from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
-from nestflow.emit.writer import Writer, identifier
+from nestflow.emit.writer import Writer, identifier, short_name
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
 from nestflow.ir.construct import number
@@ -35,7 +35,7 @@ def emit_level(instance: Instance, entry: LevelPlan, writer: Writer, letters: Le
 def where(node: object) -> str:
     """`  # titans.nl:16` behind a line of code."""
     span = getattr(node, "span", None)
-    return f"  # {span.source.name}:{span.line}" if span is not None else ""
+    return f"  # {short_name(span.source.name)}:{span.line}" if span is not None else ""
 
 
 class LevelCode:

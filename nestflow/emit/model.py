@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from nestflow.diagnostics.core import Span, fail
+from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import axes
 from nestflow.emit.repeat import Rolled
-from nestflow.emit.writer import Writer, identifier
+from nestflow.emit.writer import Writer, identifier, place, short_name
 from nestflow.graph.model import Init, Instance, LevelGraph, StateSlot, StepLevel
 from nestflow.ir.node import Node, Type
 
@@ -137,16 +137,6 @@ def sizes(slots: Iterable[tuple[str, Type]]) -> tuple[str, str]:
         if t.clock and ticks == "1":
             ticks = f"{variable}.shape[{axes(t).index('T')}]"
     return ticks, batch
-
-
-def place(span: Span | None) -> str:
-    """`  # hope.nl:12`, to stand behind a line of code."""
-    return f"  # {short_name(span.source.name)}:{span.line}" if span is not None else ""
-
-
-def short_name(source: str) -> str:
-    """A source's name without its folders: generated code should not tell where it was made."""
-    return source.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _doc(instance: Instance, writer: Writer) -> None:

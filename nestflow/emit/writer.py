@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from nestflow.diagnostics.core import Span
     from nestflow.graph.model import Instance
 
 RESERVED = frozenset(
@@ -77,3 +78,13 @@ class Writer:
 
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
+
+
+def place(span: Span | None) -> str:
+    """`  # hope.nl:12`, to stand behind a line of code."""
+    return f"  # {short_name(span.source.name)}:{span.line}" if span is not None else ""
+
+
+def short_name(source: str) -> str:
+    """A source's name without its folders: generated code should not tell where it was made."""
+    return source.replace("\\", "/").rsplit("/", 1)[-1]
