@@ -13,8 +13,14 @@ from nestflow.diagnostics.core import NestflowError
 
 @click.command("check", epilog="Example: nestflow check my.nl --set dim=512 --format json")
 @click.argument("specs", nargs=-1, required=True, metavar="FILE|NAME...")
-@click.option("--format", "format_", type=click.Choice(["text", "short", "json"]), default="text", show_default=True,
-              help="How mistakes are told: with a picture of the place, one a line, or as records on stdout.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["text", "short", "json"]),
+    default="text",
+    show_default=True,
+    help="How mistakes are told: with a picture of the place, one a line, or as records on stdout.",
+)
 @click.option("--shapes", is_flag=True, help="Print the shape of every input, weight, memory and output.")
 @set_option
 def command(specs: tuple[str, ...], format_: str, shapes: bool, overrides: dict[str, str]) -> int:

@@ -28,8 +28,14 @@ def parse_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 def set_option(f: Callable[..., Any]) -> Callable[..., Any]:
     """The option `--set NAME=VALUE`, given to the command as `overrides`."""
-    return click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", callback=parse_sets,
-                        help="Set a param; may be repeated.")(f)
+    return click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="NAME=VALUE",
+        callback=parse_sets,
+        help="Set a param; may be repeated.",
+    )(f)
 
 
 def graph_of(target: str, overrides: dict[str, str]) -> LevelGraph:
@@ -46,7 +52,9 @@ def bundle_of(target: str, overrides: dict[str, str], **settings: Any) -> Any:
 
     if Path(target).is_dir():
         if overrides:
-            raise fail("NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set")
+            raise fail(
+                "NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set"
+            )
         return nestflow.load(target)
     return nestflow.compile(target, **overrides, **settings)
 

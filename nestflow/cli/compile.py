@@ -14,11 +14,17 @@ from nestflow.view import words
 @click.argument("spec", metavar="FILE|NAME")
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="A folder.  [default: out/NAME]")
 @click.option("--standalone", is_flag=True, help="Also write NAME_standalone.py, one file that needs torch alone.")
-@click.option("--dump", type=click.Choice(["tree", "graph", "plan", "source"]), help="Print what a stage of the compiler made; write nothing.")
+@click.option(
+    "--dump",
+    type=click.Choice(["tree", "graph", "plan", "source"]),
+    help="Print what a stage of the compiler made; write nothing.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
 @click.option("--dtype", default="float32", show_default=True, help="Type of the weights.")
 @set_option
-def command(spec: str, output: Path | None, standalone: bool, dump: str | None, seed: int, dtype: str, overrides: dict[str, str]) -> None:
+def command(
+    spec: str, output: Path | None, standalone: bool, dump: str | None, seed: int, dtype: str, overrides: dict[str, str]
+) -> None:
     """Write model.py, optim.py (both to be read) and a bundle (to be loaded) to a folder."""
     if dump in ("tree", "graph"):
         _dump_front(spec, dump, overrides)
@@ -52,7 +58,8 @@ def usage(bundle: object, saved: Path) -> str:
     learns = any(s.rule is not None for s in bundle.graph.step_levels)  # type: ignore[attr-defined]
     call = ", ".join(f"{n}={n}" for n in names)
     last = f"b.step({{{batch}}})          # one step of training" if learns else f"b.module({call})"
-    return f'import nestflow\nb = nestflow.load("{saved.as_posix()}")      # b.module, b.optimizer: torch\'s own kinds\n{last}'
+    load = f'b = nestflow.load("{saved.as_posix()}")      # b.module, b.optimizer: torch\'s own kinds'
+    return f"import nestflow\n{load}\n{last}"
 
 
 def _dump_front(spec: str, stage: str, overrides: dict[str, str]) -> None:

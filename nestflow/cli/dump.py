@@ -37,8 +37,14 @@ def _lines(value: Any, depth: int, refer: tuple[type, ...]) -> Iterator[str]:
         yield type(value).__name__
         for f in fields(value):
             item = getattr(value, f.name)
-            default = f.default if f.default is not MISSING else f.default_factory() if f.default_factory is not MISSING else MISSING
-            if f.name not in _SKIPPED and (default is MISSING or item is not default and item != default):
+            default = (
+                f.default
+                if f.default is not MISSING
+                else f.default_factory()
+                if f.default_factory is not MISSING
+                else MISSING
+            )
+            if f.name not in _SKIPPED and (default is MISSING or (item is not default and item != default)):
                 yield from _nested(f.name, item, depth, refer)
     elif isinstance(value, Mapping):
         yield "{}" if not value else "mapping"

@@ -38,7 +38,11 @@ def page(code: str) -> str:
     from nestflow.diagnostics.suggest import did_you_mean
 
     known = sorted(f.name[:5] for f in folder.iterdir() if f.name.endswith(".md")) if folder.is_dir() else []
-    raise fail("NF033", f"there is no code {code}", help=did_you_mean(code, known) or "codes are printed with each mistake, as error[NF201]")
+    raise fail(
+        "NF033",
+        f"there is no code {code}",
+        help=did_you_mean(code, known) or "codes are printed with each mistake, as error[NF201]",
+    )
 
 
 def word(name: str) -> str | None:
@@ -60,7 +64,7 @@ def word(name: str) -> str | None:
 
 
 def _template(name: str) -> str | None:
-    """A level, flow or optimizer of the shipped specs, as it is written; a whole model is explained as a spec instead."""
+    """A level, flow or optimizer of the shipped specs, as written; a whole model is explained as a spec."""
     from nestflow.language.shipped import shipped_files, shipped_template
 
     if name in {n.rsplit(".", 1)[-1] for n in shipped_files() if n.startswith("architectures.")}:

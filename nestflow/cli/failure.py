@@ -69,14 +69,18 @@ def _crash(e: Exception) -> int:
     from nestflow._version import __version__
 
     trace = "".join(traceback.format_exception(e))
-    head = f"nestflow {__version__}, Python {platform.python_version()}, {platform.system()}\narguments: {sys.argv[1:]!r}\n\n"
+    where = f"nestflow {__version__}, Python {platform.python_version()}, {platform.system()}"
+    head = f"{where}\narguments: {sys.argv[1:]!r}\n\n"
     try:
         with tempfile.NamedTemporaryFile("w", prefix="nestflow-", suffix=".txt", delete=False, encoding="utf-8") as f:
             f.write(head + trace)
         place = f"the trace is in {f.name}"
     except OSError:
         place = f"the trace could not be written to a file:\n{trace}"
-    click.echo(f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:200]}\n"
-               f"This is a bug in nestflow, not in your spec; {place}\n"
-               "Please report it with that file and the spec.", err=True)
+    click.echo(
+        f"internal error: {type(e).__name__}: {' '.join(str(e).split())[:200]}\n"
+        f"This is a bug in nestflow, not in your spec; {place}\n"
+        "Please report it with that file and the spec.",
+        err=True,
+    )
     return INTERNAL

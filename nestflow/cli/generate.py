@@ -14,11 +14,16 @@ from nestflow.diagnostics.core import fail
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--prompt", default="\n", help="What the text begins with.")
 @click.option("--tokens", type=click.IntRange(0), default=400, show_default=True, help="How many bytes to write.")
-@click.option("--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 takes the likeliest byte.")
+@click.option(
+    "--temperature", type=click.FloatRange(0), default=0.7, show_default=True, help="0 takes the likeliest byte."
+)
 @click.option("--top-k", type=click.IntRange(1), help="Draw from the k likeliest only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same text.")
 def command(bundle: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
-    """Continue a prompt, byte by byte, the memories learning while they read. BUNDLE is a bundle or the folder of a run."""
+    """Continue a prompt, byte by byte, the memories learning while they read.
+
+    BUNDLE is a bundle or the folder of a run.
+    """
     import nestflow
     from nestflow.diagnostics.render import safe
     from nestflow.train import generate
@@ -26,8 +31,15 @@ def command(bundle: Path, prompt: str, tokens: int, temperature: float, top_k: i
     loaded = nestflow.load(find_bundle(bundle))
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     click.echo(prompt if prompt.strip() else "", nl=False)
-    generate(loaded, prompt, tokens, temperature, seed, top_k,
-             on_token=lambda byte: click.echo(safe(decoder.decode(bytes([byte]))), nl=False))
+    generate(
+        loaded,
+        prompt,
+        tokens,
+        temperature,
+        seed,
+        top_k,
+        on_token=lambda byte: click.echo(safe(decoder.decode(bytes([byte]))), nl=False),
+    )
     click.echo(safe(decoder.decode(b"", final=True)))
 
 
@@ -41,4 +53,8 @@ def find_bundle(path: Path) -> Path:
         from nestflow.train.checkpoint import find_checkpoint
 
         return find_checkpoint(path)[0]
-    raise fail("NF033", f"`{path}` holds no bundle and no run", help="give a folder that `nestflow compile` or `nestflow train` wrote")
+    raise fail(
+        "NF033",
+        f"`{path}` holds no bundle and no run",
+        help="give a folder that `nestflow compile` or `nestflow train` wrote",
+    )

@@ -62,19 +62,21 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **extra: Any) -> NoReturn:
-        """Runs a command. Exit codes: 0, 1 for a user's mistake, 2 for usage, 70 for an internal error, 130 for Ctrl-C."""
+        """Runs a command. Exit codes: 0, 1 a user's mistake, 2 usage, 70 an internal error, 130 Ctrl-C."""
         from nestflow.cli.failure import run
 
         extra["standalone_mode"] = False
         sys.exit(run(lambda: super(Commands, self).main(*args, **extra)))
 
 
-@click.group(cls=Commands, invoke_without_command=True, epilog=START, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands, invoke_without_command=True, epilog=START, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, prog_name="nestflow")
 @click.pass_context
 def app(ctx: click.Context) -> None:
-    """Nested optimisation as a language: levels with a memory, an objective, an update rule and a frequency become a PyTorch
-    module and an optimizer."""
+    """Nested optimisation as a language: levels with a memory, an objective, an update rule and a frequency become a
+    PyTorch module and an optimizer."""
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 

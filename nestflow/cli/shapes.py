@@ -44,5 +44,3 @@ def _bounds(low: float | None, high: float | None) -> str:
     if low is None and high is None:
         return ""
     return f" in [{'' if low is None else f'{low:g}'}, {'' if high is None else f'{high:g}'}]"
-
-

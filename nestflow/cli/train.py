@@ -11,24 +11,40 @@ from nestflow.cli.common import bundle_of, set_option
 from nestflow.cli.failure import INTERRUPTED
 
 
-@click.command("train", epilog="Example: nestflow train hope --steps 400 --out out/hope; nestflow train --resume --out out/hope --steps 800")
+@click.command(
+    "train",
+    epilog="Examples: nestflow train hope --steps 400 --out out/hope; nestflow train --resume --out out/hope",
+)
 @click.argument("spec", metavar="[FILE|NAME|BUNDLE]", required=False)
 @click.option("--data", help="A text file, a folder of .txt files, or the shipped text.  [default: shakespeare]")
 @click.option("--steps", type=click.IntRange(1), help="Steps in all.  [default: 400]")
-@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="A folder for the log, checkpoints and the trained bundle.  "
-              "[default: out/NAME]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="A folder for the log, checkpoints and the trained bundle.  [default: out/NAME]",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit.")
 @click.option("--overwrite", is_flag=True, help="Drop an earlier run in --out.")
 @click.option("--batch", type=click.IntRange(1), help="Windows per step.  [default: 8]")
 @click.option("--length", type=click.IntRange(2), help="Tokens per window.  [default: 256]")
 @click.option("--seed", type=click.IntRange(0), help="Of the weights and of the windows.  [default: 0]")
 @click.option("--eval-every", type=click.IntRange(0), help="Steps between validations; 0: at the end.  [default: 100]")
-@click.option("--checkpoint-every", type=click.IntRange(0), help="Steps between checkpoints; 0: at the end.  [default: 100]")
+@click.option(
+    "--checkpoint-every", type=click.IntRange(0), help="Steps between checkpoints; 0: at the end.  [default: 100]"
+)
 @click.option("--device", help="cpu, cuda, cuda:1, ...")
 @click.option("--quiet", is_flag=True, help="No progress display.")
 @set_option
-def command(spec: str | None, out: Path | None, resume: bool, overwrite: bool, device: str | None, quiet: bool, overrides: dict[str, str],
-            **settings: Any) -> int:
+def command(
+    spec: str | None,
+    out: Path | None,
+    resume: bool,
+    overwrite: bool,
+    device: str | None,
+    quiet: bool,
+    overrides: dict[str, str],
+    **settings: Any,
+) -> int:
     """Train on bytes of text, with a live display: step, loss, bits per byte, tokens/s, which levels learned.
 
     Ctrl-C ends after the step, with a checkpoint; --resume goes on as if nothing had happened.

@@ -12,8 +12,14 @@ from nestflow.cli.common import console, graph_of, set_option
 @click.command("view", epilog="Example: nestflow view hope -o hope.html")
 @click.argument("spec", metavar="FILE|NAME|BUNDLE")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file: .svg .html .png .mmd or .dot.")
-@click.option("--format", "format_", type=click.Choice(["terminal", "table", "svg", "html", "mermaid", "dot"]), default="terminal",
-              show_default=True, help="What is printed where no file is given.")
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice(["terminal", "table", "svg", "html", "mermaid", "dot"]),
+    default="terminal",
+    show_default=True,
+    help="What is printed where no file is given.",
+)
 @set_option
 def command(spec: str, output: Path | None, format_: str, overrides: dict[str, str]) -> None:
     """Draw the level graph: lanes by update frequency, fastest on top; edges by what they carry."""

@@ -9,8 +9,16 @@ if TYPE_CHECKING:
     from nestflow.graph.model import LevelGraph
 
 Format = Literal["svg", "html", "mermaid", "dot", "terminal"]
-SUFFIXES = {".svg": "svg", ".html": "html", ".htm": "html", ".png": "png", ".mmd": "mermaid", ".mermaid": "mermaid",
-            ".dot": "dot", ".gv": "dot"}
+SUFFIXES = {
+    ".svg": "svg",
+    ".html": "html",
+    ".htm": "html",
+    ".png": "png",
+    ".mmd": "mermaid",
+    ".mermaid": "mermaid",
+    ".dot": "dot",
+    ".gv": "dot",
+}
 
 __all__ = ["SUFFIXES", "render", "save", "write_html", "write_png", "write_svg"]
 

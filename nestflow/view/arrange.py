@@ -60,7 +60,7 @@ def _lane(unit: Unit) -> tuple[int, int, str]:
 
 
 def _links(graph: LevelGraph, units: list[Unit]) -> list[Link]:
-    """Edges with their places. An edge to every member of a group goes to its frame, or on its bus if it starts inside."""
+    """Edges with their places. An edge to every member of a group goes to its frame, or its bus if it starts inside."""
     home: dict[str, Anchor] = {b.level.name: (u, b) for u in units for b in u.boxes}
     edges = _single(graph.edges)
     merged: dict[tuple[str, str, str], list[Edge]] = {}
@@ -72,13 +72,17 @@ def _links(graph: LevelGraph, units: list[Unit]) -> list[Link]:
     groups = [u for u in units if u.frame == "group" and len(u.cells) > 1]
     for u in groups:
         names = [c.box.level.name for c in u.cells]
-        for kind, label, inner, outer in sorted({(e.kind, e.label, e.source, "out") for e in edges if e.target in names}
-                                                | {(e.kind, e.label, e.target, "in") for e in edges if e.source in names}):
+        for kind, label, inner, outer in sorted(
+            {(e.kind, e.label, e.source, "out") for e in edges if e.target in names}
+            | {(e.kind, e.label, e.target, "in") for e in edges if e.source in names}
+        ):
             _gather(u, names, kind, label, inner, outer, home, left, links)
     for (kind, source, target), some in left.items():
         if some:
             label = words.short(", ".join(dict.fromkeys(words.clean(e.label) for e in some if e.label)), 32)
-            links.append(Link(kind, label, home[source], _entrance(kind, label, home[source], home[target]), tuple(some)))
+            links.append(
+                Link(kind, label, home[source], _entrance(kind, label, home[source], home[target]), tuple(some))
+            )
     for link in links:
         u, a = link.source
         if u is link.target[0] and u.frame == "group" and a and link.target[1] and not a.chip:
@@ -100,8 +104,17 @@ def _entrance(kind: str, label: str, source: Anchor, target: Anchor) -> Anchor:
     return target
 
 
-def _gather(unit: Unit, names: list[str], kind: str, label: str, other: str, way: str,
-            home: dict[str, Anchor], left: dict[Any, list[Edge]], links: list[Link]) -> None:
+def _gather(
+    unit: Unit,
+    names: list[str],
+    kind: str,
+    label: str,
+    other: str,
+    way: str,
+    home: dict[str, Anchor],
+    left: dict[Any, list[Edge]],
+    links: list[Link],
+) -> None:
     """Moves the edges between `other` and all members of a group into one link (or onto the group's bus)."""
     if other not in home:
         return

@@ -10,14 +10,19 @@ from nestflow.view.layout import lanes_of
 def to_dot(graph: LevelGraph) -> str:
     """A `digraph`, fastest levels on top."""
     ids = {v.name: f"n{i}" for i, v in enumerate(graph.levels)}
-    lines = [f"digraph {_text(graph.name)} {{", '  rankdir=TB; compound=true; newrank=true; fontname="sans-serif";',
-             '  node [shape=box, style="rounded,filled", fillcolor=white, fontname="sans-serif", fontsize=11];',
-             '  edge [fontname="sans-serif", fontsize=10];']
+    lines = [
+        f"digraph {_text(graph.name)} {{",
+        '  rankdir=TB; compound=true; newrank=true; fontname="sans-serif";',
+        '  node [shape=box, style="rounded,filled", fillcolor=white, fontname="sans-serif", fontsize=11];',
+        '  edge [fontname="sans-serif", fontsize=10];',
+    ]
     heads = []
     for i, lane in enumerate(lanes_of(graph)):
         colour = theme.lane_colour(lane.clock, lane.every, lane.index, "light")
-        lines.append(f'  subgraph cluster_{i} {{ label={_text(lane.name)}; labeljust=l; style=filled; '
-                     f'fillcolor="{theme.blend(colour, "#ffffff", 0.08)}"; color="{colour}"; fontcolor="{colour}";')
+        lines.append(
+            f"  subgraph cluster_{i} {{ label={_text(lane.name)}; labeljust=l; style=filled; "
+            f'fillcolor="{theme.blend(colour, "#ffffff", 0.08)}"; color="{colour}"; fontcolor="{colour}";'
+        )
         mine = lane.levels(graph)
         for v in mine:
             count = f" ×{v.count}" if v.count > 1 else ""
@@ -30,8 +35,11 @@ def to_dot(graph: LevelGraph) -> str:
     for e in graph.edges:
         if e.source in ids and e.target in ids:
             colour = theme.EDGES[e.kind][1]
-            lines.append(f'  {ids[e.source]} -> {ids[e.target]} [label={_text(e.label or e.kind)}, color="{colour}", fontcolor="{colour}", '
-                         'constraint=false];')
+            lines.append(
+                f"  {ids[e.source]} -> {ids[e.target]} [label={_text(e.label or e.kind)}, "
+                f'color="{colour}", fontcolor="{colour}", '
+                "constraint=false];"
+            )
     return "\n".join([*lines, "}"]) + "\n"
 
 

@@ -200,8 +200,11 @@ def lanes_of(graph: LevelGraph) -> list[Lane]:
         lane = Lane(clock or "step", {0: -1, 9: 0}.get(rank, every), per_clock.get(clock, 0), key)
         per_clock[clock] = lane.index + 1
         if lane.every != 0 and before is not None and clock != before:
-            lane.divider = ("one step = the tokens of one batch" if clock == "step"
-                            else f"the clock `{words.clean(clock)}` is ticked from outside")
+            lane.divider = (
+                "one step = the tokens of one batch"
+                if clock == "step"
+                else f"the clock `{words.clean(clock)}` is ticked from outside"
+            )
         before = clock if lane.every != 0 else before
         lanes.append(lane)
     return lanes
@@ -227,7 +230,9 @@ def level_box(level: LevelInfo, common: set[str], grouped: bool) -> Box:
             lines.append(("code", words.short("⇒ " + words.clean(t.update), room)))
     if size := words.sizes(level):
         lines.append(("soft", size))
-    need = max(words.width(s, 14 if k == "title" else 11, k == "code") for k, s in lines) + (56 if level.count > 1 else 28)
+    need = max(words.width(s, 14 if k == "title" else 11, k == "code") for k, s in lines) + (
+        56 if level.count > 1 else 28
+    )
     w = min(max(need, 148), 182 if grouped else 278)
     return Box(level, lines, w, 16 + sum(20 if k == "title" else 16 for k, _ in lines))
 
@@ -267,14 +272,18 @@ def units_of(graph: LevelGraph) -> list[Unit]:
                 cell.box.badge = unit.count == 1
         units[key] = unit
     for v, host in served:
-        home = next((u for k, u in units.items() if k[1] == lane_key(v) and any(b.level is host for b in u.boxes)), None)
+        home = next(
+            (u for k, u in units.items() if k[1] == lane_key(v) and any(b.level is host for b in u.boxes)), None
+        )
         if home is not None:
             next(c for c in home.cells if c.box.level is host).chips.append(chip_box(v))
             home.frame = home.frame or "optimiser"
         else:
             key = (host.name, lane_key(v))
-            unit = units.setdefault(key, Unit(f"{host.name} optimiser", "optimiser", [],
-                                              f"{words.clean(host.title)}'s optimiser", per_row=3))
+            unit = units.setdefault(
+                key,
+                Unit(f"{host.name} optimiser", "optimiser", [], f"{words.clean(host.title)}'s optimiser", per_row=3),
+            )
             unit.cells.append(Cell(chip_box(v)))
     return list(units.values())
 

@@ -19,7 +19,12 @@ def to_mermaid(graph: LevelGraph) -> str:
         lines.append(f'  subgraph lane{i}["{_text(lane.name)}"]')
         for v in lane.levels(graph):
             count = f" ×{v.count}" if v.count > 1 else ""
-            rows = [f"<b>{_text(v.title)}{count}</b>", _text(v.texts.memory), _text(words.learning(v)), _text(words.sizes(v))]
+            rows = [
+                f"<b>{_text(v.title)}{count}</b>",
+                _text(v.texts.memory),
+                _text(words.learning(v)),
+                _text(words.sizes(v)),
+            ]
             lines.append(f'    {ids[v.name]}["{"<br/>".join(r for r in rows if r)}"]')
         lines.append("  end")
     edges = [e for e in graph.edges if e.source in ids and e.target in ids]

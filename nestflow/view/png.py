@@ -7,8 +7,9 @@ from typing import Any
 
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import LevelGraph
-from nestflow.view import scene as s
+from nestflow.view import primitives as s
 from nestflow.view import theme, words
+from nestflow.view.scene import build
 
 
 def to_png(graph: LevelGraph, path: str | Path, *, mode: theme.Theme = "light", scale: float = 2.0) -> None:
@@ -20,9 +21,12 @@ def to_png(graph: LevelGraph, path: str | Path, *, mode: theme.Theme = "light", 
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
-        raise fail("NF031", "a PNG picture needs matplotlib, which is not installed",
-                   help="pip install 'nestflow[view]', or write .svg or .html, which need nothing") from None
-    drawing = s.build(graph)
+        raise fail(
+            "NF031",
+            "a PNG picture needs matplotlib, which is not installed",
+            help="pip install 'nestflow[view]', or write .svg or .html, which need nothing",
+        ) from None
+    drawing = build(graph)
     side = 0 if mode == "light" else 1
     figure = Figure(figsize=(drawing.width / 100, drawing.height / 100), dpi=100 * scale)
     FigureCanvasAgg(figure)
@@ -48,8 +52,14 @@ def _draw(axes: Any, item: Any, style: s.Style, side: int, order: int) -> None:
 
     fill = style.fill[side] if style.fill else "none"
     stroke = style.stroke[side] if style.stroke else "none"
-    look = {"facecolor": fill, "edgecolor": stroke, "linewidth": style.width * 0.72 if style.stroke else 0,
-            "alpha": style.opacity, "zorder": order, "capstyle": "round"}
+    look = {
+        "facecolor": fill,
+        "edgecolor": stroke,
+        "linewidth": style.width * 0.72 if style.stroke else 0,
+        "alpha": style.opacity,
+        "zorder": order,
+        "capstyle": "round",
+    }
     if style.dash:
         look["linestyle"] = (0, tuple(d / style.width for d in style.dash))
     if isinstance(item, s.Rect):
@@ -75,9 +85,19 @@ def _text(axes: Any, item: s.Text, style: s.Style, side: int, order: int) -> Non
 
     # DejaVu, which comes with matplotlib, is wider than the fonts that the layout is made for
     size = style.size * 0.72 * (0.97 if style.mono else 0.94)
-    text = axes.text(item.x, item.y, words.clean(item.text), color=style.fill[side] if style.fill else "none", fontsize=size,
-                     fontweight="bold" if style.bold else "normal", alpha=style.opacity, zorder=order, va="baseline",
-                     family="DejaVu Sans Mono" if style.mono else "DejaVu Sans", parse_math=False,
-                     ha={"start": "left", "middle": "center", "end": "right"}[item.anchor])
+    text = axes.text(
+        item.x,
+        item.y,
+        words.clean(item.text),
+        color=style.fill[side] if style.fill else "none",
+        fontsize=size,
+        fontweight="bold" if style.bold else "normal",
+        alpha=style.opacity,
+        zorder=order,
+        va="baseline",
+        family="DejaVu Sans Mono" if style.mono else "DejaVu Sans",
+        parse_math=False,
+        ha={"start": "left", "middle": "center", "end": "right"}[item.anchor],
+    )
     if style.halo:
         text.set_path_effects([patheffects.withStroke(linewidth=3, foreground=s.PAPER[side])])

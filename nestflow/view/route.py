@@ -124,7 +124,9 @@ def _arc(link: Link, ports: dict[tuple[int, str], Point]) -> Route:
     high = min(p[1], q[1]) - 30
     mid = ((p[0] + q[0]) / 2, high)
     third = (q[0] - p[0]) / 3
-    return Route(link, ((p, (p[0], high), (mid[0] - third, high), mid), (mid, (mid[0] + third, high), (q[0], high), q)), None)
+    return Route(
+        link, ((p, (p[0], high), (mid[0] - third, high), mid), (mid, (mid[0] + third, high), (q[0], high), q)), None
+    )
 
 
 def _within(link: Link) -> Route:
@@ -135,7 +137,11 @@ def _within(link: Link) -> Route:
         return Route(link, (((x, y), (x, y + 26), (x - 34, y + 26), (x - 34, y)),), None)
     chips = [isinstance(r, Box) and r.chip for r in (a, b)]
     if chips[0] != chips[1] and abs(a.cx - b.cx) > a.w / 2:
-        p, q = ((a.x, _cy(a)), (b.right, _clamp(_cy(a), b.y + 12, b.bottom - 12))) if a.x > b.x else ((a.right, _cy(a)), (b.x, _cy(b)))
+        p, q = (
+            ((a.x, _cy(a)), (b.right, _clamp(_cy(a), b.y + 12, b.bottom - 12)))
+            if a.x > b.x
+            else ((a.right, _cy(a)), (b.x, _cy(b)))
+        )
         mid = (p[0] + q[0]) / 2
         return Route(link, ((p, (mid, p[1]), (mid, q[1]), q),), None)
     if any(chips):

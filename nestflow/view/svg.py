@@ -6,8 +6,9 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from nestflow.graph.model import LevelGraph
-from nestflow.view import scene as s
+from nestflow.view import primitives as s
 from nestflow.view import theme, words
+from nestflow.view.scene import build
 
 if TYPE_CHECKING:
     from nestflow.view.route import Curve
@@ -18,16 +19,19 @@ MONO = "ui-monospace, 'SF Mono', 'Cascadia Mono', Menlo, Consolas, 'DejaVu Sans 
 
 def to_svg(graph: LevelGraph, *, mode: str = "auto") -> str:
     """The picture as SVG text. mode: "auto" follows the reader's light or dark preference, or "light", "dark"."""
-    return render_scene(s.build(graph), mode)
+    return render_scene(build(graph), mode)
 
 
 def render_scene(scene: s.Scene, mode: str = "auto") -> str:
     """SVG text of a drawing; each box and edge is a group with `data-` attributes that the HTML page reads."""
     w, h = f"{scene.width:.0f}", f"{scene.height:.0f}"
     body = "\n".join(_item(i) for i in scene.items)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" class="nestflow" role="img" '
-            f'aria-label="{escape(f"level graph of {scene.title}")}">\n<title>{escape(scene.title)}</title>\n'
-            f"<style>{_css(scene, mode)}</style>\n{body}\n</svg>\n")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {w} {h}" width="{w}" height="{h}" '
+        f'class="nestflow" role="img" '
+        f'aria-label="{escape(f"level graph of {scene.title}")}">\n<title>{escape(scene.title)}</title>\n'
+        f"<style>{_css(scene, mode)}</style>\n{body}\n</svg>\n"
+    )
 
 
 def _css(scene: s.Scene, mode: str) -> str:
@@ -69,8 +73,10 @@ def _rule(st: s.Style, side: int) -> str:
 
 def _item(item: s.Item) -> str:
     if isinstance(item, s.Rect):
-        return (f'<rect x="{item.x:.1f}" y="{item.y:.1f}" width="{item.w:.1f}" height="{item.h:.1f}" rx="{item.r:g}" '
-                f'class="{item.style}"/>')
+        return (
+            f'<rect x="{item.x:.1f}" y="{item.y:.1f}" width="{item.w:.1f}" height="{item.h:.1f}" rx="{item.r:g}" '
+            f'class="{item.style}"/>'
+        )
     if isinstance(item, s.Path):
         return f'<path d="{_path(item.curves)}" class="{item.style}"/>'
     if isinstance(item, s.Poly):
@@ -79,7 +85,8 @@ def _item(item: s.Item) -> str:
     if isinstance(item, s.Text):
         anchor = "" if item.anchor == "start" else f' text-anchor="{item.anchor}"'
         mono = " m" if s.BASE.get(item.style, s.Style()).mono else ""
-        return f'<text x="{item.x:.1f}" y="{item.y:.1f}" class="{item.style}{mono}"{anchor}>{escape(words.clean(item.text))}</text>'
+        text = escape(words.clean(item.text))
+        return f'<text x="{item.x:.1f}" y="{item.y:.1f}" class="{item.style}{mono}"{anchor}>{text}</text>'
     data = "".join(f' data-{k}="{escape(v)}"' for k, v in item.data)
     tip = f"<title>{escape(_tip(item.tip))}</title>" if item.tip else ""
     return f'<g class="{item.kind}"{data}>{tip}{"".join(_item(i) for i in item.items)}</g>'

@@ -16,19 +16,31 @@ MAX_ROWS = 15  # with the title, the head and their rules 20 lines
 Row = list[LevelInfo]
 
 
-def level_table(graph: LevelGraph, lowered: Mapping[str, str] | None = None, width: int = 98, max_rows: int = MAX_ROWS) -> Table:
+def level_table(
+    graph: LevelGraph, lowered: Mapping[str, str] | None = None, width: int = 98, max_rows: int = MAX_ROWS
+) -> Table:
     """A rich Table: level, every, memory, objective, update, params, state and, where given, how it was lowered.
 
-    lowered: level name -> a few words. If there are more than `max_rows` rows, optimiser memories join each other first,
-    then the members of a group. Texts are cut so that the table is at most `width` columns wide.
+    lowered: level name -> a few words. If there are more than `max_rows` rows, optimiser memories join each
+    other first, then the members of a group. Texts are cut so that the table is at most `width` columns wide.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=words.short(f"{words.clean(graph.name)} · {words.totals(graph)}", width), title_justify="left",
-                  title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold", show_edge=False)
-    head = ["level", "every", "memory", "objective", "update", "params", "state"] + (["lowered"] if lowered is not None else [])
+    table = Table(
+        title=words.short(f"{words.clean(graph.name)} · {words.totals(graph)}", width),
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
+        show_edge=False,
+    )
+    head = ["level", "every", "memory", "objective", "update", "params", "state"] + (
+        ["lowered"] if lowered is not None else []
+    )
     rows = fold(graph, max_rows)
     cells = [_cells(row, graph, lowered) for row in rows]
     widths = _widths(head, cells, width)
@@ -45,7 +57,7 @@ def level_table(graph: LevelGraph, lowered: Mapping[str, str] | None = None, wid
 
 
 def fold(graph: LevelGraph, max_rows: int) -> list[Row]:
-    """Rows of levels: each one its own if they fit; else optimiser memories join each other, then members of a group."""
+    """Rows of levels: one each if they fit; else optimiser memories join each other, then members of a group."""
     rows = [[v] for v in _ordered(graph)]
     names = {v.name for v in graph.levels}
     for served in (True, False):
@@ -61,7 +73,7 @@ def fold(graph: LevelGraph, max_rows: int) -> list[Row]:
 
 
 def _ordered(graph: LevelGraph) -> list[LevelInfo]:
-    """Fastest first; within a frequency an optimiser's memories follow what they serve, members of a group are together."""
+    """Fastest first; within a frequency optimiser memories follow what they serve, members of a group are together."""
     home = {v.name: i for i, v in enumerate(graph.levels)}
     first: dict[tuple[object, ...], int] = {}
     for i, v in enumerate(graph.levels):
@@ -91,8 +103,15 @@ def _widths(head: list[str], cells: list[list[str]], width: int) -> list[int]:
 
 def _cells(row: Row, graph: LevelGraph, lowered: Mapping[str, str] | None) -> list[str]:
     v = row[0]
-    cells = [_name(row, graph), words.lane_name(v.clock, v.every), words.clean(v.texts.memory),
-             words.clean(v.texts.objective), words.clean(v.texts.update), _sum(row, "parameters"), _sum(row, "state")]
+    cells = [
+        _name(row, graph),
+        words.lane_name(v.clock, v.every),
+        words.clean(v.texts.memory),
+        words.clean(v.texts.objective),
+        words.clean(v.texts.update),
+        _sum(row, "parameters"),
+        _sum(row, "state"),
+    ]
     if lowered is not None:
         cells.append(words.clean(next((lowered[o.name] for o in row if o.name in lowered), "")))
     return cells

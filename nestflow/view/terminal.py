@@ -22,7 +22,11 @@ def render(graph: LevelGraph, width: int = WIDTH) -> RenderableType:
 
     placed = arrange(graph)
     parts: list[Any] = [Text.assemble((words.clean(graph.name), "bold"), ("  " + words.totals(graph), "dim"))]
-    parts += [Text(line, style="dim") for line in (words.first_sentence(graph.doc or "", width), *words.params_lines(graph, width)) if line]
+    parts += [
+        Text(line, style="dim")
+        for line in (words.first_sentence(graph.doc or "", width), *words.params_lines(graph, width))
+        if line
+    ]
     for lane in placed.lanes:
         if lane.divider:
             parts.append(Text(f"── {lane.divider} ".ljust(width, "╌"), style="dim"))
@@ -43,7 +47,14 @@ def _lane(lane: Lane, width: int) -> Any:
 
     colour = _colour(lane)
     slots = min(32, max(16, 2 * lane.every))
-    title = Text.assemble(("▌", colour), (lane.name, f"bold {colour}"), "  ", (words.rhythm(lane.every, slots), colour), "  ", (lane.note, "dim"))
+    title = Text.assemble(
+        ("▌", colour),
+        (lane.name, f"bold {colour}"),
+        "  ",
+        (words.rhythm(lane.every, slots), colour),
+        "  ",
+        (lane.note, "dim"),
+    )
     title.truncate(width - 2, overflow="ellipsis")
     title.append(" " + "─" * max(0, width - len(title) - 1), style=f"dim {colour}")
     rows: list[Any] = []
@@ -96,7 +107,20 @@ def _blocks(unit: Unit, colour: str, width: int) -> list[tuple[int, Any]]:
     count = f" ×{unit.count}" if unit.count > 1 else ""
     title = Text.assemble((unit.title, "bold"), (count, f"bold {colour}"))
     w = min(width, max([widest] + [len(h) + 1 for h in unit.header]) + 4)
-    return [(w, Panel(Group(*cards), title=title, title_align="left", box=box.ROUNDED, border_style=colour, width=w, padding=(0, 1)))]
+    return [
+        (
+            w,
+            Panel(
+                Group(*cards),
+                title=title,
+                title_align="left",
+                box=box.ROUNDED,
+                border_style=colour,
+                width=w,
+                padding=(0, 1),
+            ),
+        )
+    ]
 
 
 def _card(b: Box, chips: list[Box], colour: str) -> tuple[int, Any]:
@@ -108,14 +132,23 @@ def _card(b: Box, chips: list[Box], colour: str) -> tuple[int, Any]:
     lines = [Text(text, style="dim" if kind == "soft" else "") for kind, text in b.lines if kind != "title"]
     for c in chips:
         what = "".join(text for kind, text in c.lines if kind == "code")
-        lines.append(Text.assemble(("◀ ", theme.TERMINAL_EDGES["optimises"]), (_title(c), "bold"), (f"  {what}", "dim")))
+        lines.append(
+            Text.assemble(("◀ ", theme.TERMINAL_EDGES["optimises"]), (_title(c), "bold"), (f"  {what}", "dim"))
+        )
     count = f" ×{b.level.count}" if b.level.count > 1 and b.badge else ""
     title = Text.assemble((_title(b), "bold"), (count, f"bold {colour}"))
     w = min(46, max([len(t) for t in lines] + [len(title) + 2, 10]) + 4)
     for t in lines:
         t.truncate(w - 4, overflow="ellipsis")
-    return w, Panel(Group(*lines), title=title, title_align="left", box=box.ROUNDED if not b.chip else box.SQUARE, border_style=colour,
-                    width=w, padding=(0, 1))
+    return w, Panel(
+        Group(*lines),
+        title=title,
+        title_align="left",
+        box=box.ROUNDED if not b.chip else box.SQUARE,
+        border_style=colour,
+        width=w,
+        padding=(0, 1),
+    )
 
 
 def _edges(links: list[Link], width: int) -> list[Any]:

@@ -149,8 +149,16 @@ def plural(n: int, noun: str) -> str:
 def fields(level: LevelInfo) -> list[tuple[str, str]]:
     """Every field of a level that has a text, in the order of the language."""
     t = level.texts
-    rows = [("memory", t.memory), ("key", t.key), ("value", t.value), ("query", t.query), ("objective", t.objective),
-            ("update", t.update), ("retain", t.retain), ("every", level.frequency_text)]
+    rows = [
+        ("memory", t.memory),
+        ("key", t.key),
+        ("value", t.value),
+        ("query", t.query),
+        ("objective", t.objective),
+        ("update", t.update),
+        ("retain", t.retain),
+        ("every", level.frequency_text),
+    ]
     if level.heads:
         rows.append(("heads", str(level.heads)))
     if level.count > 1:

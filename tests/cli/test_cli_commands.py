@@ -79,8 +79,15 @@ def test_unknown_command_is_usage_with_a_suggestion():
 
 
 def test_wrong_options_are_usage():
-    for args in (["check"], ["check", "hope", "--format", "xml"], ["view", "hope", "--set", "dim"], ["train"],
-                 ["train", "--resume"], ["train", "hope", "--resume", "--out", "x"], ["generate", "x", "--temperature", "-1"]):
+    for args in (
+        ["check"],
+        ["check", "hope", "--format", "xml"],
+        ["view", "hope", "--set", "dim"],
+        ["train"],
+        ["train", "--resume"],
+        ["train", "hope", "--resume", "--out", "x"],
+        ["generate", "x", "--temperature", "-1"],
+    ):
         assert "Usage:" in run(*args, code=2).stderr
 
 
@@ -182,7 +189,10 @@ def test_explain_words_and_codes(here):
 
 
 def test_dumps(here):
-    assert "Template" in run("compile", "small.nl", "--dump", "tree").stdout or "Level" in run("compile", "small.nl", "--dump", "tree").stdout
+    assert (
+        "Template" in run("compile", "small.nl", "--dump", "tree").stdout
+        or "Level" in run("compile", "small.nl", "--dump", "tree").stdout
+    )
     out = run("compile", "small.nl", "--dump", "graph").stdout
     assert out.startswith("LevelGraph\n") and "objective:" in out and "model.mem" in out
     assert not (here / "out").exists()
@@ -223,9 +233,11 @@ def test_broken_pipe_is_quiet(here):
 
 
 def test_check_loads_neither_torch_nor_rich_nor_networkx(here):
-    code = ("import sys; sys.argv = ['nestflow', 'check', 'small.nl']\nfrom nestflow.cli.main import main\n"
-            "try: main()\nexcept SystemExit as e: assert not e.code\n"
-            "print(sorted({'torch', 'rich', 'networkx', 'numpy'} & set(sys.modules)))")
+    code = (
+        "import sys; sys.argv = ['nestflow', 'check', 'small.nl']\nfrom nestflow.cli.main import main\n"
+        "try: main()\nexcept SystemExit as e: assert not e.code\n"
+        "print(sorted({'torch', 'rich', 'networkx', 'numpy'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=ENV)
     assert done.stdout.splitlines()[-1] == "[]", done
 

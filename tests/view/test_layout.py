@@ -19,7 +19,12 @@ def test_lanes_run_from_attention_to_frozen():
     dividers = [lane.divider for lane in lanes_of(graphs.hybrid())]
     assert dividers[3] == "one step = the tokens of one batch" and dividers[:3] == [None] * 3
     assert "round" in dividers[4]
-    assert [lane.name for lane in lanes_of(graphs.hope())] == ["every token", "every step", "every 4 steps", "every 16 steps"]
+    assert [lane.name for lane in lanes_of(graphs.hope())] == [
+        "every token",
+        "every step",
+        "every 4 steps",
+        "every 16 steps",
+    ]
 
 
 @pytest.mark.parametrize("make", ALL)
@@ -31,7 +36,7 @@ def test_boxes_stand_in_their_lane_and_apart(make):
         for rank in lane.ranks:
             for u in rank:
                 assert lane.top < u.y and u.bottom < lane.bottom
-                assert 0 < u.x and u.right < placed.width
+                assert u.x > 0 and u.right < placed.width
     for i, a in enumerate(boxes):
         for b in boxes[i + 1 :]:
             assert a.right <= b.x + 0.01 or b.right <= a.x + 0.01 or a.bottom <= b.y + 0.01 or b.bottom <= a.y + 0.01

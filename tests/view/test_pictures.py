@@ -32,8 +32,17 @@ def test_svg_is_well_formed_and_has_every_level(make):
 
 def test_svg_says_what_the_levels_are_and_how_often():
     text = " ".join(ElementTree.fromstring(to_svg(graphs.hope())).itertext())
-    for part in ["every 16 steps", "one step = the tokens of one batch", "self_modifying", "×2", "generates", "initialises",
-                 "dim = 128", "objective: l2", "retain: sigmoid(gates(u) + 8)"]:
+    for part in [
+        "every 16 steps",
+        "one step = the tokens of one batch",
+        "self_modifying",
+        "×2",
+        "generates",
+        "initialises",
+        "dim = 128",
+        "objective: l2",
+        "retain: sigmoid(gates(u) + 8)",
+    ]:
         assert part in text, part
 
 
@@ -151,7 +160,16 @@ def test_level_table_fits(make, width):
 def test_level_table_has_one_row_a_level_fastest_first():
     text = _printed(level_table(graphs.hybrid()))
     rows = text.splitlines()[3:]
-    assert [r.split()[0] for r in rows] == ["window", "titans", "titans.s", "lact", "outer", "outer.m", "meta", "frozen"]
+    assert [r.split()[0] for r in rows] == [
+        "window",
+        "titans",
+        "titans.s",
+        "lact",
+        "outer",
+        "outer.m",
+        "meta",
+        "frozen",
+    ]
     assert "131k" in rows[1] and "every 512 tokens" in rows[3]
 
 
