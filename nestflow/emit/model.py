@@ -86,7 +86,7 @@ def _emit_instances(root: Instance, plan: Any, writer: Writer, letters: Letters)
             if instance.kind == "level":
                 from nestflow.emit.level import emit_level
 
-                known[key] = emit_level(instance, plan.levels[instance.path], writer)
+                known[key] = emit_level(instance, plan.levels[instance.path], writer, letters)
             else:
                 known[key] = _emit_flow(instance, writer, letters)
         writer.register(instance, known[key])
