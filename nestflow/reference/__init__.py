@@ -1,0 +1,6 @@
+"""The interpreter that defines what a spec means: short, slow, exact."""
+
+from nestflow.reference.model import Reference
+from nestflow.reference.plain import eval_weights, init_slots, run_rule
+
+__all__ = ["Reference", "eval_weights", "init_slots", "run_rule"]

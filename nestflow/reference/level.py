@@ -1,0 +1,217 @@
+"""What a level of memories does at a tick: language.md §3.2 to 3.5, in that order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from nestflow.graph.model import Memory
+from nestflow.graph.state import CHUNK, GRAM, PENDING, keeps_anchor, memory_path
+from nestflow.ir.rule import DgdStep, Rule
+from nestflow.reference.rule import Update, Weight, pick, times
+from nestflow.reference.tick import Frame, Tensors
+from nestflow.reference.values import number
+
+
+@dataclass
+class Learning:
+    """One memory in the course of a tick. before: A_{t−1}. at: A, decayed already where `decay_first` says so.
+    anchor: θ_{a(t)}. alias: the same values again, what the derivative is taken in. g: G_t by tensor. gram: K_t."""
+
+    memory: Memory
+    path: str
+    before: Tensors
+    at: Tensors
+    anchor: Tensors
+    alias: Tensors
+    g: Tensors
+    gram: Tensors
+
+
+def learn(frame: Frame) -> None:
+    """Context, error, learning. Afterwards the recalls of the level's `return` can be evaluated."""
+    tick, memories = frame.tick, frame.instance.memories
+    ones = [begin(frame, m) for m in memories if m.cache is None]
+    for m in memories:  # 2. context: all that looks back takes its input, whether used at this tick or not
+        rule = tuple(m.rule.nodes()) if m.rule is not None else ()
+        frame.look_back(m.key, m.value, m.query, m.weight, m.objective, m.retain, *rule)
+        if m.cache is not None:
+            append(frame, m)
+    frame.look_back(*(n for _, n in frame.instance.names))
+    for one in ones:
+        decay_first(frame, one)
+    for one in ones:  # all errors are taken at one state, then all learn (§3.7)
+        error(frame, one)
+    for rule, group in same_update(ones):
+        update(frame, rule, group)
+    for one in ones:  # 5. recall
+        after = {name: tick.state[memory_path(frame.instance.path, one.memory.name, name)] for name in one.before}
+        at = {"after": after, "before": one.before, "chunk_start": one.anchor}[one.memory.read]
+        frame.states[one.memory.name, "return"] = at
+
+
+def begin(frame: Frame, m: Memory) -> Learning:
+    """A_{t−1}, and θ_{a(t)}, a(t) = C⌊(t−1)/C⌋: where C divides t − 1, the chunk's first state is the present one."""
+    tick, path = frame.tick, memory_path(frame.instance.path, m.name, "")
+    tensors = m.function.tensors if m.function is not None else ()
+    before = {t.path: tick.state[f"{path}.{t.path}"] for t in tensors}
+    anchor = dict(before)
+    if keeps_anchor(m):  # otherwise C = N: nothing has changed since the chunk began
+        begins = (tick.t - 1) % m.chunk == 0
+        for name, a in before.items():
+            anchor[name] = pick(begins, a, tick.state[f"{path}.{name}{CHUNK}"])
+            tick.put(f"{path}.{name}{CHUNK}", anchor[name])
+    frame.states[m.name, "chunk"] = anchor
+    return Learning(m, path, before, dict(before), anchor, {}, {}, {})
+
+
+def retained(frame: Frame, m: Memory, a: Tensor) -> Tensor:
+    """retain(A): a number; a vector on the key (in) axis or, `on_value`, on the value (out) axis; elementwise."""
+    if m.retain is None:
+        return a
+    gate = frame.eval(m.retain)
+    if m.retain_on == "value" and number(gate).ndim == 3:
+        gate = gate.unsqueeze(-1)
+    return times(gate, a)
+
+
+def decay_first(frame: Frame, one: Learning) -> None:
+    """`retain decay_first(α)`: α A_{t−1} takes A_{t−1}'s place in the error and in the step (C = N = 1)."""
+    m = one.memory
+    if m.decay_first:
+        one.at = {name: retained(frame, m, a) for name, a in one.before.items()}
+    theta = one.at if m.decay_first else one.anchor
+    with torch.enable_grad():  # a fresh alias: other uses of θ (names, key, value) stay constant inside the step
+        one.alias = {n: a.clone() if a.requires_grad else a.detach().clone().requires_grad_() for n, a in theta.items()}
+    frame.states[m.name, "objective"] = one.alias
+
+
+def error(frame: Frame, one: Learning) -> None:
+    """3. G_t = weight_t · ∇_θ ℓ(M(k_t; θ), v_t), one for each row and head; K_t = |weight_t| Σ k kᵀ for dgd."""
+    m, tick = one.memory, frame.tick
+    if m.objective is None or m.rule is None:
+        return
+    through = tick.grad and m.gradient == "through"
+    with torch.enable_grad():
+        loss = frame.eval(m.objective).sum()
+        grads = torch.autograd.grad(loss, list(one.alias.values()), create_graph=through, retain_graph=True,
+                                    allow_unused=True, materialize_grads=True)
+    weight = None if m.weight is None else frame.eval(m.weight)
+    one.g = {n: g if weight is None else times(weight, g) for n, g in zip(one.alias, grads)}
+    for step in m.rule.program:
+        if isinstance(step, DgdStep):
+            seen = frame.inputs_of.get(m.name, {})
+            one.gram = {n: gram(xs, step.normalize) for n, xs in seen.items()}
+            if weight is not None:
+                one.gram = {n: times(weight.abs(), k) for n, k in one.gram.items()}
+    if m.every > 1:  # Σ G over the last N ticks
+        keep_pending(frame, one)
+
+
+def keep_pending(frame: Frame, one: Learning) -> None:
+    tick = frame.tick
+    learns = tick.t % one.memory.every == 0
+    for sums, suffix in ((one.g, PENDING), (one.gram, GRAM)):
+        for name in sums:
+            key = f"{one.path}.{name}{suffix}"
+            sums[name] = tick.state[key] + sums[name]
+            tick.put(key, pick(learns, torch.zeros_like(sums[name]), sums[name]))
+
+
+def gram(inputs: list[Tensor], normalize: bool) -> Tensor:
+    """K = Σ k kᵀ over the inputs k of one weight at this tick (normalize: over k/‖k‖)."""
+    total: Tensor | None = None
+    for x in inputs:
+        rows = x.reshape(*x.shape[:2], -1, x.shape[-1])
+        if normalize:
+            size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            rows = rows / torch.where(size == 0, torch.ones_like(size), size)
+        k = rows.mT @ rows
+        total = k if total is None else total + k
+    if total is None:
+        raise LookupError("no inputs were seen")
+    return total
+
+
+def same_update(ones: list[Learning]) -> list[tuple[Rule, list[Learning]]]:
+    """The memories that learn at the same ticks by the same `update`: norms go over all of them."""
+    groups: list[tuple[Rule, list[Learning]]] = []
+    for one in ones:
+        if one.memory.rule is None or not one.g:
+            continue
+        for rule, group in groups:
+            if rule == one.memory.rule and group[0].memory.every == one.memory.every:
+                group.append(one)
+                break
+        else:
+            groups.append((one.memory.rule, [one]))
+    return groups
+
+
+def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
+    """4. In the rows where N divides t: Δ, s_t = update(g, …, s_{t−1}); A_t = retain(A_{t−1}) + Δ."""
+    tick, m = frame.tick, group[0].memory
+    learns = tick.t % m.every == 0
+    if not learns.any():
+        return
+    weights: dict[str, Weight] = {}
+    for one in group:
+        keep = (lambda a: a) if one.memory.decay_first else partial(retained, frame, one.memory)
+        for n, a in one.at.items():
+            old = {s: tick.state[slot_path(rule, one.path, s, n)] for s in slot_names(tick.state, rule, one.path, n)}
+            weights[f"{one.path}.{n}"] = Weight(n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n],
+                                                one.gram.get(n), keep)
+    Update(rule, list(weights.values()), tick.t // m.every, m.every, every=m.every, context=frame.eval,
+           stop=m.gradient == "stop").run()
+    for one in group:
+        for n, a in one.before.items():
+            w = weights[f"{one.path}.{n}"]
+            tick.put(f"{one.path}.{n}", pick(learns, w.w, a))
+            for s, value in w.new.items():
+                tick.put(slot_path(rule, one.path, s, n), pick(learns, value, w.old[s]))
+
+
+def slot_path(rule: Rule, memory: str, slot: str, tensor: str) -> str:
+    """Where the stream keeps a memory of the rule: one for each tensor, or one number for all."""
+    alone = any(s.name == slot and s.like == "number" for s in rule.slots)
+    return f"{memory}.{slot}" if alone else f"{memory}.{slot}.{tensor}"
+
+
+def slot_names(state: Tensors, rule: Rule, memory: str, tensor: str) -> list[str]:
+    names = [s.name for s in rule.slots]
+    return names + [f"{n}@retained" for n in names if slot_path(rule, memory, f"{n}@retained", tensor) in state]
+
+
+# cache ------------------------------------------------------------------------------------------------
+
+
+def append(frame: Frame, m: Memory) -> None:
+    """The pair of this tick joins those that were kept: [B, H, n, width], this tick's last."""
+    for role, node in (("key", m.key), ("value", m.value)):
+        if node is not None:
+            path = memory_path(frame.instance.path, m.name, role)
+            x = frame.eval(node)
+            x = x.expand(frame.tick.t.shape[0], *[-1] * (x.ndim - 1)).unsqueeze(2)
+            frame.tick.put(path, torch.cat([frame.tick.state[path].to(x.dtype), x], 2))
+
+
+def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
+    """Σ softmax_i(scale · q·k_i) v_i over the pairs that tick t sees: its own, those in its window or segment."""
+    spec, t = m.cache, frame.tick.t
+    if spec is None:
+        raise LookupError("no cache")
+    k, v = (frame.tick.state[memory_path(frame.instance.path, m.name, role)] for role in ("key", "value"))
+    age = torch.arange(k.shape[2] - 1, -1, -1, device=t.device)
+    at = t - age  # the tick of each pair, by the row's own count: [B, n]
+    seen = at >= 1
+    if spec.window is not None:
+        seen = seen & (age < spec.window)
+    if spec.segment is not None:
+        seen = seen & ((at - 1) // spec.segment == (t - 1) // spec.segment)
+    if spec.sink:
+        seen = seen | ((at >= 1) & (at <= spec.sink))
+    scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen.unsqueeze(1), float("-inf"))
+    return (scores.softmax(-1).unsqueeze(-1) * v).sum(2)

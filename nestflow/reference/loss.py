@@ -1,0 +1,58 @@
+"""Expressions outside flows, an objective of the whole model first of all: language.md §3.8."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nestflow.ir.node import Node
+from nestflow.reference.values import align, apply, leaf
+
+
+class Loss:
+    """Values over the whole run, [B, T, *features]. known: what the calls of root flows gave, by node id."""
+
+    def __init__(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], known: Mapping[int, Tensor],
+                 dtype: torch.dtype, device: torch.device) -> None:
+        self.weights, self.inputs, self.memo, self.dtype, self.device = weights, inputs, dict(known), dtype, device
+
+    def eval(self, node: Node) -> Tensor:
+        if id(node) not in self.memo:
+            self.memo[id(node)] = self.compute(node)
+        return self.memo[id(node)]
+
+    def compute(self, node: Node) -> Tensor:
+        op = node.op
+        if op == "slot":
+            x = self.inputs[node["name"]]
+            return x if node.type.clock else x.unsqueeze(1)
+        if op == "weight":
+            return self.weights[node["path"]][None, None]
+        known = leaf(node, self.dtype, self.device)
+        if known is not None:
+            return known
+        xs = [self.eval(a) for a in node.args]
+        if op == "next":  # x at t + 1; the last tick has no term and is left out below
+            return torch.cat([xs[0][:, 1:], xs[0][:, -1:]], 1)
+        if op in ("cross_entropy", "mean_all"):
+            short = max(a.type.short for a in node.args)
+            xs = [x[:, : x.shape[1] - short] if a.type.clock else x for a, x in zip(node.args, xs)]
+            return self.cross_entropy(node, *xs) if op == "cross_entropy" else xs[0].mean().reshape(1, 1)
+        if op == "sum_features":
+            return xs[0].flatten(2).sum(-1) if xs[0].ndim > 2 else xs[0]
+        return apply(node, xs, self.dtype)
+
+    def cross_entropy(self, node: Node, p: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The mean of −log softmax(p)[y] over the unmasked terms; 0 where none is left."""
+        logs = F.log_softmax(p, -1)
+        logs, y = align(logs, y.unsqueeze(-1))
+        lead = torch.broadcast_shapes(logs.shape[:-1], y.shape[:-1])
+        logs, y = logs.expand(*lead, -1), y.expand(*lead, -1)
+        terms = -logs.gather(-1, y).squeeze(-1)
+        s = node["smoothing"]
+        terms = (1 - s) * terms - s * logs.mean(-1)
+        keep = torch.ones_like(terms) if mask is None else align(mask.to(terms.dtype), terms)[0].expand_as(terms)
+        return (terms * keep).sum().reshape(1, 1) / keep.sum().clamp(min=1)

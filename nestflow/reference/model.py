@@ -1,0 +1,176 @@
+"""The reference interpreter: runs a level graph tick by tick. It defines what a spec means (language.md §3).
+
+Slow and plain on purpose. It reads the level graph with an evaluator of its own and `torch.autograd`, and shares no
+code with what compiles (`lowering`, `emit`, `ops`), so that the two check each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from nestflow.diagnostics.core import fail
+from nestflow.graph.model import Init, Instance, LevelGraph, Memory
+from nestflow.graph.state import CHUNK, keeps_anchor, memory_path, state_slots
+from nestflow.ir.node import Node, walk
+from nestflow.reference.level import slot_path
+from nestflow.reference.loss import Loss
+from nestflow.reference.rule import pick, start_slots
+from nestflow.reference.tick import Frame, Tensors, Tick
+
+TICKS = "@t"
+"""Key of the state: ticks that each row has seen since its sequence began, [B]."""
+
+
+class Reference:
+    """The model of a level graph on given slow weights (path -> tensor, float64 for tight comparisons)."""
+
+    def __init__(self, graph: LevelGraph, weights: Mapping[str, Tensor], training: bool = False) -> None:
+        self.graph, self.weights, self.training = graph, weights, training
+        self.heads = {s.path: s.heads for i in graph.root.walk() for s in state_slots(i)} | {TICKS: None}
+
+    # running ---------------------------------------------------------------------------------------
+
+    def __call__(self, *args: Tensor, **inputs: Tensor) -> Tensor:
+        """The output for whole sequences from a fresh stream, [B, T, ...]; differentiable in weights and inputs."""
+        given = self._inputs(args, inputs)
+        (output,) = zip(*(values for values, _ in self._ticks(None, given, [self._output()])))
+        return self._stacked(self._output(), output)
+
+    def run(self, state: Mapping[str, Tensor] | None, inputs: Mapping[str, Tensor],
+            starts: Tensor | None = None) -> tuple[Tensor, Tensors]:
+        """Continue a stream: the outputs [B, T, ...], and the state after the last tick. None begins one.
+
+        state: absolute path -> [B, (heads,) *shape], and "@t". No gradient crosses the call (§3.9). starts: [B, T]
+        bool, true where a row's new sequence begins (§3.1)."""
+        given, outputs = self._inputs((), inputs), []
+        before = None if state is None else {p: x.detach() for p, x in state.items()}
+        after: Tensors = {}
+        for values, after in self._ticks(before, given, [self._output()], starts):  # noqa: B007
+            outputs.append(values[0])
+        return self._stacked(self._output(), outputs), self._outside(after)
+
+    def trace(self, *args: Tensor, **inputs: Tensor) -> Iterator[Tensors]:
+        """The state after each tick of a fresh stream."""
+        for _, state in self._ticks(None, self._inputs(args, inputs), [self._output()]):
+            yield self._outside(state)
+
+    def initial_state(self, batch: int) -> Tensors:
+        """The state of `batch` new streams."""
+        dtype, device = self._kind({})
+        return self._outside(self._start(batch, dtype, device))
+
+    def loss(self, objective: Node, inputs: Mapping[str, Tensor]) -> Tensor:
+        """An objective of the whole model: one number."""
+        given = self._inputs((), inputs)
+        calls = [n for n in walk(objective) if n.op == "call"]
+        per_tick = [values for values, _ in self._ticks(None, given, calls)] if calls else []
+        known = {id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)
+                 for n, vs in zip(calls, zip(*per_tick))}
+        return Loss(self.weights, given, known, *self._kind(given)).eval(objective).reshape(())
+
+    def _ticks(self, state: Mapping[str, Tensor] | None, inputs: Tensors, roots: Sequence[Node],
+               starts: Tensor | None = None) -> Iterator[tuple[list[Tensor], Tensors]]:
+        """Values of the roots (expressions of the root instance) and the state, tick after tick."""
+        batch, (dtype, device) = self._batch(inputs), self._kind(inputs)
+        start = self._start(batch, dtype, device)
+        now = dict(start) if state is None else self._inside(state)
+        clocks = {s.name: s.type.clock for s in self.graph.inputs}
+        for i in range(self._length(inputs)):
+            if starts is not None:  # 1. reset: what was cached before is dropped by the row's count of ticks
+                new = starts[:, i : i + 1].to(device)
+                now = {p: x if x.shape != start[p].shape else pick(new, start[p], x) for p, x in now.items()}
+            now[TICKS] = now[TICKS] + 1
+            tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, torch.is_grad_enabled())
+            at = {n: (x[:, i] if clocks[n] else x).unsqueeze(1) for n, x in inputs.items()}
+            frame = Frame(tick, self.graph.root, at)
+            values = [frame.eval(r) for r in roots]
+            now = tick.state
+            yield values, now
+
+    # state -----------------------------------------------------------------------------------------
+
+    def _start(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
+        """1. Reset: A := init, and all that is kept begins again. Tensors are [B, H, *shape]."""
+        state: Tensors = {TICKS: torch.zeros(batch, 1, dtype=torch.int64, device=device)}
+        for instance in self.graph.root.walk():
+            for s in state_slots(instance):  # pending sums, tails and caches begin at zero or empty
+                kind = {"int": torch.int64, "bool": torch.bool}.get(s.dtype, dtype)
+                state[s.path] = torch.zeros(batch, s.heads or 1, *s.shape, dtype=kind, device=device)
+            for m in instance.memories:
+                if m.function is not None:
+                    state |= self._memory_start(instance, m, batch, dtype, device)
+        return state
+
+    def _memory_start(self, instance: Instance, m: Memory, batch: int, dtype: torch.dtype,
+                      device: torch.device) -> Tensors:
+        path, state = memory_path(instance.path, m.name, ""), {}
+        for t in m.function.tensors if m.function is not None else ():
+            if t.learned is not None:
+                w = self.weights[memory_path(instance.path, "", t.learned)]
+                a = (w if m.heads else w.unsqueeze(0)).unsqueeze(0)
+            else:
+                a = begun(t.init, t.shape).to(dtype).to(device).expand(1, m.heads or 1, *t.shape)
+            a = a.expand(batch, *a.shape[1:])
+            state[f"{path}.{t.path}"] = a
+            if keeps_anchor(m):
+                state[f"{path}.{t.path}{CHUNK}"] = a
+            if m.rule is not None:
+                slots = start_slots(m.rule, t.path, a)
+                state |= {slot_path(m.rule, path, n, t.path): s for n, s in slots.items()}
+        return state
+
+    def _outside(self, state: Tensors) -> Tensors:
+        """As the compiled module keeps it: a head axis only where there are heads."""
+        return {p: x if self.heads.get(p, 1) else x[:, 0] for p, x in state.items()}
+
+    def _inside(self, state: Mapping[str, Tensor]) -> Tensors:
+        return {p: x if self.heads.get(p, 1) else x.unsqueeze(1) for p, x in state.items()}
+
+    # inputs and outputs ------------------------------------------------------------------------------
+
+    def _inputs(self, args: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Tensors:
+        names = [s.name for s in self.graph.inputs]
+        given = dict(zip(names, args)) if len(args) == 1 == len(names) else dict(inputs)
+        for n in given:
+            if n not in names:
+                known = ", ".join(f"`{x}`" for x in names)
+                raise fail("NF501", f"this spec has no input `{n}`", help=f"its inputs are {known}")
+        for s in self.graph.inputs:
+            if s.name not in given:
+                raise fail("NF502", f"the input `{s.name}` is missing", s.span)
+        return given
+
+    def _output(self) -> Node:
+        if self.graph.output is None:
+            raise fail("NF501", "this spec has no `output`, so there is nothing to compute", help="write `output …`")
+        return self.graph.output
+
+    def _batch(self, inputs: Tensors) -> int:
+        return next(iter(inputs.values())).shape[0] if inputs else 1
+
+    def _length(self, inputs: Tensors) -> int:
+        return next((inputs[s.name].shape[1] for s in self.graph.inputs if s.type.clock), 1)
+
+    def _kind(self, inputs: Tensors) -> tuple[torch.dtype, torch.device]:
+        """dtype and device of all that is made here: the weights', else the inputs'."""
+        found = [x for x in (*self.weights.values(), *inputs.values()) if x.is_floating_point()]
+        anything = next(iter((*found, *inputs.values())), torch.zeros(()))
+        return found[0].dtype if found else torch.get_default_dtype(), anything.device
+
+    def _stacked(self, node: Node, values: Sequence[Tensor]) -> Tensor:
+        """[B, T, *features] (per head: [B, T, H, *features]) of the values [B, H, *features] at each tick."""
+        ys = [v if node.type.heads else v[:, 0] for v in values]
+        return torch.stack(ys, 1) if node.type.clock else ys[-1]
+
+
+def begun(init: Init, shape: tuple[int, ...]) -> Tensor:
+    """A start that is no weight: zeros, ones, eye or a constant."""
+    if init.kind == "eye":
+        return torch.eye(*shape)
+    constant = {"zeros": 0.0, "ones": 1.0, "constant": init.a}.get(init.kind)
+    if constant is None:
+        raise fail("NF490", f"a start drawn anew at each reset (`{init.kind}`) is not built yet", help="`learned(…)`")
+    return torch.full(shape, constant)

@@ -1,0 +1,227 @@
+"""An update rule on plain tensors, statement by statement: language.md §2 (optimisers) and §3.4 (learn).
+
+The same program serves a memory on the token clock (tensors `[B, H, *shape]`: one copy per row and head) and slow
+weights on the step clock (`plain`: tensors as they are in a state dict).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nestflow.diagnostics.core import fail
+from nestflow.ir.node import Node, walk
+from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Step
+from nestflow.reference.values import align, apply, features, leaf
+
+CONTEXT = frozenset(("slot", "weight", "theta", "position", "head", "training", "call", "recall", "short_conv",
+                     "previous", "rope"))
+
+
+@dataclass
+class Weight:
+    """One tensor w [B, H, *shape] in the course of an update. gram: K = Σ |weight| k kᵀ over its inputs, for dgd."""
+
+    path: str
+    w: Tensor
+    g: Tensor
+    old: dict[str, Tensor]
+    w0: Tensor
+    w_chunk: Tensor
+    gram: Tensor | None = None
+    retain: Callable[[Tensor], Tensor] = lambda w: w
+    new: dict[str, Tensor] = field(default_factory=dict)
+    retained: bool = False
+
+
+@dataclass
+class Update:
+    """One update of all the weights that learn by this rule at this tick. updates: [B or 1, 1], this one included."""
+
+    rule: Rule
+    weights: list[Weight]
+    updates: Tensor
+    n_ticks: int = 1
+    ticks: Tensor | float | None = None
+    every: int = 1
+    run_length: float | None = None
+    context: Callable[[Node], Tensor] | None = None
+    per_copy: bool = True
+    stop: bool = False
+    memo: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Top to bottom: `self.weights` hold the new w and slots afterwards."""
+        # the raw gradient, then what the stages before the rule (`clip_norm`) make of it
+        gradients = [self.value(self.rule.gradient, w) for w in self.weights]
+        for w, g in zip(self.weights, gradients):
+            w.g = g.expand_as(w.w)
+        for statement in self.rule.program:
+            self.memo.clear()
+            results = [self.statement(statement, w) for w in self.weights]  # all read the state above this statement
+            for commit in results:
+                commit()
+        for w in self.weights:
+            if not w.retained:
+                w.w = w.retain(w.w)
+            w.new = {**w.old, **w.new}
+
+    def statement(self, s: SlotUpdate | Step | SetWeight | DgdStep, w: Weight) -> Callable[[], None]:
+        """What the statement will change in w."""
+        if isinstance(s, SlotUpdate):
+            new = self.slot(s, w)
+            return lambda: w.new.update(new)
+        value = self.dgd(s, w) if isinstance(s, DgdStep) else self.value(s.value, w)
+        if value.ndim == w.w.ndim + 1 and value.shape[-1] == 1:
+            value = value.squeeze(-1)
+        base = w.w if w.retained else w.retain(w.w)
+        step = value - base if isinstance(s, SetWeight) else value  # `set e`: the step is e − retain(w)
+        # §3.9: under `gradient stop` the steps are constants, and only init and retain carry slower gradients
+        after = value if isinstance(s, SetWeight) and not self.stop else base + (step.detach() if self.stop else step)
+
+        def commit() -> None:
+            w.w, w.retained = after.expand_as(w.w), True
+
+        return commit
+
+    def slot(self, s: SlotUpdate, w: Weight) -> dict[str, Tensor]:
+        """The new state of a memory of the rule; with a period, only when `every` divides the updates."""
+        kept: dict[str, Tensor] = {}
+        if s.pending is not None and s.pending_value is not None:
+            kept[s.pending] = w.old[s.pending] + self.value(s.pending_value, w)
+            w.new[s.pending] = kept[s.pending]
+        new = self.value(s.value, w).expand_as(w.old[s.slot])
+        if s.every > 1:
+            due = self.updates % s.every == 0
+            new = pick(due, new, w.old[s.slot])
+            kept = {k: pick(due, torch.zeros_like(v), v) for k, v in kept.items()}
+        products = {k: v for k, v in w.new.items() if k.endswith("@retained")}
+        return {s.slot: new, **kept, **products}
+
+    def dgd(self, s: DgdStep, w: Weight) -> Tensor:
+        """−η(A K + g), η = lr/(1 + lr tr K), or lr if not exact; −lr g for a tensor without an input (§3.4)."""
+        lr = self.value(s.lr, w)
+        if w.gram is None or not matches(s.only, w.path):
+            return times(-lr, w.g)
+        gram = w.gram if s.scale is None else times(self.value(s.scale, w), w.gram)
+        if s.exact:
+            lr, trace = align(lr, gram.diagonal(dim1=-2, dim2=-1).sum(-1))
+            lr = lr / (1 + lr * trace)
+        return times(-lr, w.w @ gram + w.g)
+
+    # expressions -----------------------------------------------------------------------------------
+
+    def value(self, node: Node, w: Weight) -> Tensor:
+        """The value of an expression of the rule for this weight, once per statement."""
+        key = (id(node), id(w))
+        if key not in self.memo:
+            self.memo[key] = self.compute(node, w)
+        return self.memo[key]
+
+    def compute(self, node: Node, w: Weight) -> Tensor:
+        op, like = node.op, w.w
+        own = {"g": w.g, "w": w.w, "w0": w.w0, "w_chunk": w.w_chunk, "updates": self.updates}
+        if op in own:
+            return own[op]
+        if op == "slot_old":
+            return w.old[node["name"]]
+        if op == "slot_new":
+            return w.new[node["name"]]
+        if op == "hyper":
+            return self.value(self.rule.argument(node["name"]), w)
+        if op == "n_ticks":
+            return torch.full((1, 1), self.n_ticks, device=like.device)
+        if op == "fact":
+            shape = like.shape[2:]
+            facts = {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": shape[1:].numel()}
+            return torch.full((1, 1), facts[node["name"]], device=like.device)
+        if op in ("norm_all", "total"):
+            return self.over_all(op, [self.value(node.args[0], other) for other in self.weights])
+        if op == "norm_w":
+            x = self.value(node.args[0], w)
+            return torch.linalg.vector_norm(x, dim=features(x)) if x.ndim > 2 else x.abs()
+        if op == "debias":
+            return self.debias(node, w)
+        if op == "schedule":
+            return schedule(node, self.ticks, self.every, self.run_length).to(like).reshape(-1, 1)
+        if op in CONTEXT:
+            if self.context is None:
+                raise LookupError(f"this rule reads `{op}` of its level, and there is none")
+            return self.context(node)
+        known = leaf(node, like.dtype, like.device)
+        return known if known is not None else apply(node, [self.value(a, w) for a in node.args], like.dtype)
+
+    def over_all(self, op: str, xs: list[Tensor]) -> Tensor:
+        """‖·‖ or Σ over all tensors that learn by this update: one copy at a time, or (slow weights) heads and all."""
+        first = 2 if self.per_copy else 0
+        flat = torch.cat([x.reshape(*x.shape[:first], -1) for x in xs], -1)
+        total = torch.linalg.vector_norm(flat, dim=-1) if op == "norm_all" else flat.sum(-1)
+        return total if self.per_copy else total.reshape(1, 1)
+
+    def debias(self, node: Node, w: Weight) -> Tensor:
+        """m / (1 − the product of its retains): a constant retain r counts as rᵗ, t the updates of m."""
+        slot = node["slot"]
+        every = next((s.every for s in self.rule.program if isinstance(s, SlotUpdate) and s.slot == slot), 1)
+        x, r = self.value(node.args[0], w), self.rule.expand(node.args[1])  # expand: a hyper is a constant too
+        if r.op == "const":
+            product = (float(r.value) ** (self.updates // every).double()).to(x.dtype)
+        else:
+            kept = f"{slot}@retained"
+            before = w.old[kept]
+            after = before * self.value(node.args[1], w).reshape(x.shape[0], -1)
+            product = pick(self.updates % every == 0, after, before)
+            w.new[kept] = product
+        return times(1 / (1 - product), x)
+
+
+def pick(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """new in the copies (rows) where the mask [B or 1, 1] holds, old elsewhere."""
+    m, new, old = align(mask, new, old)
+    return torch.where(m, new, old)
+
+
+def times(number: Tensor, x: Tensor) -> Tensor:
+    """A gate or rate times a tensor of the shape of w: a number, a vector on the key axis, or elementwise."""
+    a, b = align(number.reshape(number.shape[:2]) if number.shape[2:].numel() == 1 else number, x)
+    return a * b
+
+
+def matches(glob: str, path: str) -> bool:
+    """`*` within a part of the path, `**` across parts."""
+    pattern = re.escape(glob).replace(r"\*\*", ".*").replace(r"\*", r"[^.]*")
+    return re.fullmatch(pattern, path) is not None
+
+
+def schedule(node: Node, ticks: Tensor | float | None, every: int, run_length: float | None) -> Tensor:
+    """A rate by ticks s of the level's clock, from 1 (vocabulary: cosine, linear_decay, wsd)."""
+    if ticks is None:
+        raise LookupError("a schedule counts ticks of a clock, and none was given")
+    s, peak = torch.as_tensor(ticks, dtype=torch.float64), float(node["peak"])
+    warmup = float(node["warmup"] or 0)
+    if node["kind"] == "wsd":
+        fallen = (s - warmup - node["stable"]) / node["decay"]
+        after = peak * (1 - fallen.clamp(0, 1))
+    else:
+        total = node["total"] if node["total"] is not None else run_length
+        if total is None:
+            raise fail("NF520", "the length of the run is not known here", node.span, "write `total = N`")
+        done = ((s - warmup) / max(total + every - warmup, 1)).clamp(0, 1)
+        shape = (1 + torch.cos(torch.pi * done)) / 2 if node["kind"] == "cosine" else 1 - done
+        after = node["floor"] + (peak - node["floor"]) * shape
+    return torch.where(s <= warmup, peak * s / max(warmup, 1e-300), after)
+
+
+def start_slots(rule: Rule, path: str, w: Tensor) -> dict[str, Tensor]:
+    """The memories of the rule for a tensor w [B, H, *shape] that is at its start."""
+    one = Weight(path, w, torch.zeros_like(w), {}, w, w)
+    run = Update(rule, [one], torch.zeros(1, 1, dtype=torch.int64, device=w.device))
+    shapes = {s.name: w.shape if s.like == "w" else w.shape[:2] for s in rule.slots}
+    slots = {s.name: run.value(s.init, one).to(w.dtype).expand(shapes[s.name]) for s in rule.slots}
+    for node in walk(*rule.nodes()):  # the product of retains that vary, for debias
+        if node.op == "debias" and rule.expand(node.args[1]).op != "const":
+            slots[f"{node['slot']}@retained"] = w.new_ones(w.shape[:2])
+    return slots

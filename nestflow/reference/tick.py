@@ -1,0 +1,156 @@
+"""One tick, by language.md §3: the expressions of an instance, and what a level of memories does with them.
+
+Values are tensors `[B, H, *features]` (see `values`). Every look-back block and every memory is visited at every tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nestflow.diagnostics.core import fail
+from nestflow.graph.model import Instance
+from nestflow.graph.state import memory_path
+from nestflow.ir.node import Node, walk
+from nestflow.reference.values import align, apply, as_float, leaf, rope
+
+Tensors = dict[str, Tensor]
+LOOKBACK = frozenset(("short_conv", "previous", "call"))
+
+
+@dataclass
+class Tick:
+    """Everything that holds during one tick. state: absolute path -> [B, H, ...], rewritten as the tick goes on.
+    t: [B, 1], ticks since the row's sequence began, this one included. start: the state at a sequence's start."""
+
+    weights: Mapping[str, Tensor]
+    state: Tensors
+    start: Tensors
+    t: Tensor
+    dtype: torch.dtype
+    training: bool
+    grad: bool
+    tails: set[str] = field(default_factory=set)
+
+    @property
+    def device(self) -> torch.device:
+        return self.t.device
+
+    def put(self, path: str, value: Tensor) -> None:
+        """A new state, expanded to all rows; without gradients where the caller wants none."""
+        value = value.expand(self.t.shape[0], *[-1] * (value.ndim - 1))
+        self.state[path] = value if self.grad else value.detach()
+
+
+@dataclass
+class Frame:
+    """The expressions of one instance at one tick, each node once. In a memory's function theta has its state tensors,
+    and taps collects the inputs of each linear whose weight is one of them (w_in)."""
+
+    tick: Tick
+    instance: Instance
+    slots: Mapping[str, Tensor]
+    theta: Mapping[str, Tensor] = field(default_factory=dict)
+    taps: dict[str, list[Tensor]] = field(default_factory=dict)
+    # memory -> recall mode -> its tensors (a level fills this as its tick goes on); see nestflow.reference.level
+    states: dict[tuple[str, str], Tensors] = field(default_factory=dict)
+    inputs_of: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
+    memo: dict[int, Tensor] = field(default_factory=dict)
+
+    def result(self) -> Tensor:
+        """What the instance returns at this tick; a level learns first."""
+        from nestflow.reference.level import learn
+
+        if self.instance.memories:
+            learn(self)
+        if self.instance.result is None:
+            raise LookupError(f"`{self.instance.path}` returns nothing")
+        return self.eval(self.instance.result)
+
+    def eval(self, root: Node) -> Tensor:
+        for node in walk(root):
+            if id(node) not in self.memo:
+                self.memo[id(node)] = self.compute(node, [self.memo[id(a)] for a in node.args])
+        return self.memo[id(root)]
+
+    def look_back(self, *roots: Node | None) -> None:
+        """Evaluate the blocks below the roots that keep a state: they take their input at every tick (§3.2)."""
+        for node in walk(*(r for r in roots if r is not None)):
+            if node.op in LOOKBACK:
+                self.eval(node)
+
+    def compute(self, node: Node, xs: list[Tensor]) -> Tensor:
+        op, tick = node.op, self.tick
+        if op == "slot":
+            return self.slots[node["name"]]
+        if op == "weight":
+            w = tick.weights[memory_path(self.instance.path, "", node["path"])]
+            return w[None] if node.type.heads else w[None, None]
+        if op == "theta":
+            return self.theta[node["tensor"]]
+        if op == "position":
+            return tick.t
+        if op == "head":
+            return torch.arange(node.type.heads or 1, device=tick.device)[None]
+        if op == "training":
+            return torch.full((1, 1), tick.training, device=tick.device)
+        if op == "rope":
+            return rope(as_float(xs[0], tick.dtype), tick.t, node["base"], node["reset"])
+        if op in ("short_conv", "previous"):
+            return self.short_conv(node, *xs) if op == "short_conv" else self.window(node, xs[0], node["n"])[:, :, 0]
+        if op == "call":
+            child = self.instance.child(node["child"])
+            return Frame(tick, child, dict(zip(node["names"], xs))).result()
+        if op == "recall":
+            return self.recall(node, xs)
+        self.tap(node, xs)
+        known = leaf(node, tick.dtype, tick.device)
+        return known if known is not None else apply(node, xs, tick.dtype)
+
+    # look-back (§3.11) -----------------------------------------------------------------------------
+
+    def window(self, node: Node, x: Tensor, kept: int) -> Tensor:
+        """The `kept` inputs before this tick and this one, oldest first: [B, H, kept + 1, *features]."""
+        x = x.expand(self.tick.t.shape[0], node.type.heads or x.shape[1], *x.shape[2:]).unsqueeze(2)
+        if not kept:
+            return x
+        path = memory_path(self.instance.path, "", node["tail"])
+        if path in self.tick.tails:
+            raise fail("NF490", "a shared block that looks back and is called twice is not built yet", node.span)
+        self.tick.tails.add(path)
+        seen = torch.cat([self.tick.state[path].to(x.dtype), x], 2)
+        self.tick.put(path, seen[:, :, 1:])
+        return seen
+
+    def short_conv(self, node: Node, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Σ_{j<n} w[:, j] ⊙ x_{t−j}, zeros before the sequence's start."""
+        n = node["n"]
+        seen = self.window(node, x, n - 1)
+        y = torch.stack([torch.mul(*align(w[..., j], seen[:, :, n - 1 - j])) for j in range(n)]).sum(0)
+        return y if bias is None else torch.add(*align(y, bias))
+
+    # memories --------------------------------------------------------------------------------------
+
+    def recall(self, node: Node, xs: list[Tensor]) -> Tensor:
+        """M(x; θ), θ by the mode of the recall; without a key the state itself (§3.2, 3.3, 3.5)."""
+        from nestflow.reference.level import attend
+
+        memory = next(m for m in self.instance.memories if m.name == node["memory"])
+        if memory.cache is not None:
+            return attend(self, memory, xs[0])
+        theta = self.states[memory.name, node["mode"]]
+        if memory.function is None:
+            return next(iter(theta.values()))
+        inputs = self.inputs_of.setdefault(memory.name, {}) if node["mode"] == "objective" else {}
+        body = Frame(self.tick, self.instance, {"key": xs[0]} if xs else {}, theta, inputs)
+        return body.eval(memory.function.result)
+
+    def tap(self, node: Node, xs: list[Tensor]) -> None:
+        """The inputs of a weight of the memory: x of linear(x, θ), and of x @ transpose(θ)."""
+        if node.op == "linear" and node.args[1].op == "theta":
+            self.taps.setdefault(node.args[1]["tensor"], []).append(xs[0])
+        elif node.op == "matmul" and node.args[1].op == "transpose" and node.args[1].args[0].op == "theta":
+            self.taps.setdefault(node.args[1].args[0]["tensor"], []).append(xs[0])
