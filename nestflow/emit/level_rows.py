@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from nestflow.emit.expr import Emitter
 from nestflow.emit.level_nodes import Nodes, per_tick
@@ -47,6 +47,7 @@ class Rows:
     def __init__(self, writer: Writer, nodes: Nodes, fresh: Callable[[str], str]) -> None:
         self.writer, self.nodes, self.fresh = writer, nodes, fresh
         self.names: dict[RowsKey, RowsNames] = {}
+        self.decays: dict[str, str] = {}  # the text of a gate -> the variable with its products
 
     def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
         m, rule = plan.memory, plan.rules[tensor_path]
@@ -65,33 +66,16 @@ class Rows:
         key, m = self.key(plan, tensor_path), plan.memory
         if key in self.names:
             return self.names[key]
-        rule, starts = key.rule, starts_of(key.rule, m.every)
-        for name in ("errors", "carry", *(("pieces",) if pieces else ())):
-            self.writer.use(COEFFICIENTS, name)
-        g = self.fresh("g")
-        self.writer.line(f"{g} = errors({ticks}, {len(starts)}, c.dtype, c.device)")
-        source = {"g": g}
-        learns = None
+        starts = starts_of(key.rule, m.every)
+        one = RowsWriter(self, em, m, starts, ticks, pieces)
         if m.every > 1:
-            learns = self.clock(m, starts, source, "sum(sizes)" if pieces else ticks, t0, pieces)
-        one = RowsWriter(self, em, m, starts, source, learns, pieces)
-        for carry in rule.carries:
+            one.clock("sum(sizes)" if pieces else ticks, t0)
+        for carry in key.rule.carries:
             one.carry(carry)
-        self.names[key] = RowsNames({c.slot: source["new:" + c.slot] for c in rule.carries})
+        self.names[key] = RowsNames({c.slot: one.source["new:" + c.slot] for c in key.rule.carries})
         if m.every > 1:
-            self.names[key].of["@pending"] = source["g"]
+            self.names[key].of["@pending"] = one.source["g"]
         return self.names[key]
-
-    def clock(self, m: Memory, starts: tuple[str, ...], source: dict[str, str], ticks: str, t0: str, pieces: bool) -> str:
-        """`every N`: errors are summed between updates; the variable that is 1 at ticks that learn."""
-        tick, learns, opens, waiting = (self.fresh(x) for x in ("tick", "learns", "opens", "waiting"))
-        self.writer.line(f"{tick} = torch.arange({t0} + 1, {t0} + {ticks} + 1, device=c.device)")
-        cut = (lambda x: f"pieces({x}, sizes, K)") if pieces else (lambda x: x)
-        self.writer.line(f"{learns} = {cut(f'({tick} % {m.every} == 0).to(c.dtype)')}")
-        self.writer.line(f"{opens} = {cut(f'({tick} % {m.every} == 1).to(c.dtype)')}")
-        self.writer.line(f"{waiting} = carry(1 - {opens}, {source['g']}, {len(starts) - 1})")
-        source["g"] = waiting
-        return learns
 
     def split(self, key: RowsKey, loop: Callable[[str, str], str]) -> None:
         """Rows of all pieces become rows of one: `loop(iterable, base)` gives the name of the loop variable."""
@@ -115,27 +99,57 @@ class Rows:
 
 @dataclass
 class RowsWriter:
-    """One rule: one `carry` for each of its states."""
+    """One rule: one `accumulate` or `carry` for each of its states. source: where rows of g and of slots are."""
 
     rows: Rows
     em: Emitter
     memory: Memory
     starts: tuple[str, ...]
-    source: dict[str, str]
-    learns: str | None
+    ticks: str
     pieces: bool
+    source: dict[str, str] = field(default_factory=dict)
+    learns: str | None = None
+
+    def line(self, name: str, text: str) -> str:
+        name = self.rows.fresh(name)
+        self.rows.writer.line(f"{name} = {text}")
+        return name
+
+    def word(self, name: str) -> str:
+        return self.rows.writer.use(COEFFICIENTS, name)
+
+    def cut(self, text: str) -> str:
+        return f"{self.word('pieces')}({text}, sizes, K)" if self.pieces else text
+
+    def clock(self, ticks: str, t0: str) -> None:
+        """`every N`: errors are summed between updates; `learns` is 1 at ticks that learn."""
+        tick = self.line("tick", f"torch.arange({t0} + 1, {t0} + {ticks} + 1, device=c.device)")
+        self.learns = self.line("learns", self.cut(f"({tick} % {self.memory.every} == 0).to(c.dtype)"))
+        opens = self.line("opens", self.cut(f"({tick} % {self.memory.every} == 1).to(c.dtype)"))
+        text = f"{self.word('accumulate')}({self.decay(f'1 - {opens}')}, 1, {len(self.starts) - 1}, {len(self.starts)})"
+        self.source["g"] = self.line("waiting", text)
+
+    def decay(self, text: str) -> str:
+        """The products of a gate, in a variable."""
+        if text not in self.rows.decays:
+            call = f"{self.word('decays')}({text}, {self.ticks}, c.dtype, c.device)"
+            self.rows.decays[text] = self.line("kept", call)
+        return self.rows.decays[text]
 
     def carry(self, carry: Carry) -> None:
-        name = self.rows.fresh(identifier(carry.slot) if carry.slot else "w")
+        base = identifier(carry.slot) if carry.slot else "w"
         decay = self.number(carry.decay, stop=self.memory.gradient == "stop" and carry.slot != "")
-        drive = self.drive(carry)
+        at = self.starts.index(carry.slot)
         if self.learns is not None:
-            decay = f"1 + {self.learns} * ({decay} - 1)"
-            drive = f"{self.learns}[..., None] * ({drive})"
-        self.rows.writer.line(f"{name} = carry({decay}, {drive}, {self.starts.index(carry.slot)})")
-        self.source["new:" + carry.slot] = name
-        if carry.slot:
-            self.source["old:" + carry.slot] = ""  # made when asked for
+            drive = f"{self.learns}[..., None] * ({self.drive(carry)})"
+            text = f"{self.word('carry')}({self.decay(f'1 + {self.learns} * ({decay} - 1)')}, {drive}, {at})"
+        elif len(carry.drive) == 1 and carry.drive[0][0] == "g":
+            rate = self.number(carry.drive[0][1], stop=self.memory.gradient == "stop")
+            text = f"{self.word('accumulate')}({self.decay(decay)}, {rate}, {at}, {len(self.starts)})"
+        else:
+            drive = self.drive(carry)
+            text = f"{self.word('carry')}({self.decay(decay)}, {drive}, {at})"
+        self.source["new:" + carry.slot] = self.line(base, text)
 
     def drive(self, carry: Carry) -> str:
         terms: list[str] = []
@@ -152,18 +166,18 @@ class RowsWriter:
                 text = self.number(c.args[0] if minus else c, stop=self.memory.gradient == "stop", index="[..., None]")
                 terms.append(f"{'-' if minus else '+'} {text} * {rows}")
         if not terms:
-            return f"0 * {self.source['g']}"
+            return f"0 * {self.of('g')}"
         text = " ".join(terms)
-        return text[2:] if text.startswith("+ ") else text if text.startswith("- ") and len(terms) == 1 else text
+        return text[2:] if text.startswith("+ ") else "-" + text[2:]
 
     def of(self, where: str) -> str:
         """The rows of a source; those of a slot's old value are its new ones, a tick later."""
-        if where.startswith("old:") and not self.source[where]:
-            slot = where[4:]
-            self.rows.writer.use(COEFFICIENTS, "lag")
-            name = self.rows.fresh("old_" + identifier(slot))
-            self.rows.writer.line(f"{name} = lag({self.source['new:' + slot]}, {self.starts.index(slot)})")
-            self.source[where] = name
+        if where not in self.source and where == "g":
+            self.source["g"] = self.line("g", f"{self.word('errors')}({self.ticks}, {len(self.starts)}, c.dtype, c.device)")
+        elif where not in self.source:
+            slot = where.removeprefix("old:")
+            text = f"{self.word('lag')}({self.source['new:' + slot]}, {self.starts.index(slot)})"
+            self.source[where] = self.line("old_" + identifier(slot), text)
         return self.source[where]
 
     def number(self, n: Node, stop: bool, index: str = "") -> str:
@@ -176,7 +190,7 @@ class RowsWriter:
         if stop and e.precedence != 100:
             text = f"({e.text}).detach()"
         if self.pieces:
-            text = f"pieces({text}, sizes, K)"
+            text = self.cut(text)
         elif index and e.precedence != 100 and not stop:
             text = f"({text})"
         return text + index

@@ -24,6 +24,7 @@ class Special:
 
     def __init__(self, level: LevelCode) -> None:
         self.level, self.em = level, level.inner
+        self.systems: dict[str, str] = {}  # memories that share their keys share the matrix of their system
         self.table: dict[str, Callable[[Node], str]] = {
             "state": self.state, "linear_at": self.linear_at, "tensor_at": self.tensor_at, "solved": self.solved,
             "each_tick": self.each_tick, "last": self.last, "final": self.final, "last_learns": self.last_learns,
@@ -70,12 +71,17 @@ class Special:
 
     def solved(self, n: Node) -> str:
         self.em.writer.use("nestflow.ops.delta", "solve_errors")
+        self.em.writer.use("nestflow.ops.delta", "delta_system")
         rows, starts = self.starts(n)
         x, h, a, b = n.args
         number = NodeType(batch=True, clock="T", heads=n.type.heads)
         scale = tensor(self.em, a, number).text
-        return (f"solve_errors({self.em.done[x].text}, {self.em.done[h].text}, {scale}, {self.operand(b, n)}, "
-                f"{rows}, {starts})")
+        look = self.em.done[x].text
+        text = f"delta_system({look}, {self.em.done[h].text}, {scale}, {rows}, {starts.count(',') + (starts[-2] != ',')})"
+        if text not in self.systems:
+            self.systems[text] = self.level.variable("system")
+            self.em.writer.line(f"{self.systems[text]} = {text}")
+        return f"solve_errors({self.systems[text]}, {look}, {scale}, {self.operand(b, n)}, {rows}, {starts})"
 
     def each_tick(self, n: Node) -> str:
         x, axis = self.em.done[n.args[0]].atom, tick_axis(n.type)

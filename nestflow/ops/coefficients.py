@@ -5,12 +5,14 @@ combination of p *starts* (the memory and the rule's slots as the block began) a
 
     X_t = Σ_j P[t, j] X_j + Σ_{s ≤ t} L[t, s] G_s
 
-`rows` [..., n, p + n] holds [P | L]: row t says what X_t is made of. Rows are built with four words, in any order a
-rule is written: `errors` (the rows of g), `carry` (a decaying sum), `lag` (the tick before), and scaling by numbers.
-All exact for gates of any sign, 0 and 1 included: no logarithm, no division.
+`rows` [..., n, p + n] holds [P | L]: row t says what X_t is made of. Rows are built from few words, in the order a rule is
+written: `decays` (products of a gate), `errors` (the rows of g), `accumulate` and `carry` (decaying sums), `lag` (the tick
+before), and scaling by numbers. All exact for gates of any sign, 0 and 1 included: no logarithm, no division.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,24 +41,46 @@ def decay_matrix(decay: Tensor) -> Tensor:
     return factors.cumprod(-2).tril()
 
 
-def carry(decay: Tensor | float, drive: Tensor, start: int) -> Tensor:
-    """Rows of x_t = decay_t x_{t−1} + drive_t, where x began as start number `start`.
+class Decays(NamedTuple):
+    """matrix D [..., n, n]: what is left at tick t of what came in at tick s. start [..., n]: of what was there before."""
 
-    decay [..., n] or a number; drive, the result: rows [..., n, p + n].
-    """
-    n = drive.shape[-2]
+    matrix: Tensor
+    start: Tensor
+
+
+def decays(decay: Tensor | float, ticks: int, dtype: torch.dtype, device: torch.device | str) -> Decays:
+    """The products of a gate over a piece. decay [..., n], [..., 1] or a number: the same at all ticks."""
     if not isinstance(decay, Tensor):
-        decay = drive.new_full((n,), float(decay))
-    decay = decay.to(drive.dtype).expand(*decay.shape[:-1], n)
-    first = F.one_hot(torch.tensor(start, device=drive.device), drive.shape[-1]).to(drive.dtype)
-    return decay_matrix(decay) @ drive + decay.cumprod(-1)[..., None] * first
+        decay = torch.full((ticks,), float(decay), dtype=dtype, device=device)
+    decay = decay.to(dtype).expand(*decay.shape[:-1], ticks)
+    matrix = decay_matrix(decay)
+    return Decays(matrix, matrix[..., 0] * decay[..., :1])
+
+
+def accumulate(decay: Decays, rate: Tensor | float, start: int, starts: int) -> Tensor:
+    """Rows of x_t = decay_t x_{t−1} + rate_t g_t, where x began as start number `start` of `starts`. rate [..., n] or a number."""
+    weight = rate[..., None, :] if isinstance(rate, Tensor) else rate
+    past = decay.matrix * weight
+    return torch.cat([_column(decay.start, past, start, starts), past], -1)
+
+
+def _column(gamma: Tensor, past: Tensor, start: int, starts: int) -> Tensor:
+    """γ in column `start` of an otherwise empty block of p columns, with the leading axes of `past`."""
+    block = F.pad(gamma[..., None], (start, starts - 1 - start))
+    return block.expand(*past.shape[:-1], starts)
+
+
+def carry(decay: Decays, drive: Tensor, start: int) -> Tensor:
+    """Rows of x_t = decay_t x_{t−1} + drive_t, where x began as start number `start`. drive, the result: [..., n, p + n]."""
+    width = drive.shape[-1]
+    return decay.matrix @ drive + F.pad(decay.start[..., None], (start, width - 1 - start))
 
 
 def lag(rows: Tensor, start: int) -> Tensor:
     """Rows of x_{t−1}, where x began as start number `start`."""
-    first = torch.zeros_like(rows[..., :1, :])
-    first[..., start] = 1
-    return torch.cat([first, rows[..., :-1, :]], -2)
+    first = rows.new_zeros(1, rows.shape[-1])
+    first[0, start] = 1
+    return torch.cat([first.expand(*rows.shape[:-2], 1, rows.shape[-1]), rows[..., :-1, :]], -2)
 
 
 def pieces(x: Tensor, sizes: list[int], size: int) -> Tensor:

@@ -17,22 +17,33 @@ import torch
 from torch import Tensor
 
 
-def solve_errors(x: Tensor, h: Tensor, scale: Tensor | float, error: Tensor, before: Tensor,
+def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: Tensor, starts: int) -> Tensor:
+    """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
+
+    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [..., n] or a
+    number; before: rows of W_{t−1} [..., n, p + n].
+    """
+    system = (x @ h.mT) * before[..., starts:]
+    if isinstance(scale, Tensor):
+        return -scale[..., None] * system
+    return -system if scale == 1 else -scale * system
+
+
+def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: Tensor,
                  starts: Sequence[Tensor]) -> Tensor:
     """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
 
-    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale [..., n] or
-    a number; error b [..., n, out]; before: rows of W_{t−1} [..., n, p + n]; starts: p of [..., out, in].
+    error b [..., n, out]; starts: p of [..., out, in].
     """
-    p = len(starts)
-    a = scale[..., None] if isinstance(scale, Tensor) else scale
     seen = before[..., :1] * (x @ starts[0].mT)
-    for j in range(1, p):
+    for j in range(1, len(starts)):
         seen = seen + before[..., j : j + 1] * (x @ starts[j].mT)
-    right = a * seen + error
-    system = a * ((x @ h.mT) * before[..., p:])
-    eye = torch.eye(system.shape[-1], dtype=system.dtype, device=system.device)
+    if isinstance(scale, Tensor):
+        seen = scale[..., None] * seen
+    elif scale != 1:
+        seen = scale * seen
+    right = seen + error
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     return torch.linalg.solve_triangular(
-        (eye - system).expand(*lead, *system.shape[-2:]), right.expand(*lead, *right.shape[-2:]),
+        system.expand(*lead, *system.shape[-2:]), right.expand(*lead, *right.shape[-2:]),
         upper=False, unitriangular=True)
