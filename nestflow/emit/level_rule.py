@@ -252,7 +252,7 @@ class RuleCode:
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
                 return ops.reduce(n.op, args[0])
             if n.op == "schedule":
-                raise fail("NF522", "a schedule counts steps, and this memory learns at tokens", n.span,
+                raise fail("NF552", "a schedule counts steps, and this memory learns at tokens", n.span,
                            "give the rate as an expression of the level's context")
             if n.type.clock and not n.type.like and not any(a.type.like for a in walk(n)):
                 return self.last(t, n)

@@ -55,7 +55,7 @@ def as_linear(args: tuple[Node, ...]) -> Node | None:
 
 
 def errors_of(memory: Memory) -> Errors:
-    """Reverse mode through the objective and the memory's function. Raises NestflowError NF521 where that has no derivative."""
+    """Reverse mode through the objective and the memory's function. Raises NestflowError NF551 where that has no derivative."""
     if memory.objective is None or memory.function is None:
         return Errors({}, {})
 
@@ -70,7 +70,7 @@ def errors_of(memory: Memory) -> Errors:
     try:
         found = gradient(number(objective), thetas, seed)
     except NotDifferentiable as e:
-        raise fail("NF521", f"the gradient of `{memory.name}` cannot be written down: {e}", memory.span,
+        raise fail("NF551", f"the gradient of `{memory.name}` cannot be written down: {e}", memory.span,
                    "use functions with a derivative in a memory and its objective") from e
     factors: dict[str, tuple[tuple[Node, Node], ...]] = {}
     dense: dict[str, Node] = {}

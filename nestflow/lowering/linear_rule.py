@@ -107,7 +107,7 @@ def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Nod
     """m / (1 − rᵗ), t the updates of m."""
     retain = args[1]
     if retain.op != "const":
-        raise fail("NF520", "`debias` of a memory whose retain varies from tick to tick is not compiled yet", n.span,
+        raise fail("NF550", "`debias` of a memory whose retain varies from tick to tick is not compiled yet", n.span,
                    "give the memory a constant retain")
     every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
     count = ops.binary("floordiv", position(), ops.const(memory.every * every))

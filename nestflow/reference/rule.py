@@ -208,7 +208,7 @@ def schedule(node: Node, ticks: Tensor | float | None, every: int, run_length: f
     else:
         total = node["total"] if node["total"] is not None else run_length
         if total is None:
-            raise fail("NF520", "the length of the run is not known here", node.span, "write `total = N`")
+            raise fail("NF540", "the length of the run is not known here", node.span, "write `total = N`")
         done = ((s - warmup) / max(total + every - warmup, 1)).clamp(0, 1)
         shape = (1 + torch.cos(torch.pi * done)) / 2 if node["kind"] == "cosine" else 1 - done
         after = node["floor"] + (peak - node["floor"]) * shape
