@@ -216,12 +216,19 @@ class MemoryBuild:
             if o not in known:
                 raise self.elab.unknown_slot("cache", o, list(known), self.kind_expr)
         key = self.key_node()
-        if number("segment", None) is not None or number("prefix", 0) or number("sink", 0) or number("causal", True) is not True:
-            raise self.elab.not_yet("`segment`, `sink`, `prefix` and `causal = false` of a cache", self.kind_expr.span)
-        window = number("window", None)
-        if window is not None and (window != int(window) or window < 1):
-            raise self.elab.failure("NF303", f"the window of a cache is a whole number of ticks, and this is {window}", self.kind_expr.span)
-        return CacheSpec(window, scale=float(number("scale", key.type.shape[-1] ** -0.5)))
+        if number("prefix", 0):
+            raise self.elab.not_yet("`prefix` of a cache", self.kind_expr.span)
+
+        def ticks(name: str, least: int) -> int | None:
+            n = number(name, None)
+            if n is not None and (isinstance(n, bool) or n != int(n) or n < least):
+                raise self.elab.failure("NF303", f"the {name} of a cache is a whole number of ticks, and this is {n}", self.kind_expr.span)
+            return None if n is None else int(n)
+
+        if number("causal", True) is not True:
+            raise self.elab.not_yet("`causal = false` of a cache", self.kind_expr.span)
+        return CacheSpec(ticks("window", 1), ticks("segment", 1), ticks("sink", 0) or 0, 0, True,
+                         float(number("scale", key.type.shape[-1] ** -0.5)))
 
     # recalls ---------------------------------------------------------------------------------------
 
