@@ -7,7 +7,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from nestflow.diagnostics.core import Source, Span
-from nestflow.graph.model import Instance, Memory
+from nestflow.graph.model import Instance, LevelGraph, Memory
 from nestflow.ir.node import Node, Type
 from nestflow.ir.printer import show
 
@@ -25,7 +25,7 @@ def dump(value: Any, refer: tuple[type, ...] = ()) -> str:
 
 def dump_plan(plan: Any) -> str:
     """A plan, its level instances and memories named instead of repeated."""
-    return dump(plan, (Instance, Memory))
+    return dump(plan, (Instance, LevelGraph, Memory))
 
 
 def _lines(value: Any, depth: int, refer: tuple[type, ...]) -> Iterator[str]:
