@@ -157,13 +157,13 @@ class RuleCode:
                 self.writer.line(f"{self.names[self.slot(t, slot)]} = {self.em.value(node)}")
             if t.memory.every > 1:
                 self.writer.line(f"{self.name(t, '@pending')} = torch.zeros_like({self.name(t, '@pending')})")
-                if state(t.memory, t.path, "@gram", self.leaf_k(t).type) in self.names:
+                if len(t.spec.shape) == 2 and state(t.memory, t.path, "@gram", self.leaf_k(t).type) in self.names:
                     self.writer.line(f"{self.name(t, '@gram')} = torch.zeros_like({self.name(t, '@gram')})")
 
     def wait(self) -> None:
         """Between updates: the sums go on."""
         for t in self.tensors:
-            self.writer.line(f"{self.name(t, '@pending')} = {self.names[t.g]}")
+            self.writer.line(f"{self.name(t, '@pending')} = {self.names[self.leaf(t.memory, t.spec, 'g')]}")
             k = self.leaf_k(t) if len(t.spec.shape) == 2 else None
             if k is not None and k in self.names:
                 self.writer.line(f"{self.name(t, '@gram')} = {self.names[k]}")
@@ -251,6 +251,8 @@ class RuleCode:
                 return ops.unary("sqrt", ops.reduce("sum", ops.unary("square", args[0])))
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
                 return ops.reduce(n.op, args[0])
+            if n.op == "newton_schulz" and len(t.spec.shape) < 2:
+                return args[0]
             if n.op == "schedule":
                 raise fail("NF552", "a schedule counts steps, and this memory learns at tokens", n.span,
                            "give the rate as an expression of the level's context")

@@ -14,7 +14,7 @@ from nestflow.graph.model import Instance, LevelGraph, Memory
 from nestflow.graph.state import keeps_anchor
 from nestflow.lowering.errors import Errors, errors_of
 from nestflow.lowering.linear_rule import LinearRule
-from nestflow.lowering.patterns import PATTERNS, Setting
+from nestflow.lowering.patterns import PATTERNS, Pattern, Setting
 
 BLOCK = 64  # ticks that a closed form without chunk boundaries takes at once
 LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are of this size squared
@@ -63,8 +63,8 @@ class Plan:
     levels: Mapping[str, LevelPlan]
 
 
-def lower(graph: LevelGraph) -> Plan:
-    """Choose a lowering for every token-level level."""
+def lower(graph: LevelGraph, patterns: Mapping[str, Pattern] = PATTERNS) -> Plan:
+    """Choose a lowering for every token-level level, from the patterns that are given (all of them by default)."""
     known: dict[tuple[tuple[Memory, ...], object], LevelPlan] = {}
     levels: dict[str, LevelPlan] = {}
     for instance in graph.root.walk():
@@ -72,25 +72,26 @@ def lower(graph: LevelGraph) -> Plan:
             continue
         key = (instance.memories, instance.result)
         if key not in known:
-            known[key] = lower_level(instance)
+            known[key] = lower_level(instance, patterns)
         levels[instance.path] = LevelPlan(instance, known[key].memories, known[key].size)
     return Plan(graph, levels)
 
 
-def lower_level(instance: Instance) -> LevelPlan:
+def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS) -> LevelPlan:
     """The plan of one level."""
     setting = Setting(instance)
-    plans = tuple(lower_memory(m, setting) for m in instance.memories)
+    plans = tuple(lower_memory(m, setting, patterns) for m in instance.memories)
     bounds = [p.boundary for p in plans if p.pattern != "cache" and p.boundary]
     looped = any(p.pattern != "cache" for p in plans)
     size = math.gcd(*bounds) if bounds else BLOCK // 2 if any(p.pattern == "delta" for p in plans) else BLOCK
     return LevelPlan(instance, plans, size if looped else 0)
 
 
-def lower_memory(memory: Memory, setting: Setting) -> MemoryPlan:
+def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Pattern]) -> MemoryPlan:
+    """The first pattern that takes the memory, and what the ones before it said."""
     errors = errors_of(memory)
     reasons: list[str] = []
-    for name, pattern in PATTERNS.items():
+    for name, pattern in patterns.items():
         found = pattern(memory, errors, setting)
         if isinstance(found, str):
             reasons.append(f"{name}: {found}")
