@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from nestflow.diagnostics.core import NestflowError
+from nestflow.diagnostics.core import NestflowError, fail
 
 MISTAKE, USAGE, INTERNAL, INTERRUPTED = 1, 2, 70, 130
 
@@ -53,10 +53,8 @@ def show(error: NestflowError, format: str = "text") -> None:
 
 def _system(e: OSError) -> int:
     """The system refused a file: a sentence, not a trace."""
-    from nestflow.diagnostics.render import safe
-
-    where = f" `{safe(str(e.filename))}`" if e.filename else ""
-    click.echo(f"error[NF034]: cannot use{where}: {e.strerror or e}", err=True)
+    what = f"`{e.filename}`" if e.filename else "a file"
+    show(fail("NF034", f"the system would not let {what} be used: {e.strerror or e}"))
     return MISTAKE
 
 

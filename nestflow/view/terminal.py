@@ -92,12 +92,12 @@ def _blocks(unit: Unit, colour: str, width: int) -> list[tuple[int, Any]]:
 
     if unit.frame != "group":
         return [_card(c.box, c.chips, colour) for c in unit.cells]
-    cards: list[Any] = [Text(words.short(h, width - 4)) for h in unit.header]
+    cards: list[Any] = [Text(" " + words.short(h, width - 4)) for h in unit.header]
     line: list[tuple[int, Any]] = []
     used = widest = 0
     for c in unit.cells:
         card = _card(c.box, c.chips, colour)
-        if line and used + card[0] + 1 > width - 4:
+        if line and used + card[0] + 1 > width - 1:
             cards.append(_row(line))
             line, used = [], 0
         line.append(card)
@@ -106,7 +106,7 @@ def _blocks(unit: Unit, colour: str, width: int) -> list[tuple[int, Any]]:
     cards.append(_row(line))
     count = f" ×{unit.count}" if unit.count > 1 else ""
     title = Text.assemble((unit.title, "bold"), (count, f"bold {colour}"))
-    w = min(width, max([widest] + [len(h) + 1 for h in unit.header]) + 4)
+    w = min(width, max([widest] + [len(h) + 3 for h in unit.header]) + 1)
     return [
         (
             w,
@@ -117,7 +117,7 @@ def _blocks(unit: Unit, colour: str, width: int) -> list[tuple[int, Any]]:
                 box=box.ROUNDED,
                 border_style=colour,
                 width=w,
-                padding=(0, 1),
+                padding=0,
             ),
         )
     ]
