@@ -34,7 +34,7 @@ def optimizer(target: str, params: Iterable[Any], **settings: Any) -> StepOptimi
     from nestflow.graph.build import optimizer_rule
 
     if target.rpartition(".")[2] == "dgd":
-        raise mistake("NF523", *NEEDS_INPUTS)
+        raise mistake("NF543", *NEEDS_INPUTS)
     total_steps = settings.pop("total_steps", None)
     rule = optimizer_rule(target, dict(settings))
     name = target if "\n" not in target else rule.text

@@ -99,12 +99,12 @@ def as_groups(weights: Weights, first: int = 0) -> list[tuple[list[tuple[str, Te
         return [(list(weights.items()), {})]
     if isinstance(weights, Tensor):
         raise mistake(
-            "NF524", "an optimizer takes several parameters, and this is one tensor.", "put it in a list: `[w]`"
+            "NF544", "an optimizer takes several parameters, and this is one tensor.", "put it in a list: `[w]`"
         )
     items = list(weights)
     if not items:
         raise mistake(
-            "NF524",
+            "NF544",
             "the optimizer was given no parameters.",
             "pass `module.parameters()`; a generator can be used up once only",
         )
@@ -119,7 +119,7 @@ def as_groups(weights: Weights, first: int = 0) -> list[tuple[list[tuple[str, Te
         wrong = next((p for _, p in named if not isinstance(p, Tensor)), None)
         if wrong is not None:
             raise mistake(
-                "NF524", f"a parameter is wanted, and this is a {type(wrong).__name__}.", "pass `module.parameters()`"
+                "NF544", f"a parameter is wanted, and this is a {type(wrong).__name__}.", "pass `module.parameters()`"
             )
         first += len(named)
         result.append((named, {k: v for k, v in group.items() if k != "params"}))
@@ -135,7 +135,7 @@ def as_named(weights: Weights, order: Iterable[str]) -> dict[str, Tensor]:
         names = list(order)
         if len(names) != len(items):
             raise mistake(
-                "NF524",
+                "NF544",
                 f"the levels of this optimizer own {len(names)} weights, and {len(items)} parameters were given.",
                 "pass them by name: `dict(module.named_weights())`",
             )

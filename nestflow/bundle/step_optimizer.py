@@ -74,7 +74,7 @@ class StepOptimizer(torch.optim.Optimizer):
                 allowed, own = set().union(*known.values()), name
             if own not in allowed:
                 words = ", ".join(f"`{a}`" for a in sorted(allowed)) or "none"
-                raise mistake("NF521", f"`{name}` is no setting of this optimizer.", f"its settings: {words}")
+                raise mistake("NF541", f"`{name}` is no setting of this optimizer.", f"its settings: {words}")
         return dict(settings)
 
     def _make_groups(self, weights: Weights) -> list[dict[str, Any]]:
@@ -89,7 +89,7 @@ class StepOptimizer(torch.optim.Optimizer):
             missing = [n for n in level.weights or () if n not in named]
             if missing:
                 raise mistake(
-                    "NF524",
+                    "NF544",
                     f"level `{level.name}` learns `{missing[0]}`, which is not among the weights given"
                     + (f" ({len(missing)} are missing)." if len(missing) > 1 else "."),
                     "pass the weights of the compiled module: `dict(module.named_weights())`",
@@ -151,7 +151,7 @@ class StepOptimizer(torch.optim.Optimizer):
             return
         if len(self.levels) != 1 or self.levels[0].weights is not None:
             raise mistake(
-                "NF524",
+                "NF544",
                 "the weights of this optimizer's levels are fixed by its spec.",
                 "compile the spec again with the new weights in it",
             )
@@ -166,7 +166,7 @@ class StepOptimizer(torch.optim.Optimizer):
             return
         for w, fact in zip(group["params"], self._facts(level, group)):
             if level.reads_inputs and level.weights is None:
-                raise mistake("NF523", *NEEDS_INPUTS)
+                raise mistake("NF543", *NEEDS_INPUTS)
             state = self.state[w]
             state["step"] = 0
             if level.every > 1:
@@ -191,7 +191,7 @@ class StepOptimizer(torch.optim.Optimizer):
         """One tick of every level, from the gradients in `.grad`. Returns what the closure returns, if there is one."""
         if not self.single_objective:
             raise mistake(
-                "NF522",
+                "NF542",
                 "the levels of this optimizer minimise different objectives, so one `backward()` is not enough.",
                 "call `b.step(batch)` of the bundle, which takes each level's gradient of its own objective",
             )
@@ -217,7 +217,7 @@ class StepOptimizer(torch.optim.Optimizer):
     def _tick(self, level: type[Level], groups: list[dict[str, Any]]) -> bool:
         if any(g["evaluating"] for g in groups):
             raise mistake(
-                "NF526",
+                "NF546",
                 "the weights are those that the module is evaluated with.",
                 "call `optimizer.train()` before the next step",
             )
@@ -254,14 +254,14 @@ class StepOptimizer(torch.optim.Optimizer):
         if grad is not None:
             if grad.is_sparse:
                 raise mistake(
-                    "NF525", f"`{fact.path}` has a sparse gradient.", "make its embedding with `sparse=False`"
+                    "NF545", f"`{fact.path}` has a sparse gradient.", "make its embedding with `sparse=False`"
                 )
             grad = grad.to(state_dtype(grad.dtype))
             if fact.path in level.inputs:
                 gram = self.input_grams.get(fact.path)
                 if gram is None:
                     raise mistake(
-                        "NF523",
+                        "NF543",
                         f"dgd needs the inputs of `{fact.path}` besides its gradient, and this step brought none.",
                         "train through the bundle: `b.step(batch)`",
                     )
@@ -288,7 +288,7 @@ class StepOptimizer(torch.optim.Optimizer):
                 continue
             if math.isnan(value):
                 raise mistake(
-                    "NF520",
+                    "NF540",
                     f"the schedule of `{name}` in level `{level.name}` needs the run's length, which is not known.",
                     "write its `total`, or call `optimizer.set_total_steps(n)`",
                 )

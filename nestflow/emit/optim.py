@@ -219,7 +219,7 @@ def emit_optim(graph: LevelGraph, standalone: bool = False) -> str:
     """The source of `optim.py`: a module with a class `Optimizer(weights, total_steps=None, **settings)`.
 
     standalone: what it would import from nestflow is written into it, so that it needs torch alone.
-    Levels with `every never` are not in it. Raises NotImplementedError for an operation without a step-clock form.
+    Levels with `every never` are not in it. Raises NestflowError NF547: an operation without a step-clock form.
     """
     file = _File()
     weights = {w.path: w for w in graph.weights}

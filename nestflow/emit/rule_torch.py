@@ -439,7 +439,7 @@ def _decay(value: Node, slot: str) -> tuple[Node | None, Node | None]:
 
 
 def write_rule(rule: Rule) -> RuleCode:
-    """Python text for one update rule. Raises NotImplementedError for an operation that has no step-clock form."""
+    """Python text for one update rule. Raises NestflowError NF547: an operation without a step-clock form."""
     return RuleWriter(rule).write()
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nestflow.diagnostics.core import fail
 from nestflow.emit.numbers import ATOM, CONDITION, OR, POWER, PRODUCT, SIGN, SUM, Text, is_number, literal, number
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.ops import COMPARE, is_const
@@ -206,7 +207,10 @@ class Tensors:
             return Text("torch.nn.functional." + _FUNCTIONS[op].format(self.text(args[0]).text), ATOM, True)
         if op in _REDUCTIONS:
             return Text(f"{self.helper(_REDUCTIONS[op])}({self.text(args[0]).text}, fact.heads)", ATOM, op == "norm_w")
-        raise NotImplementedError(f"an update rule on the step clock cannot use `{op}`")
+        message = f"`{op.rstrip('_')}` cannot stand in an update rule on the step clock"
+        raise fail(
+            "NF547", message, node.span, "update rules are made of g, w, memories, numbers and elementwise functions"
+        )
 
     def helper(self, name: str) -> str:
         self.helpers.add(name)
@@ -342,7 +346,15 @@ class Tensors:
     def _write_newton_schulz(self, node: Node) -> Text:
         defaults = {"iters": 5, "coefficients": (3.4445, -4.7750, 2.0315), "eps": 1e-7}
         extra = "".join(f", {k}={node.get(k)!r}" for k, v in defaults.items() if node.get(k, v) not in (v, None))
+        if len(node.get("coefficients", defaults["coefficients"])) != 3:
+            raise fail(
+                "NF547", "`newton_schulz` takes three coefficients", node.span, "`coefficients = [2, -1.5, 0.5]`"
+            )
         dtype = node.get("dtype")
+        if dtype not in (None, "none", "bfloat16", "float16", "float32", "float64"):
+            raise fail(
+                "NF547", f"`{dtype}` is no dtype of `newton_schulz`", node.span, "`bfloat16` is that of torch's Muon"
+            )
         if dtype not in (None, "none"):
             extra += f", dtype=torch.{dtype}"
         return Text(

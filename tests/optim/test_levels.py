@@ -88,7 +88,7 @@ def cosine(s: int, peak: float, warmup: int, total: int, floor: float, n: int) -
 
 def test_a_cosine_counts_ticks_and_is_written_to_the_group() -> None:
     opt, weights = two("gd(cosine(0.4, warmup = 4, floor = 0.1))")
-    with pytest.raises(NestflowError, match="NF520"):
+    with pytest.raises(NestflowError, match="NF540"):
         feed(opt, weights, 5)
     opt, weights = two("gd(cosine(0.4, warmup = 4, floor = 0.1))", total_steps=20)
     group = next(g for g in opt.param_groups if g["level"] == "slow")
@@ -281,9 +281,9 @@ def test_settings_reach_the_levels_that_have_them() -> None:
     assert {g["level"]: g["lr"] for g in opt.param_groups} == {"fast": 0.1, "slow": 0.5}
     opt, _ = two("adam(cosine(1e-2))", lr=0.25)
     assert {g["lr"] for g in opt.param_groups} == {0.25}
-    with pytest.raises(NestflowError, match=r"NF521.*`wd`"):
+    with pytest.raises(NestflowError, match=r"NF541.*`wd`"):
         two(wd=0.1)
-    with pytest.raises(NestflowError, match="NF521"):
+    with pytest.raises(NestflowError, match="NF541"):
         two(**{"fast.eps": 0.1})
 
 
@@ -300,7 +300,7 @@ level a { memory weights(net, "up.**"); objective loss; update gd(0.1) }
 level b { memory rest(net); objective other; update gd(0.1) }""",
         BODY,
     )
-    with pytest.raises(NestflowError, match="NF522"):
+    with pytest.raises(NestflowError, match="NF542"):
         feed(opt, weights, 1)
     before = weights["net.up.weight"].detach().clone()
     for w in weights.values():
@@ -327,10 +327,10 @@ level frozen { every never; memory rest(net) }""",
 
 def test_missing_weights_and_sparse_gradients_are_told() -> None:
     opt, weights = two()
-    with pytest.raises(NestflowError, match=r"NF524.*net.down.weight"):
+    with pytest.raises(NestflowError, match=r"NF544.*net.down.weight"):
         type(opt)({"net.up.weight": weights["net.up.weight"]})
     weights["net.up.weight"].grad = torch.ones(5, 4, dtype=torch.float64).to_sparse()
-    with pytest.raises(NestflowError, match=r"NF525.*net.up.weight"):
+    with pytest.raises(NestflowError, match=r"NF545.*net.up.weight"):
         opt.step()
 
 
@@ -351,7 +351,7 @@ def test_dgd_takes_the_grams_and_sums_them_over_a_period() -> None:
     )
     weight, bias = weights["net.linear.weight"], weights["net.linear.bias"]
     assert type(opt).needs_inputs == {"net.linear.weight": False}
-    with pytest.raises(NestflowError, match=r"NF523.*net.linear.weight"):
+    with pytest.raises(NestflowError, match=r"NF543.*net.linear.weight"):
         feed(opt, weights, 1)
     opt = type(opt)(weights)
     start, start_bias = weight.detach().clone(), bias.detach().clone()
@@ -364,3 +364,51 @@ def test_dgd_takes_the_grams_and_sums_them_over_a_period() -> None:
     rate = 0.5 / (1 + 0.5 * gram.trace())
     torch.testing.assert_close(weight.detach(), start - rate * (start @ gram + g), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(bias.detach(), start_bias - 0.5 * b, rtol=1e-12, atol=1e-12)
+
+
+def test_an_operation_on_features_is_told_at_its_place() -> None:
+    with pytest.raises(NestflowError, match=r"NF547.*`softmax`") as caught:
+        level_optimizer("level a { memory weights(net); objective loss; update -0.1 * softmax(g) }")
+    span = caught.value.diagnostics[0].span
+    assert span is not None and span.text == "softmax(g)"
+
+
+@pytest.mark.parametrize(
+    ("update", "step"),
+    [
+        ("-0.1 * g / norm_all(g)", lambda w, g: -0.1 * g / g.norm()),
+        ("-0.1 * g / total(g * g)", lambda w, g: -0.1 * g / (g * g).sum()),
+        ("-0.1 * g / rms(g)", lambda w, g: -0.1 * g / (g * g).mean().sqrt()),
+        ("-0.1 * clamp(g, -0.5, 0.5)", lambda w, g: -0.1 * g.clamp(-0.5, 0.5)),
+        ("-0.1 * (g if w * g > 0 else 0 * g)", lambda w, g: -0.1 * g * (w * g > 0)),
+        ("-0.1 * g @ transpose(g) @ g", lambda w, g: -0.1 * g @ g.T @ g),
+        ("2 - w - 0.5 * (w - w0) * rows(w) / cols(w)", lambda w, g: 2 - w),
+        ("g |> adam(1e-3) |> clip_norm(0.001)", lambda w, g: -g.sign() * 0.001 / math.sqrt(12)),
+        ("-0.1 * max(g, 0.2) / min(abs(w), 3) ^ 2", lambda w, g: -0.1 * g.clamp(min=0.2) / w.abs().clamp(max=3) ** 2),
+        ("adam(lr = 0.1 / norm_all(g))", lambda w, g: -g.sign() * 0.1 / g.norm()),
+    ],
+)
+def test_a_step_may_be_any_expression(update: str, step: Any) -> None:
+    """One step on one matrix against the same expression in torch."""
+    opt, weights = level_optimizer(f"level a {{ memory weights(net); objective loss; update {update} }}")
+    (w,) = weights.values()
+    want = w.detach() + step(w.detach(), draw(1000, [(3, 4)])[0])
+    feed(opt, weights, 1)
+    torch.testing.assert_close(w.detach(), want, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        "-0.1 * rmsnorm(g)",
+        "-0.1 * layernorm(g)",
+        "-0.1 * outer_product(g, g)",
+        "-0.1 * linear(g, 3)",
+        "-0.1 * stack(g, w)",
+        "newton_schulz(g, coefficients = [1, 2])",
+        'newton_schulz(g, dtype = "int8")',
+    ],
+)
+def test_what_a_rule_cannot_use_is_told(update: str) -> None:
+    with pytest.raises(NestflowError, match="NF547"):
+        level_optimizer(f"level a {{ memory weights(net); objective loss; update {update} }}")

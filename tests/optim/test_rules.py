@@ -115,7 +115,7 @@ def test_schedule_free_is_evaluated_at_its_average_and_goes_on_where_it_was() ->
     opt.eval()
     for p, s in zip(params, loop(schedule_free, 10)[1], strict=True):
         torch.testing.assert_close(p.detach(), s["x"], rtol=1e-10, atol=1e-12)
-    with pytest.raises(nestflow.NestflowError, match="NF526"):
+    with pytest.raises(nestflow.NestflowError, match="NF546"):
         drive(opt, params, 1, first=10)
     opt.train()
     for p, w in zip(params, trained, strict=True):

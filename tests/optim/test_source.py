@@ -159,7 +159,7 @@ level a {
     done = subprocess.run([sys.executable, "-I", "-c", "import sys; sys.path.insert(0, '.'); import run"], cwd=tmp_path,
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "NF524" in done.stdout
+    assert "NF544" in done.stdout
     from nestflow.bundle.optimizer import optimizer_class
 
     w = torch.nn.Parameter(torch.ones(3, 4))
