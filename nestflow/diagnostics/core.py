@@ -104,8 +104,9 @@ class NestflowError(Exception):
         return render_all(self.diagnostics)
 
 
-def fail(code: str, message: str, span: Span | None = None, help: str | None = None,
-         related: tuple[Related, ...] = ()) -> NestflowError:
+def fail(
+    code: str, message: str, span: Span | None = None, help: str | None = None, related: tuple[Related, ...] = ()
+) -> NestflowError:
     """A NestflowError with one diagnostic, to be raised."""
     return NestflowError([Diagnostic(code, message, span, help, related)])
 
@@ -116,8 +117,14 @@ class Collector:
     def __init__(self) -> None:
         self.items: list[Diagnostic] = []
 
-    def error(self, code: str, message: str, span: Span | None = None, help: str | None = None,
-              related: tuple[Related, ...] = ()) -> None:
+    def error(
+        self,
+        code: str,
+        message: str,
+        span: Span | None = None,
+        help: str | None = None,
+        related: tuple[Related, ...] = (),
+    ) -> None:
         self._add(Diagnostic(code, message, span, help, related))
 
     def note(self, code: str, message: str, span: Span | None = None, help: str | None = None) -> None:

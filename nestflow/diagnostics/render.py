@@ -47,7 +47,11 @@ def as_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:
     """Diagnostics as plain records; lines and columns from 1, ends exclusive, None where there is no place."""
     return [
         {
-            "code": d.code, "severity": d.severity, "message": d.message, "help": d.help, **_place(d.span),
+            "code": d.code,
+            "severity": d.severity,
+            "message": d.message,
+            "help": d.help,
+            **_place(d.span),
             "related": [{"message": r.message, **_place(r.span)} for r in d.related],
         }
         for d in diagnostics
@@ -58,8 +62,15 @@ def _place(span: Span | None) -> dict[str, Any]:
     if span is None:
         return dict.fromkeys(("file", "line", "column", "end_line", "end_column", "start", "end"))
     (line, column), (end_line, end_column) = span.source.position(span.start), span.source.position(span.end)
-    return {"file": span.source.name, "line": line, "column": column, "end_line": end_line, "end_column": end_column,
-            "start": span.start, "end": span.end}
+    return {
+        "file": span.source.name,
+        "line": line,
+        "column": column,
+        "end_line": end_line,
+        "end_column": end_column,
+        "start": span.start,
+        "end": span.end,
+    }
 
 
 def safe(text: str) -> str:
@@ -88,6 +99,9 @@ def _picture(span: Span, gutter: int, mark: str = "^") -> list[str]:
     raw = span.source.line(number)
     start = min(column - 1, len(raw))
     stop = min(max(start + span.end - span.start, start + 1), max(len(raw), start + 1))
+    if len(raw) > 50 * MAX_WIDTH:  # a line of a million characters is not measured whole
+        skip = max(0, start - 2 * MAX_WIDTH)
+        raw, start, stop = raw[skip : skip + 5 * MAX_WIDTH], start - skip, min(stop - skip, 5 * MAX_WIDTH)
     cells = [_cell(c) for c in raw]
     before = sum(w for _, w in cells[:start])
     marked = max(1, sum(w for _, w in cells[start:stop]))
@@ -95,8 +109,12 @@ def _picture(span: Span, gutter: int, mark: str = "^") -> list[str]:
     if sum(w for _, w in cells) > MAX_WIDTH:
         text, before, marked = _crop(cells, start, stop)
     pad = " " * gutter
-    return [f"{pad}--> {safe(span.where())}", f"{pad} |", f"{number:>{gutter}} | {text}".rstrip(),
-            f"{pad} | {' ' * before}{mark * marked}"]
+    return [
+        f"{pad}--> {safe(span.where())}",
+        f"{pad} |",
+        f"{number:>{gutter}} | {text}".rstrip(),
+        f"{pad} | {' ' * before}{mark * marked}",
+    ]
 
 
 def _cell(c: str) -> tuple[str, int]:

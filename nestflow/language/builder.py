@@ -38,7 +38,7 @@ def nodes(c: Children) -> tuple[Any, ...]:
 class Body:
     """The statements between two braces."""
 
-    __slots__ = ("statements", "span", "closing")
+    __slots__ = ("closing", "span", "statements")
 
     def __init__(self, statements: tuple[T.Statement, ...], span: Span, closing: tuple[str, ...]):
         self.statements = statements
@@ -49,7 +49,7 @@ class Body:
 class Part:
     """A piece of a rule that is no node of the tree: a value with its place."""
 
-    __slots__ = ("value", "span")
+    __slots__ = ("span", "value")
 
     def __init__(self, value: Any, c: Children):
         self.value = value
@@ -68,8 +68,12 @@ def statement(c: Children, body: Body | None = None) -> dict[str, Any]:
         more["closing"] = body.closing
     if extra is not None:
         doc = "\n".join(extra.doc).strip("\n").rstrip()
-        more.update(doc=doc or None, comments=tuple(extra.comments), blank=extra.blank,
-                    trailing="; ".join(extra.trailing) or None)
+        more.update(
+            doc=doc or None,
+            comments=tuple(extra.comments),
+            blank=extra.blank,
+            trailing="; ".join(extra.trailing) or None,
+        )
     return more
 
 

@@ -8,11 +8,13 @@ from nestflow.language import tree as T
 
 WIDTH = 120
 _PLAIN_KEY = re.compile(r"[^\W\d](?:\w|\{\w+\})*")
-_RESERVED = frozenset("if else and or not in of as true false".split())
+_RESERVED = frozenset(["if", "else", "and", "or", "not", "in", "of", "as", "true", "false"])
 
 CONDITIONAL, PIPE, OR, AND, NOT, COMPARE, SUM, TERM, UNARY, POWER, POSTFIX = range(1, 12)
 _OPERATORS = {
-    "or": (OR, OR, AND), "and": (AND, AND, NOT), "^": (POWER, POSTFIX, UNARY),
+    "or": (OR, OR, AND),
+    "and": (AND, AND, NOT),
+    "^": (POWER, POSTFIX, UNARY),
     **dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), (COMPARE, SUM, SUM)),
     **dict.fromkeys(("+", "-"), (SUM, SUM, TERM)),
     **dict.fromkeys(("*", "/", "//", "%", "@"), (TERM, TERM, UNARY)),

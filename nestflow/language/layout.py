@@ -11,16 +11,54 @@ from nestflow.diagnostics.suggest import nearest
 from nestflow.language.lexer import Token
 
 OPENERS = frozenset(
-    "use param input clock extern extends level flow optimizer execution shared return emit for repeat assert".split()
+    [
+        "use",
+        "param",
+        "input",
+        "clock",
+        "extern",
+        "extends",
+        "level",
+        "flow",
+        "optimizer",
+        "execution",
+        "shared",
+        "return",
+        "emit",
+        "for",
+        "repeat",
+        "assert",
+    ]
 )
-TOP_ONLY = frozenset("use param input clock extern extends level flow optimizer execution".split())
+TOP_ONLY = frozenset(["use", "param", "input", "clock", "extern", "extends", "level", "flow", "optimizer", "execution"])
 MAX_DEPTH = 200
 MAX_ERRORS = 20
 
 # After these a statement goes on in the next line, and `{` begins a record.
-WANTS_MORE = frozenset("ASSIGN COMMA COLON PIPE PLUS MINUS MUL POW CMP AND OR NOT IF ELSE IN OF AS DOT".split())
+WANTS_MORE = frozenset(
+    [
+        "ASSIGN",
+        "COMMA",
+        "COLON",
+        "PIPE",
+        "PLUS",
+        "MINUS",
+        "MUL",
+        "POW",
+        "CMP",
+        "AND",
+        "OR",
+        "NOT",
+        "IF",
+        "ELSE",
+        "IN",
+        "OF",
+        "AS",
+        "DOT",
+    ]
+)
 # A line that begins with one of these belongs to the line before.
-GOES_ON = frozenset("PIPE PLUS MUL POW CMP AND OR ELSE".split())
+GOES_ON = frozenset(["PIPE", "PLUS", "MUL", "POW", "CMP", "AND", "OR", "ELSE"])
 INSIDE = GOES_ON | {"COMMA", "RPAR", "RSQB", "IF", "DOT"}
 CLOSES = {"RPAR": "LPAR", "RSQB": "LSQB", "RBRACE": "LBRACE", "RRECORD": "LRECORD"}
 MIRROR = {"LPAR": ("RPAR", ")"), "LSQB": ("RSQB", "]"), "LBRACE": ("RBRACE", "}"), "LRECORD": ("RRECORD", "}")}
@@ -64,6 +102,8 @@ class Layout:
                 self._open_statement(i, t)
             elif t.type == "ELSE" and self.out and self.out[-1].type == "RBRACE":
                 t.type = "ELSES"
+            elif t.type == "IF" and self.out and self.out[-1].type == "ELSES":
+                t.type = "IFS"
             self.pending, self.hard = None, False
             if t.type in ("LPAR", "LSQB", "LBRACE"):
                 self._open(i, t)
@@ -78,13 +118,17 @@ class Layout:
 
     def _inside(self) -> bool:
         """Whether line ends mean nothing here."""
-        return not self.statements or bool(self.stack) and self.stack[-1][0].type != "LBRACE"
+        return not self.statements or (bool(self.stack) and self.stack[-1][0].type != "LBRACE")
 
     def _separator(self, t: Token) -> None:
         if t.type == "SEMI":
             if self._inside():
-                self.errors.error("NF101", "`;` ends a statement, and cannot stand inside brackets or an expression", t.span,
-                                  "entries are separated by commas" if self.stack else "delete it")
+                self.errors.error(
+                    "NF101",
+                    "`;` ends a statement, and cannot stand inside brackets or an expression",
+                    t.span,
+                    "entries are separated by commas" if self.stack else "delete it",
+                )
                 return
             self.hard = True
         if self._inside():
@@ -110,7 +154,13 @@ class Layout:
         return True
 
     def _sep(self, t: Token) -> Token:
-        return Token("_SEP", t.text if t.base in ("NL", "SEMI") else "", t.start, t.start if t.base != "SEMI" else t.end, t.source)
+        return Token(
+            "_SEP",
+            t.text if t.base in ("NL", "SEMI") else "",
+            t.start,
+            t.start if t.base != "SEMI" else t.end,
+            t.source,
+        )
 
     def _open_statement(self, i: int, t: Token) -> None:
         t.opens = True
@@ -137,8 +187,12 @@ class Layout:
             t.type = "LRECORD"
         self.stack.append((t, i))
         if len(self.stack) > MAX_DEPTH:
-            self.errors.error("NF110", f"brackets are nested more than {MAX_DEPTH} deep here", t.span,
-                              "give parts of it names, and write the names")
+            self.errors.error(
+                "NF110",
+                f"brackets are nested more than {MAX_DEPTH} deep here",
+                t.span,
+                "give parts of it names, and write the names",
+            )
             raise NestflowError(self.errors.errors)
 
     def _is_record(self, i: int, t: Token) -> bool:
@@ -174,8 +228,13 @@ class Layout:
             if deeper and self._counts(where, t):
                 self._unclosed(opener, where, i, before=i)
             want, text = MIRROR[opener.type]
-            self.errors.error("NF106", f"`{t.text}` closes the `{opener.text}` of another kind", t.span, f"write `{text}`",
-                              (Related(opener.span, "opened here"),))
+            self.errors.error(
+                "NF106",
+                f"`{t.text}` closes the `{opener.text}` of another kind",
+                t.span,
+                f"write `{text}`",
+                (Related(opener.span, "opened here"),),
+            )
             self.tokens[i] = Token(want, text, t.start, t.end, t.source)
             raise _Again
         if opener.type == "LRECORD":
@@ -221,7 +280,7 @@ class Layout:
                 depth += 1
             elif t.base in ("RPAR", "RSQB"):
                 depth -= 1
-            elif t.base == "SEMI" or t.base == "LBRACE" and self._before(j).base not in WANTS_MORE:
+            elif t.base == "SEMI" or (t.base == "LBRACE" and self._before(j).base not in WANTS_MORE):
                 return j
             elif t.base == "NL" and depth <= 0:
                 last, following = self._before(j), self._next(j, True)
@@ -261,8 +320,14 @@ def check_header(tokens: list[Token], errors: Collector) -> list[Token]:
     if not words:
         raise AssertionError("an empty text is refused before")
     first = words[0]
-    if len(words) == 2 and words[1].base == "NUMBER" and (nearest(first.text, ["nestflow"]) or first.text in ("version", "nl")):
-        errors.error("NF102", f"a spec begins with `nestflow 1`, not with `{first.text}`", first.span, "did you mean `nestflow`?")
+    if (
+        len(words) == 2
+        and words[1].base == "NUMBER"
+        and (nearest(first.text, ["nestflow"]) or first.text in ("version", "nl"))
+    ):
+        errors.error(
+            "NF102", f"a spec begins with `nestflow 1`, not with `{first.text}`", first.span, "did you mean `nestflow`?"
+        )
         first.text, first.base = "nestflow", "NAME"
         return tokens
     errors.error("NF102", "a spec begins with the line `nestflow 1`", first.span, "put `nestflow 1` above this line")

@@ -10,15 +10,39 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from nestflow.diagnostics.core import Collector, Source, Span
+from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Source, Span
 
 MAX_DIGITS = 4300
+MAX_TOKENS = 100_000
+MAX_ERRORS = 40  # more than are shown: a text with so many wrong characters is no spec
 RESERVED = {"if": "IF", "else": "ELSE", "and": "AND", "or": "OR", "not": "NOT", "in": "IN", "of": "OF", "as": "AS"}
 OPERATORS = {
-    "(": "LPAR", ")": "RPAR", "[": "LSQB", "]": "RSQB", "{": "LBRACE", "}": "RBRACE", ",": "COMMA", ":": "COLON",
-    ".": "DOT", ";": "SEMI", "=": "ASSIGN", "|>": "PIPE", "+": "PLUS", "-": "MINUS", "*": "MUL", "/": "MUL",
-    "//": "MUL", "%": "MUL", "@": "MUL", "^": "POW", "==": "CMP", "!=": "CMP", "<": "CMP", "<=": "CMP",
-    ">": "CMP", ">=": "CMP",
+    "(": "LPAR",
+    ")": "RPAR",
+    "[": "LSQB",
+    "]": "RSQB",
+    "{": "LBRACE",
+    "}": "RBRACE",
+    ",": "COMMA",
+    ":": "COLON",
+    ".": "DOT",
+    ";": "SEMI",
+    "=": "ASSIGN",
+    "|>": "PIPE",
+    "+": "PLUS",
+    "-": "MINUS",
+    "*": "MUL",
+    "/": "MUL",
+    "//": "MUL",
+    "%": "MUL",
+    "@": "MUL",
+    "^": "POW",
+    "==": "CMP",
+    "!=": "CMP",
+    "<": "CMP",
+    "<=": "CMP",
+    ">": "CMP",
+    ">=": "CMP",
 }
 # What people type from other languages: (what to read it as, help).
 FOREIGN = {
@@ -51,7 +75,7 @@ _TOKEN = re.compile(
     r"""(?P<SPACE>[ \t]+)
       | (?P<NL>\r?\n)
       | (?P<COMMENT>\#[^\r\n]*)
-      | (?P<NAME>[^\W\d](?:\w|\{\w+\})*)
+      | (?P<NAME>[^\W\d](?:[\w\u0300-\u036f]|\{\w+\})*)
       | (?P<NUMBER>\d\w*(?:\.\d\w*)?(?:(?<=[eE])[+-]\d+)?)
       | (?P<STRING>"[^"\r\n]*")
       | (?P<BAD>\*\*|&&|\|\||->|=>|:=|\+=|-=|\*=|/=)
@@ -68,7 +92,7 @@ _FORBIDDEN = re.compile(
 class Token:
     """One word of the text. `type` may be settled again by layout; `base` is what the lexer saw."""
 
-    __slots__ = ("type", "base", "text", "start", "end", "source", "opens", "extra", "_span")
+    __slots__ = ("_span", "base", "end", "extra", "opens", "source", "start", "text", "type")
 
     def __init__(self, type: str, text: str, start: int, end: int, source: Source):
         self.type = self.base = type
@@ -93,7 +117,7 @@ class Token:
 class Extra:
     """What stands around a statement and is no part of its meaning, but of its printed form."""
 
-    __slots__ = ("doc", "comments", "trailing", "closing", "blank")
+    __slots__ = ("blank", "closing", "comments", "doc", "trailing")
 
     def __init__(self) -> None:
         self.doc: list[str] = []
@@ -106,7 +130,7 @@ class Extra:
 class Comment:
     """`#` or `##` to the end of a line; `own_line` if nothing stands before it."""
 
-    __slots__ = ("text", "start", "end", "own_line", "is_doc")
+    __slots__ = ("end", "is_doc", "own_line", "start", "text")
 
     def __init__(self, raw: str, start: int, end: int, own_line: bool):
         self.is_doc = raw.startswith("##") and not raw.startswith("###")
@@ -147,14 +171,17 @@ def forbidden_characters(source: Source, errors: Collector) -> bool:
         c = m.group()
         name = unicodedata.name(c, "") or ("carriage return" if c == "\r" else "control character")
         errors.error(
-            "NF115", f"U+{ord(c):04X} ({name.lower()}) may not stand in a spec: it cannot be seen, or changes how the text is shown",
-            Span(source, m.start(), m.end()), "delete it",
+            "NF115",
+            f"U+{ord(c):04X} ({name.lower()}) may not stand in a spec: it is not seen, or changes what is seen",
+            Span(source, m.start(), m.end()),
+            "delete it",
         )
     return found
 
 
-def tokenize(text: str, source: Source, errors: Collector, places: Places | None = None,
-             comments: list[Comment] | None = None) -> list[Token]:
+def tokenize(
+    text: str, source: Source, errors: Collector, places: Places | None = None, comments: list[Comment] | None = None
+) -> list[Token]:
     """All tokens of a text, line ends included. Comments go to `comments`; where that is None, `#` is an error."""
     at = (places or Places()).at
     direct = places is None
@@ -164,6 +191,18 @@ def tokenize(text: str, source: Source, errors: Collector, places: Places | None
         kind = m.lastgroup
         if kind == "SPACE":
             continue
+        if len(out) >= MAX_TOKENS:
+            at_end = Span(source, m.start(), m.end()) if direct else None
+            raise NestflowError(
+                [
+                    Diagnostic(
+                        "NF004",
+                        f"the text has more than {MAX_TOKENS:,} words and signs",
+                        at_end,
+                        "split it, and `use` the parts",
+                    )
+                ]
+            )
         raw = m.group()
         start, end = (m.start(), m.end()) if direct else (at(m.start()), at(m.end() - 1) + 1)
         if kind == "NL":
@@ -188,6 +227,8 @@ def tokenize(text: str, source: Source, errors: Collector, places: Places | None
                 out.append(Token("BROKEN", raw, start, end, source))
             else:
                 _foreign(raw, start, end, source, errors, out)
+                if len(errors.items) > MAX_ERRORS:
+                    raise NestflowError(errors.items)
     if any(t.type == "BROKEN" for t in out):
         out = _broken_strings(out, source, errors)
     return out
@@ -203,9 +244,13 @@ def _word(raw: str, start: int, end: int, source: Source, errors: Collector) -> 
         scripts = {unicodedata.name(c, "?").split()[0] for c in raw if c.isalpha()}
         if "CYRILLIC" in scripts and "LATIN" in scripts:
             bad = next(c for c in raw if unicodedata.name(c, "").startswith("CYRILLIC"))
-            errors.error("NF115", f"the name `{raw}` mixes Latin letters with U+{ord(bad):04X} "
-                         f"({unicodedata.name(bad).lower()}), which looks like one", Span(source, start, end),
-                         "type the name again in one alphabet")
+            errors.error(
+                "NF115",
+                f"the name `{raw}` mixes Latin letters with U+{ord(bad):04X} "
+                f"({unicodedata.name(bad).lower()}), which looks like one",
+                Span(source, start, end),
+                "type the name again in one alphabet",
+            )
     return Token("NAME", raw, start, end, source)
 
 
@@ -216,7 +261,7 @@ def _number(raw: str, start: int, end: int, source: Source, errors: Collector) -
     if _NUMBER.fullmatch(raw) is None:
         m = _NUMBER.match(raw)
         good = m.group() if m else "0"
-        rest = raw[len(good):]
+        rest = raw[len(good) :]
         if rest[:1] in "xXbBoO" and good == "0":
             problem, help = f"`{raw}` is not a number of the language", "write numbers in decimal"
         elif rest.startswith("_"):
@@ -224,10 +269,16 @@ def _number(raw: str, start: int, end: int, source: Source, errors: Collector) -
         elif rest in ("e", "E"):
             problem, help = f"`{raw}` has no exponent", f"write `{good}e3`, or `{good}`"
         else:
-            problem, help = f"`{raw}` is a number with letters on it", f"write `{good} {rest}`, or a name that begins with a letter"
+            problem, help = (
+                f"`{raw}` is a number with letters on it",
+                f"write `{good} {rest}`, or a name that begins with a letter",
+            )
         token.text = good
     elif digits.isdigit() and len(digits) > MAX_DIGITS:
-        problem, help = f"this integer has {len(digits)} digits; {MAX_DIGITS} are the most", "write it as a float: `1e300`"
+        problem, help = (
+            f"this integer has {len(digits)} digits; {MAX_DIGITS} are the most",
+            "write it as a float: `1e300`",
+        )
         token.text = "0"
     elif digits.isdigit() and len(digits) > 1 and digits[0] == "0" and digits.strip("0"):
         problem, help = f"`{raw}` begins with a zero", f"write `{digits.lstrip('0')}`"
@@ -247,8 +298,14 @@ def _foreign(raw: str, start: int, end: int, source: Source, errors: Collector, 
         help = "a name is written as it is: `dim`; inside a name a loop variable is `{p}`"
     if raw == "?":
         help = "a choice is written `a if condition else b`"
-    errors.error("NF108", f"`{raw}` is not part of the language" if raw.isprintable() and raw.strip()
-                 else f"the character U+{ord(raw):04X} is not part of the language", Span(source, start, end), help)
+    errors.error(
+        "NF108",
+        f"`{raw}` is not part of the language"
+        if raw.isprintable() and raw.strip()
+        else f"the character U+{ord(raw):04X} is not part of the language",
+        Span(source, start, end),
+        help,
+    )
     if meant is not None:
         type = RESERVED.get(meant) or OPERATORS[meant]
         out.append(Token(type, meant, start, end, source))
@@ -268,13 +325,21 @@ def _broken_strings(tokens: list[Token], source: Source, errors: Collector) -> l
         while j < len(tokens) and tokens[j].type not in ("NL", "BROKEN"):
             j += 1
         closed = j < len(tokens) and tokens[j].type == "BROKEN"
+        while not closed and j > i + 2 and tokens[j - 1].type in ("RPAR", "RSQB", "RBRACE"):
+            j -= 1  # the brackets at the end of the line close what was opened before the string
         end = tokens[j].end if closed else tokens[j - 1].end
         span = Span(source, t.start, end)
-        inner = source.text[t.end : tokens[j].start if closed else end]
+        inner = source.text[t.end : tokens[j].start if closed else end].strip("'")
         if t.text == '"' or not closed:
-            errors.error("NF107", "this string is never closed: a string ends on its own line", span, 'add the closing `"`')
+            errors.error(
+                "NF107", "this string is never closed: a string ends on its own line", span, 'add the closing `"`'
+            )
         else:
-            errors.error("NF107", f"a string is written in straight double quotes, not in {t.text}", span, f'write `"{inner}"`')
+            errors.error(
+                "NF107", f"a string is written in straight double quotes, not in {t.text}", span, f'write `"{inner}"`'
+            )
         out.append(Token("STRING", '"' + inner.replace('"', "") + '"', t.start, end, source))
         i = j + 1 if closed else j
+        if len(errors.items) > MAX_ERRORS:
+            raise NestflowError(errors.items)
     return out

@@ -26,8 +26,14 @@ def stamp(grammar: str) -> str:
 
 def build(**options: Any) -> lark.Lark:
     """The parser, made from the grammar."""
-    return lark.Lark(GRAMMAR.read_text(encoding="utf-8"), parser="lalr", lexer="basic", start=STARTS,
-                     maybe_placeholders=True, **options)
+    return lark.Lark(
+        GRAMMAR.read_text(encoding="utf-8"),
+        parser="lalr",
+        lexer="basic",
+        start=STARTS,
+        maybe_placeholders=True,
+        **options,
+    )
 
 
 def restore(data: dict[str, Any], memo: dict[int, Any], **options: Any) -> lark.Lark:

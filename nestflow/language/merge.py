@@ -56,8 +56,13 @@ def merge_used(parts: Iterable[Body], replaced: Iterable[Replacement], errors: C
                 by_name.update((n, s) for n in names)
             elif other != s and not isinstance(s, (T.Field, T.Execution)):
                 related = (Related(other.span, "and here"),) if other.span else ()
-                errors.error("NF014", f"`{names[0]}` is defined differently by two used files", s.span,
-                             f"define `{names[0]}` yourself, or bring one of them by another name: `use {names[0]} of ... as ...`", related)
+                errors.error(
+                    "NF014",
+                    f"`{names[0]}` is defined differently by two used files",
+                    s.span,
+                    f"define `{names[0]}` yourself, or bring one by another name: `use {names[0]} of ... as ...`",
+                    related,
+                )
     return tuple(out)
 
 
@@ -74,8 +79,13 @@ def own_wins(used: Body, own: Body, errors: Collector) -> tuple[Body, list[Repla
             continue
         if len(hits) < len(names):
             left = next(n for n in names if n not in mine)
-            errors.error("NF014", f"`{hits[0]}` is replaced, but `{left}`, given by the same statement, is not", mine[hits[0]].span,
-                         f"give `{left}` too", (Related(s.span, "given together here"),) if s.span else ())
+            errors.error(
+                "NF014",
+                f"`{hits[0]}` is replaced, but `{left}`, given by the same statement, is not",
+                mine[hits[0]].span,
+                f"give `{left}` too",
+                (Related(s.span, "given together here"),) if s.span else (),
+            )
         for n in hits:
             _same_slots(n, s, mine[n], errors)
             replaced.append(Replacement(n, s, mine[n]))
@@ -89,9 +99,13 @@ def _same_slots(name: str, used: T.Statement, own: T.Statement, errors: Collecto
     ours = [s.name for s in own.slots or ()] if isinstance(own, T.Template) else []
     if theirs != ours:
         span = own.name_span or own.span if isinstance(own, T.Template) else own.span
-        errors.error("NF015", f"`{name}` replaces a used one, and its slots are not the same", span,
-                     f"write `{name}({', '.join(theirs)})`, or choose another name",
-                     (Related(used.name_span or used.span, "the used one"),) if used.span else ())
+        errors.error(
+            "NF015",
+            f"`{name}` replaces a used one, and its slots are not the same",
+            span,
+            f"write `{name}({', '.join(theirs)})`, or choose another name",
+            (Related(used.name_span or used.span, "the used one"),) if used.span else (),
+        )
 
 
 # --- `use b of a`, `as` ----------------------------------------------------------------------------
@@ -104,8 +118,12 @@ def select(body: Body, chosen: str, use: T.Use, errors: Collector) -> Body:
         for n in names_of(s) if not isinstance(s, T.Field) else ():
             by_name.setdefault(n, []).append(s)
     if chosen not in by_name:
-        errors.error("NF013", f"`{use.target}` defines no `{chosen}`", use.span, did_you_mean(chosen, by_name) or
-                     "it defines " + ", ".join(f"`{n}`" for n in list(by_name)[:8]))
+        errors.error(
+            "NF013",
+            f"`{use.target}` defines no `{chosen}`",
+            use.span,
+            did_you_mean(chosen, by_name) or "it defines " + ", ".join(f"`{n}`" for n in list(by_name)[:8]),
+        )
         return ()
     needed: set[int] = set()
     queue = list(by_name[chosen])
@@ -159,7 +177,11 @@ def rename(node: Any, old: str, new: str) -> Any:
         if f.name in ("span", "name_span", "unit_span", "doc", "comments", "trailing", "closing"):
             continue
         value = getattr(node, f.name)
-        if f.name == "name" and value == old and isinstance(node, (T.Name, T.Param, T.Input, T.Clock, T.Extern, T.Template, T.Shared)):
+        if (
+            f.name == "name"
+            and value == old
+            and isinstance(node, (T.Name, T.Param, T.Input, T.Clock, T.Extern, T.Template, T.Shared))
+        ):
             changes["name"] = new
         elif f.name == "names" and old in value:
             changes["names"] = tuple(new if n == old else n for n in value)
@@ -184,14 +206,22 @@ def extend(base: Body, changes: Body, errors: Collector) -> Body:
         if isinstance(change, T.Template):
             if not at or not isinstance(out[at[0]], T.Template):
                 known = [n for s in out if isinstance(s, T.Template) for n in names_of(s)]
-                errors.error("NF016", f"the extended spec has no `{change.name}`", change.name_span or change.span,
-                             did_you_mean(change.name, known) or "define it outside `extends`")
+                errors.error(
+                    "NF016",
+                    f"the extended spec has no `{change.name}`",
+                    change.name_span or change.span,
+                    did_you_mean(change.name, known) or "define it outside `extends`",
+                )
                 continue
             out[at[0]] = _extend_template(out[at[0]], change, errors)  # type: ignore[arg-type]
         elif isinstance(change, T.Param) and not at:
             known = [s.name for s in out if isinstance(s, T.Param)]
-            errors.error("NF016", f"the extended spec has no param `{change.name}`", change.span,
-                         did_you_mean(change.name, known) or "define it outside `extends`")
+            errors.error(
+                "NF016",
+                f"the extended spec has no param `{change.name}`",
+                change.span,
+                did_you_mean(change.name, known) or "define it outside `extends`",
+            )
         elif at:
             out[at[0]] = change
             out = [s for i, s in enumerate(out) if i not in at[1:]]
@@ -230,8 +260,12 @@ def _extend_body(base: Body, changes: Body, errors: Collector) -> Body:
         if isinstance(change, T.MemoryPart):
             if at is None:
                 known = [s.name for s in out if isinstance(s, T.MemoryPart)]
-                errors.error("NF016", f"the extended level has no memory `{change.name}`", change.span,
-                             did_you_mean(change.name, known) or "a level derived by `extends` keeps its memories")
+                errors.error(
+                    "NF016",
+                    f"the extended level has no memory `{change.name}`",
+                    change.span,
+                    did_you_mean(change.name, known) or "a level derived by `extends` keeps its memories",
+                )
             else:
                 old = out[at]
                 out[at] = replace(change, body=_extend_body(old.body, change.body, errors))  # type: ignore[union-attr]

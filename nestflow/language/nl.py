@@ -35,20 +35,41 @@ def check_text(source: Source, errors: Collector) -> None:
     """Refuse texts that are empty, too long, or hold characters that cannot be seen."""
     text = source.text
     if len(text) > MAX_CHARACTERS:
-        raise NestflowError([Diagnostic("NF004", f"the text has {len(text):,} characters; {MAX_CHARACTERS:,} are the most",
-                                        Span(source, 0, 0), "split it, and `use` the parts")])
+        raise NestflowError(
+            [
+                Diagnostic(
+                    "NF004",
+                    f"the text has {len(text):,} characters; {MAX_CHARACTERS:,} are the most",
+                    Span(source, 0, 0),
+                    "split it, and `use` the parts",
+                )
+            ]
+        )
     if forbidden_characters(source, errors):
         errors.stop_on_errors()
     if not any(line.strip() and not line.lstrip().startswith("#") for line in text.splitlines()):
-        raise NestflowError([Diagnostic("NF102", "the text holds no statement", Span(source, 0, 0),
-                                        "a spec begins with the line `nestflow 1`")])
+        raise NestflowError(
+            [
+                Diagnostic(
+                    "NF102",
+                    "the text holds no statement",
+                    Span(source, 0, 0),
+                    "a spec begins with the line `nestflow 1`",
+                )
+            ]
+        )
 
 
 Around = tuple[list[str], list[str], list[str]]
 
 
-def parse_spec(tokens: list[Token], source: Source, errors: Collector, keep: Callable[[list[Token]], Around],
-               doc: str | None = None) -> T.Spec:
+def parse_spec(
+    tokens: list[Token],
+    source: Source,
+    errors: Collector,
+    keep: Callable[[list[Token]], Around],
+    doc: str | None = None,
+) -> T.Spec:
     """The tree of a spec whose tokens are known, from either front end.
 
     keep: gives the comments to the laid-out tokens, and returns those of the header, its docs, and of the footer.
@@ -90,8 +111,12 @@ def raise_sorted(errors: Collector) -> None:
 
 def _version(number: Token, errors: Collector) -> int:
     if number.text != "1":
-        errors.error("NF103", f"this is version 1 of the language, and the text asks for {number.text}", number.span,
-                     "write `nestflow 1`, or install a newer nestflow")
+        errors.error(
+            "NF103",
+            f"this is version 1 of the language, and the text asks for {number.text}",
+            number.span,
+            "write `nestflow 1`, or install a newer nestflow",
+        )
     return 1
 
 
@@ -104,7 +129,7 @@ def _lark() -> Any:
         from nestflow.language import nl_tables
     except ImportError:
         return build(transformer=Builder())
-    if nl_tables.STAMP != stamp(GRAMMAR.read_text(encoding="utf-8")):
+    if stamp(GRAMMAR.read_text(encoding="utf-8")) != nl_tables.STAMP:
         return build(transformer=Builder())
     return restore(nl_tables.DATA, nl_tables.MEMO, transformer=Builder())
 
@@ -133,8 +158,12 @@ def run_parser(tokens: list[Token], start: str, errors: Collector) -> Any:
         found = state.feed_token(tokens[-1], True)
     except UnexpectedToken as e:
         run.i = len(tokens) - 1
-        run.report(frozenset(e.expected))
-        return None
+        if not run.recover(frozenset(e.expected)):
+            return None
+        try:
+            found = state.feed_token(tokens[-1], True)
+        except UnexpectedToken:
+            return None
     return found
 
 
@@ -147,7 +176,9 @@ class _Run:
         self.errors = errors
         self.statements = statements
         self.i = 0
-        self.frames: list[tuple[int, int]] = [(1, 0)]  # per body: height of the stack, and token, where its statement began
+        self.frames: list[tuple[int, int]] = [
+            (1, 0)
+        ]  # per body: height of the stack, and token, where its statement began
 
     def before(self, token: Token) -> None:
         if token.opens and token.type != "NESTFLOW":
@@ -174,13 +205,17 @@ class _Run:
         """Report, forget the statement, and go to its end, or into its body. False where that is not possible."""
         self.report(expected)
         height, _ = self.frames[-1]
-        if not self.statements or len(self.errors.errors) >= MAX_ERRORS or (self.i < 2 and self.tokens[0].type == "NESTFLOW"):
+        if (
+            not self.statements
+            or len(self.errors.errors) >= MAX_ERRORS
+            or (self.i < 2 and self.tokens[0].type == "NESTFLOW")
+        ):
             return False
         del self.state.state_stack[height:]
         del self.state.value_stack[height - 1 :]
         while self.i < len(self.tokens):
             token = self.tokens[self.i]
-            if token.type in ("_SEP", "RBRACE"):
+            if token.type in ("_SEP", "RBRACE", "$END"):
                 break
             if token.type == "LBRACE":  # a body whose head is wrong is read for mistakes of its own
                 for type in ("IFS", "BOOL"):

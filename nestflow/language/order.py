@@ -12,8 +12,26 @@ from dataclasses import replace
 from nestflow.language import tree as T
 
 _TOP: list[type[T.Statement]] = [
-    T.Use, T.Extends, T.Param, T.Input, T.Clock, T.Extern, T.Execution, T.Field, T.Assign, T.Shared, T.Emit,
-    T.Level, T.Flow, T.Optimizer, T.For, T.Repeat, T.If, T.MemoryPart, T.Return, T.Assert,
+    T.Use,
+    T.Extends,
+    T.Param,
+    T.Input,
+    T.Clock,
+    T.Extern,
+    T.Execution,
+    T.Field,
+    T.Assign,
+    T.Shared,
+    T.Emit,
+    T.Level,
+    T.Flow,
+    T.Optimizer,
+    T.For,
+    T.Repeat,
+    T.If,
+    T.MemoryPart,
+    T.Return,
+    T.Assert,
 ]
 TOP_RANK = {cls: i for i, cls in enumerate(_TOP)}
 LEVEL_RANK: dict[type[T.Statement], int] = {T.Assign: 0, T.Shared: 1, T.Emit: 2, T.Assert: 9}
@@ -68,6 +86,8 @@ def _inside_flow(s: T.Statement) -> T.Statement:
         case T.For() | T.Repeat():
             return replace(s, body=tuple(_inside_flow(x) for x in s.body))
         case T.If():
-            return replace(s, body=tuple(_inside_flow(x) for x in s.body), otherwise=tuple(_inside_flow(x) for x in s.otherwise))
+            return replace(
+                s, body=tuple(_inside_flow(x) for x in s.body), otherwise=tuple(_inside_flow(x) for x in s.otherwise)
+            )
         case _:
             return s

@@ -82,7 +82,12 @@ def _statement(s: T.Statement, indent: int, width: int = 0) -> list[str]:
     doc_above = s.doc is not None
     if body is None:
         text = pad + simple(s, indent, width)
-        if s.doc is not None and "\n" not in s.doc and s.trailing is None and len(text.split("\n")[-1] + s.doc) + 5 <= LINE:
+        if (
+            s.doc is not None
+            and "\n" not in s.doc
+            and s.trailing is None
+            and len(text.split("\n")[-1] + s.doc) + 5 <= LINE
+        ):
             text += "  " + _doc(s.doc)
             doc_above = False
         text += "  " + _comment(s.trailing) if s.trailing else ""

@@ -56,14 +56,18 @@ def read_source(path: Path) -> Source:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:4]:
         raise fail("NF007", f"`{path}` is in UTF-16 or UTF-32", None, "save it as UTF-8")
     if b"\x00" in data:
-        raise fail("NF005", f"`{path}` is no text: it has a zero byte at {data.index(0):,}", None, "is this the file you mean?")
+        raise fail(
+            "NF005", f"`{path}` is no text: it has a zero byte at {data.index(0):,}", None, "is this the file you mean?"
+        )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as e:
         before = data[: e.start].decode("utf-8", "replace")
         source = Source(str(path), data.decode("utf-8", "replace"))
         span = Span(source, len(before), len(before) + 1)
-        raise NestflowError([Diagnostic("NF006", f"byte {data[e.start]:#04x} is not UTF-8", span, "save the file as UTF-8")]) from None
+        raise NestflowError(
+            [Diagnostic("NF006", f"byte {data[e.start]:#04x} is not UTF-8", span, "save the file as UTF-8")]
+        ) from None
     return Source(str(path), text.removeprefix("\ufeff"))
 
 
@@ -82,7 +86,12 @@ def _bytes_of(path: Path) -> bytes:
         if not stat.S_ISREG(info.st_mode):
             raise fail("NF003", f"`{path}` is no ordinary file", None, "a spec is read from a file; copy it to one")
         if info.st_size > MAX_BYTES:
-            raise fail("NF004", f"`{path}` has {info.st_size:,} bytes; {MAX_BYTES:,} are the most", None, "split it, and `use` the parts")
+            raise fail(
+                "NF004",
+                f"`{path}` has {info.st_size:,} bytes; {MAX_BYTES:,} are the most",
+                None,
+                "split it, and `use` the parts",
+            )
         with os.fdopen(handle, "rb", closefd=False) as f:
             data = f.read(MAX_BYTES + 1)
     finally:
@@ -112,7 +121,9 @@ def _neighbour(path: Path) -> str | None:
     near = nearest(path.name, names)
     if near:
         return f"did you mean `{folder / near}`?"
-    return "the folder holds no spec" if not names else "the folder has " + ", ".join(f"`{n}`" for n in sorted(names)[:5])
+    return (
+        "the folder holds no spec" if not names else "the folder has " + ", ".join(f"`{n}`" for n in sorted(names)[:5])
+    )
 
 
 def _specs_inside(path: Path) -> str:
@@ -120,4 +131,6 @@ def _specs_inside(path: Path) -> str:
         names = sorted(p.name for p in path.iterdir() if p.suffix in SUFFIXES)[:5]
     except OSError:
         names = []
-    return "name a file in it: " + ", ".join(f"`{n}`" for n in names) if names else "name a file that ends in .nl or .yaml"
+    return (
+        "name a file in it: " + ", ".join(f"`{n}`" for n in names) if names else "name a file that ends in .nl or .yaml"
+    )

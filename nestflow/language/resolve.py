@@ -45,8 +45,11 @@ class Program:
         return shipped_template(name)
 
 
-def load(target: str | os.PathLike[str] | Mapping[str, Any], overrides: Mapping[str, Override] | None = None,
-         root: Path | None = None) -> Program:
+def load(
+    target: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Mapping[str, Override] | None = None,
+    root: Path | None = None,
+) -> Program:
     """The program that a target names.
 
     target: a file (ends in .nl, .yaml, .yml), a shipped name, the text of a spec, or a dict of YAML's shape.
@@ -117,8 +120,12 @@ class _Loader:
             return ()
         if identity in self.way:
             names = [_short(w) for w in self.way[self.way.index(identity) :]]
-            self.errors.error("NF012", "files use each other in a circle: " + " \u2192 ".join([*names, names[0]]), s.span,
-                              "move what both need into a third file")
+            self.errors.error(
+                "NF012",
+                "files use each other in a circle: " + " \u2192 ".join([*names, names[0]]),
+                s.span,
+                "move what both need into a third file",
+            )
             return ()
         body = self.resolve(spec, where, identity)
         if isinstance(s, T.Extends):
@@ -127,8 +134,12 @@ class _Loader:
         if s.chosen:
             body = select(body, s.chosen, s, self.errors)
         elif s.alias and not any(chosen in names_of(x) for x in body):
-            self.errors.error("NF013", f"`{s.target}` defines no `{chosen}` that could be called `{s.alias}`", s.span,
-                              f"write which one: `use NAME of {s.target} as {s.alias}`")
+            self.errors.error(
+                "NF013",
+                f"`{s.target}` defines no `{chosen}` that could be called `{s.alias}`",
+                s.span,
+                f"write which one: `use NAME of {s.target} as {s.alias}`",
+            )
         if s.alias and chosen:
             body = rename(body, chosen, s.alias)
         return body
@@ -140,16 +151,24 @@ class _Loader:
         path = folder / s.target
         real = path.resolve()
         if "\\" in s.target or Path(s.target).is_absolute() or not any(real.is_relative_to(r) for r in self.roots):
-            raise fail("NF011", f'"{s.target}" lies outside the folder of the spec', s.span,
-                       "a spec uses files of its own folder and below, and shipped specs")
+            raise fail(
+                "NF011",
+                f'"{s.target}" lies outside the folder of the spec',
+                s.span,
+                "a spec uses files of its own folder and below, and shipped specs",
+            )
         try:
             return read_file(path), path.parent, str(real)
         except NestflowError as e:
-            raise NestflowError([Diagnostic(d.code, d.message, d.span or s.span, d.help, d.related) for d in e.diagnostics]) from None
+            raise NestflowError(
+                [Diagnostic(d.code, d.message, d.span or s.span, d.help, d.related) for d in e.diagnostics]
+            ) from None
 
 
-def _without_settled(parts: list[tuple[T.Statement, ...]], own: tuple[T.Statement, ...]) -> list[tuple[T.Statement, ...]]:
-    """Where several used files define a name and the spec does too, its definition settles it: keep one for the record."""
+def _without_settled(
+    parts: list[tuple[T.Statement, ...]], own: tuple[T.Statement, ...]
+) -> list[tuple[T.Statement, ...]]:
+    """Where several used files define a name and the spec does too, its own settles it: keep one for the record."""
     mine = {n for s in own for n in names_of(s)}
     seen: set[str] = set()
     out: list[tuple[T.Statement, ...]] = []
@@ -180,8 +199,17 @@ def _overrides(given: dict[str, Override], body: tuple[T.Statement, ...]) -> tup
     out: list[tuple[str, T.Expr]] = []
     for name, value in given.items():
         if name not in params:
-            errors.error("NF017", f"the spec has no param `{name}`", None, did_you_mean(name, params) or
-                         ("its params are " + ", ".join(f"`{p}`" for p in params[:12]) if params else "it has no params at all"))
+            errors.error(
+                "NF017",
+                f"the spec has no param `{name}`",
+                None,
+                did_you_mean(name, params)
+                or (
+                    "its params are " + ", ".join(f"`{p}`" for p in params[:12])
+                    if params
+                    else "it has no params at all"
+                ),
+            )
             continue
         try:
             out.append((name, _value(name, value)))
@@ -192,9 +220,20 @@ def _overrides(given: dict[str, Override], body: tuple[T.Statement, ...]) -> tup
 
 
 def _value(name: str, value: Override) -> T.Expr:
-    text = ("true" if value else "false") if isinstance(value, bool) else str(value) if isinstance(value, str) else repr(value)
+    text = (
+        ("true" if value else "false")
+        if isinstance(value, bool)
+        else str(value)
+        if isinstance(value, str)
+        else repr(value)
+    )
     if not isinstance(value, (str, int, float)):
-        raise fail("NF018", f"the value set for `{name}` is a {type(value).__name__}", None, "give a number, or an expression in a string")
+        raise fail(
+            "NF018",
+            f"the value set for `{name}` is a {type(value).__name__}",
+            None,
+            "give a number, or an expression in a string",
+        )
     try:
         return parse_expression(text, f"--set {name}")
     except NestflowError as e:

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, Span
 from nestflow.diagnostics.suggest import nearest
 from nestflow.language.layout import OPENERS, WANTS_MORE
 from nestflow.language.lexer import RESERVED, Token
+from nestflow.language.words import EXAMPLES, FOREIGN_WORDS
 
-VALUE_ENDS = frozenset("NAME NUMBER STRING BOOL RPAR RSQB RRECORD".split())
-VALUE_STARTS = frozenset("NAME NUMBER STRING BOOL LPAR LSQB LRECORD NOT".split())
-OPERATOR_TYPES = frozenset("PIPE PLUS MINUS MUL POW CMP AND OR".split())
+VALUE_ENDS = frozenset(["NAME", "NUMBER", "STRING", "BOOL", "RPAR", "RSQB", "RRECORD"])
+VALUE_STARTS = frozenset(["NAME", "NUMBER", "STRING", "BOOL", "LPAR", "LSQB", "LRECORD", "NOT"])
+OPERATOR_TYPES = frozenset(["PIPE", "PLUS", "MINUS", "MUL", "POW", "CMP", "AND", "OR"])
 ENDS = frozenset(("_SEP", "RBRACE", "$END"))
-NEEDS_BODY = frozenset("LEVEL FLOW OPTIMIZER EXECUTION EXTENDS FOR REPEAT IFS ELSES".split())
-
-FOREIGN_WORDS = {
-    "let": "there is no `let`: write `name = value`", "var": "write `name = value`", "const": "write `name = value`",
-    "def": "a function is a `flow`: `flow f(x) { return ... }`", "fn": "a function is a `flow`: `flow f(x) { return ... }`",
-    "function": "a function is a `flow`: `flow f(x) { return ... }`",
-    "class": "write `level`, `flow` or `optimizer`", "module": "write `flow` or `level`", "model": "write `flow model(x) { ... }`",
-    "template": "a level, flow or optimizer with slots is a template: `level delta(x, width = 64) { ... }`",
-    "import": "write `use`: `use optimizers.adamw`", "from": "write `use a of b`", "include": "write `use`",
-    "while": "loops have a known length: `repeat n { ... }`", "loop": "write `repeat n { ... }`",
-    "elif": "write `else if`", "elseif": "write `else if`", "unless": "write `if not ...`",
-    "lambda": "a function has a name: `flow f(x) { return ... }`", "struct": "a record is `{a: 1, b: 2}`",
-    "print": "write `emit name = value`; monitors show it", "yield": "write `emit name = value`",
-    "parameter": "write `param name = default`", "optimiser": "write `optimizer`", "layer": "write `level` or `flow`",
-    "run": "how a spec is run stands in `execution { ... }`", "loss": "write `loss = ...`",
-}
-EXAMPLES = {
-    "USE": "use optimizers.adamw", "PARAM": "param dim = 256 in [1, 65536]", "INPUT": "input tokens : int[T] in [0, vocab)",
-    "CLOCK": "clock round = 500 steps", "EXTERN": "extern net(x) : float[T, 64]",
-    "EXTENDS": 'extends "titans.nl" { level titans { chunk 64 } }', "LEVEL": "level titans(x) { every 1 token; ... }",
-    "FLOW": "flow block(x) { return x + swiglu(x) }", "OPTIMIZER": "optimizer sgd(lr) { step -lr * g }",
-    "EXECUTION": "execution { dtype bfloat16 }", "SHARED": "shared emb = embed(vocab, dim)", "RETURN": "return x + 1",
-    "EMIT": "emit surprise = norm(g)", "FOR": "for m in [keys, values] { ... }", "REPEAT": "repeat depth as i { ... }",
-    "IFS": "if training { ... } else { ... }", "ASSERT": 'assert dim % n_heads == 0, "heads must divide dim"',
-}
+NEEDS_BODY = frozenset(["LEVEL", "FLOW", "OPTIMIZER", "EXECUTION", "EXTENDS", "FOR", "REPEAT", "IFS", "ELSES"])
 
 
 @dataclass
@@ -82,14 +60,36 @@ class Failure:
 
 def explain(f: Failure) -> Diagnostic:
     """The diagnostic for one failure."""
-    for rule in (_foreign_first_word, _bare_pipe, _reserved, _missing_else, _body, _equals, _chain, _bare_statement,
-                 _ends_early, _nothing_between, _no_operator):
+    for rule in (
+        _foreign_first_word,
+        _bare_pipe,
+        _reserved,
+        _missing_else,
+        _body,
+        _equals,
+        _chain,
+        _bare_statement,
+        _ends_early,
+        _nothing_between,
+        _no_operator,
+    ):
         d = rule(f)
         if d is not None:
             return d
+    if f.token.text == "else":
+        return Diagnostic(
+            "NF101",
+            "this `else` belongs to no `if`",
+            f.token.span,
+            "a choice is `a if condition else b`; a statement's `else` stands right after the `}` of its `if`",
+        )
     example = EXAMPLES.get(f.first.type)
-    return Diagnostic("NF101", f"{_show(f.token)} cannot stand here; {_expected(f.expected)} was expected", f.token.span,
-                      f"for example `{example}`" if example else None)
+    return Diagnostic(
+        "NF101",
+        f"{_show(f.token)} cannot stand here; {_expected(f.expected)} was expected",
+        f.token.span,
+        f"for example `{example}`" if example else None,
+    )
 
 
 def _show(t: Token) -> str:
@@ -111,8 +111,18 @@ def _expected(expected: frozenset[str]) -> str:
         words.append("a name")
     if expected & OPERATOR_TYPES - {"MINUS"}:
         words.append("an operator")
-    for type, text in (("LBRACE", "`{`"), ("ASSIGN", "`=`"), ("COLON", "`:`"), ("COMMA", "`,`"), ("RPAR", "`)`"), ("RSQB", "`]`"),
-                       ("RRECORD", "`}`"), ("IN", "`in`"), ("OF", "`of`"), ("AS", "`as`")):
+    for type, text in (
+        ("LBRACE", "`{`"),
+        ("ASSIGN", "`=`"),
+        ("COLON", "`:`"),
+        ("COMMA", "`,`"),
+        ("RPAR", "`)`"),
+        ("RSQB", "`]`"),
+        ("RRECORD", "`}`"),
+        ("IN", "`in`"),
+        ("OF", "`of`"),
+        ("AS", "`as`"),
+    ):
         if type in expected:
             words.append(text)
     if "STRING" in expected and "NUMBER" not in expected:
@@ -131,7 +141,7 @@ def _foreign_first_word(f: Failure) -> Diagnostic | None:
     if word.text in FOREIGN_WORDS and f.token.type in VALUE_STARTS | {"LBRACE", "COLON", "ASSIGN", "COMMA"} | ENDS:
         return Diagnostic("NF117", f"`{word.text}` is not a word of the language", word.span, FOREIGN_WORDS[word.text])
     second = f.tokens[f.start + 1] if f.start + 1 < len(f.tokens) else None
-    if second is None or second.type not in ("NAME", "LBRACE", "STRING") and f.token.type != "LBRACE":
+    if second is None or (second.type not in ("NAME", "LBRACE", "STRING") and f.token.type != "LBRACE"):
         return None
     near = nearest(word.text, OPENERS)
     if near and near != word.text and f.token.type in ("LBRACE", "ASSIGN", "COLON", "IN", "AS", "OF", "DOT"):
@@ -156,12 +166,20 @@ def _bare_pipe(f: Failure) -> Diagnostic | None:
     if first.start == last.start:
         if len(values) == 1 or not isinstance(values[-1], Token):
             whole = _source(f, last.start, last.end)
-            return Diagnostic("NF104", "a pipe cannot start from an operation without brackets", f.token.span,
-                              f"write `({whole}) {_rest(f)}`")
+            return Diagnostic(
+                "NF104",
+                "a pipe cannot start from an operation without brackets",
+                f.token.span,
+                f"write `({whole}) {_rest(f)}`",
+            )
         return None
     left, operand, rest = _source(f, first.start, last.start), _source(f, last.start, last.end), _rest(f)
-    return Diagnostic("NF104", "a pipe starts from a name, a call, an index or brackets, not from a bare operation", f.token.span,
-                      f"write `{left} ({operand} {rest})` or `({left} {operand}) {rest}`")
+    return Diagnostic(
+        "NF104",
+        "a pipe starts from a name, a call, an index or brackets, not from a bare operation",
+        f.token.span,
+        f"write `{left} ({operand} {rest})` or `({left} {operand}) {rest}`",
+    )
 
 
 def _source(f: Failure, start: int, end: int) -> str:
@@ -177,7 +195,11 @@ def _rest(f: Failure) -> str:
             depth += 1
         elif t.type in ("RPAR", "RSQB", "RRECORD"):
             depth -= 1
-        if depth < 0 or t.type in ENDS or (depth == 0 and t.type in ("COMMA", "IF", "ELSE", "LBRACE", "PLUS", "MINUS", "MUL", "CMP")):
+        if (
+            depth < 0
+            or t.type in ENDS
+            or (depth == 0 and t.type in ("COMMA", "IF", "ELSE", "LBRACE", "PLUS", "MINUS", "MUL", "CMP"))
+        ):
             break
         end = t.end
     return _source(f, f.token.start, end)
@@ -190,18 +212,32 @@ def _reserved(f: Failure) -> Diagnostic | None:
     following = f.tokens[f.i + 1] if f.i + 1 < len(f.tokens) else None
     if f.i == f.start and t.type != "IFS":
         if t.type == "ELSES" or t.text == "else":
-            return Diagnostic("NF101", "this `else` belongs to no `if`", t.span, "it stands right after the `}` of its `if`")
-        return Diagnostic("NF114", f"`{t.text}` is a reserved word, and opens no statement", t.span, "choose another name")
-    if "NAME" in f.expected and "_SEP" not in f.expected and following is not None and \
-            following.type in {"ASSIGN", "COMMA", "LPAR", "COLON", "RPAR", "RSQB", "DOT", "LBRACE", "PIPE"} | ENDS:
+            return Diagnostic(
+                "NF101", "this `else` belongs to no `if`", t.span, "it stands right after the `}` of its `if`"
+            )
+        return Diagnostic(
+            "NF114", f"`{t.text}` is a reserved word, and opens no statement", t.span, "choose another name"
+        )
+    if (
+        "NAME" in f.expected
+        and "_SEP" not in f.expected
+        and following is not None
+        and following.type in {"ASSIGN", "COMMA", "LPAR", "COLON", "RPAR", "RSQB", "DOT", "LBRACE", "PIPE"} | ENDS
+    ):
         return Diagnostic("NF114", f"`{t.text}` is a reserved word, and no name", t.span, "choose another name")
     return None
 
 
 def _missing_else(f: Failure) -> Diagnostic | None:
-    if "ELSE" in f.expected and f.token.type in ENDS | {"COMMA", "RPAR", "RSQB", "RRECORD"} and any(t.type == "IF" for t in f.words):
+    if (
+        "ELSE" in f.expected
+        and f.token.type in ENDS | {"COMMA", "RPAR", "RSQB", "RRECORD"}
+        and any(t.type == "IF" for t in f.words)
+    ):
         where = next(t for t in reversed(f.words) if t.type == "IF")
-        return Diagnostic("NF112", "a choice needs both values: `a if condition else b`", where.span, "add `else` and the other value")
+        return Diagnostic(
+            "NF112", "a choice needs both values: `a if condition else b`", where.span, "add `else` and the other value"
+        )
     return None
 
 
@@ -209,17 +245,29 @@ def _body(f: Failure) -> Diagnostic | None:
     if f.token.type != "LBRACE":
         if "LBRACE" in f.expected and f.first.type in NEEDS_BODY and f.token.type in ENDS:
             head = _source(f, f.first.start, f.tokens[f.i - 1].end)
-            return Diagnostic("NF112", f"`{head}` has no body", Span(f.first.source, f.first.start, f.tokens[f.i - 1].end),
-                              f"for example `{EXAMPLES.get(f.first.type, head + ' { ... }')}`")
+            return Diagnostic(
+                "NF112",
+                f"`{head}` has no body",
+                Span(f.first.source, f.first.start, f.tokens[f.i - 1].end),
+                f"for example `{EXAMPLES.get(f.first.type, head + ' { ... }')}`",
+            )
         return None
     words = f.words
     if words and words[0].text == "memory" and len(words) == 2 and words[1].type == "NAME":
-        return Diagnostic("NF101", f"the memory `{words[1].text}` says no kind", words[1].span,
-                          f"write `memory {words[1].text} : matrix {{ ... }}`")
+        return Diagnostic(
+            "NF101",
+            f"the memory `{words[1].text}` says no kind",
+            words[1].span,
+            f"write `memory {words[1].text} : matrix {{ ... }}`",
+        )
     if words and f.before is not None and f.before.type in VALUE_ENDS and words[0].type not in NEEDS_BODY:
         name = words[0].text
-        return Diagnostic("NF101", f"a body in braces cannot follow `{name}`", f.token.span,
-                          "only level, flow, optimizer, execution, extends, for, repeat, if and `memory name : kind` have bodies")
+        return Diagnostic(
+            "NF101",
+            f"a body in braces cannot follow `{name}`",
+            f.token.span,
+            "only level, flow, optimizer, execution, extends, for, repeat, if and `memory name : kind` have bodies",
+        )
     return None
 
 
@@ -227,31 +275,44 @@ def _equals(f: Failure) -> Diagnostic | None:
     t = f.token
     if t.type != "ASSIGN":
         return None
-    if f.first.type in ("IFS", "ASSERT") or any(w.type == "IF" for w in f.words) and not f.in_brackets:
+    if f.first.type in ("IFS", "ASSERT") or (any(w.type == "IF" for w in f.words) and not f.in_brackets):
         return Diagnostic("NF113", "`=` gives a name a value; `==` compares", t.span, "write `==`")
     above = _line_above(f, f.before)
     if any(w.type == "ASSIGN" for w in f.words) and not f.in_brackets:
-        return Diagnostic("NF113", "there is a second `=` in this statement", t.span,
-                          above or "one statement gives one value; `==` compares")
+        return Diagnostic(
+            "NF113",
+            "there is a second `=` in this statement",
+            t.span,
+            above or "one statement gives one value; `==` compares",
+        )
     if f.i == f.start:
         return Diagnostic("NF101", "`=` has no name before it", t.span, "write `name = value`")
     if f.first.type == "NAME" and f.words and len(f.words) > 1 and not f.in_brackets:
-        return Diagnostic("NF113", f"a field has no `=`, and only a plain name can be given with it: `{_source(f, f.first.start, t.start)}`",
-                          t.span, f"write `{f.first.text} value` for a field, `name = value` for a name")
+        return Diagnostic(
+            "NF113",
+            f"a field has no `=`, and only a plain name can be given with it: `{_source(f, f.first.start, t.start)}`",
+            t.span,
+            f"write `{f.first.text} value` for a field, `name = value` for a name",
+        )
     return None
 
 
 def _line_above(f: Failure, before: Token | None) -> str | None:
     """Help for a statement that took in the next line because its own ends with an operator."""
     words = f.words + [f.token]
-    for a, b in zip(words, words[1:], strict=False):
+    for a, b in pairwise(words):
         if a.type in WANTS_MORE and "\n" in a.source.text[a.end : b.start]:
             return f"the line that ends with `{a.text}` goes on in the next one: finish it, or delete the `{a.text}`"
     return None
 
 
 def _chain(f: Failure) -> Diagnostic | None:
-    if f.token.type == "CMP" and f.before is not None and f.before.type in VALUE_ENDS and any(w.type == "CMP" for w in f.words):
+    if (
+        f.token.type == "CMP"
+        and f.before is not None
+        and f.before.type in VALUE_ENDS
+        and any(w.type == "CMP" for w in f.words)
+    ):
         return Diagnostic("NF101", "comparisons do not chain", f.token.span, "write `a < b and b < c`")
     return None
 
@@ -260,10 +321,14 @@ def _bare_statement(f: Failure) -> Diagnostic | None:
     """An expression that stands alone."""
     if f.i != f.start + 1 or f.first.type != "NAME" or f.token.type not in OPERATOR_TYPES | {"DOT", "IF", "IN"}:
         return None
-    end = next((t for t in f.tokens[f.i :] if t.type in ENDS), f.token)
-    whole = _source(f, f.first.start, end.start)
-    return Diagnostic("NF101", "an expression alone is no statement", f.first.span,
-                      f"give it a name, `name = {whole}`, or write `return {whole}`")
+    end = next((t.start for t in f.tokens[f.i :] if t.type in ENDS), f.tokens[-1].end)
+    whole = _source(f, f.first.start, end)
+    return Diagnostic(
+        "NF101",
+        "an expression alone is no statement",
+        f.first.span,
+        f"give it a name, `name = {whole}`, or write `return {whole}`",
+    )
 
 
 def _ends_early(f: Failure) -> Diagnostic | None:
@@ -273,15 +338,27 @@ def _ends_early(f: Failure) -> Diagnostic | None:
     head = _source(f, f.first.start, before.end)
     span = Span(before.source, before.start, before.end)
     if before.type in WANTS_MORE or before.type in ("LPAR", "LSQB"):
-        return Diagnostic("NF112", f"nothing follows `{before.text}`", span, f"finish the line, or delete the `{before.text}`")
+        return Diagnostic(
+            "NF112", f"nothing follows `{before.text}`", span, f"finish the line, or delete the `{before.text}`"
+        )
     example = EXAMPLES.get(f.first.type)
+    if before.type == "NESTFLOW":
+        return Diagnostic("NF103", "the version of the language is missing", span, "write `nestflow 1`")
     if f.i - f.start == 1:
         if f.first.type in EXAMPLES:
             return Diagnostic("NF112", f"`{before.text}` says nothing yet", span, f"for example `{example}`")
-        return Diagnostic("NF112", f"`{before.text}` has no value", span,
-                          f"a field is `{before.text} value`, a name is `{before.text} = value`")
-    return Diagnostic("NF112", f"`{head}` ends too early; {_expected(f.expected - {'_SEP', '$END', 'RBRACE'})} was expected", span,
-                      f"for example `{example}`" if example else None)
+        return Diagnostic(
+            "NF112",
+            f"`{before.text}` has no value",
+            span,
+            f"a field is `{before.text} value`, a name is `{before.text} = value`",
+        )
+    return Diagnostic(
+        "NF112",
+        f"`{head}` ends too early; {_expected(f.expected - {'_SEP', '$END', 'RBRACE'})} was expected",
+        span,
+        f"for example `{example}`" if example else None,
+    )
 
 
 def _nothing_between(f: Failure) -> Diagnostic | None:
@@ -289,8 +366,12 @@ def _nothing_between(f: Failure) -> Diagnostic | None:
     if before is None or not (before.type in WANTS_MORE or before.type in ("LPAR", "LSQB", "LRECORD")):
         return None
     if t.type in OPERATOR_TYPES | {"COMMA", "RPAR", "RSQB", "RRECORD", "COLON", "DOT", "ASSIGN", "IF", "ELSE"}:
-        return Diagnostic("NF101", f"a value is missing between `{before.text}` and {_show(t)}", t.span,
-                          _line_above(f, before) or "write the value, or delete one of the two")
+        return Diagnostic(
+            "NF101",
+            f"a value is missing between `{before.text}` and {_show(t)}",
+            t.span,
+            _line_above(f, before) or "write the value, or delete one of the two",
+        )
     return None
 
 
@@ -305,10 +386,15 @@ def _no_operator(f: Failure) -> Diagnostic | None:
     if bracket is not None:
         help = f"entries are separated by commas: `{before.text}, {t.text}`"
     elif f.first.type in EXAMPLES and not f.expected & OPERATOR_TYPES:
-        return Diagnostic("NF101", f"{_show(t)} cannot stand here; {_expected(f.expected)} was expected", t.span,
-                          f"for example `{EXAMPLES[f.first.type]}`")
+        return Diagnostic(
+            "NF101",
+            f"{_show(t)} cannot stand here; {_expected(f.expected)} was expected",
+            t.span,
+            f"for example `{EXAMPLES[f.first.type]}`",
+        )
     elif t.type == "NAME":
-        help = f"a pipe is `{before.text} |> {t.text}`, a product `{before.text} * {t.text}`; a new statement begins on a new line or after `;`"
+        pipe, product = f"{before.text} |> {t.text}", f"{before.text} * {t.text}"
+        help = f"a pipe is `{pipe}`, a product `{product}`; a new statement begins on a new line or after `;`"
     else:
         help = "put an operator between them, or a line end or `;` if a new statement begins"
     return Diagnostic("NF111", f"there is no operator between `{before.text}` and {_show(t)}", t.span, help)

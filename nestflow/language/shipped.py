@@ -29,7 +29,9 @@ def shipped_files() -> dict[str, Path]:
     """Every shipped spec by its dotted name: `architectures.hope`, `optimizers.adam`."""
     root = specs_dir()
     files = sorted(p for p in root.rglob("*") if p.suffix in SUFFIXES and p.is_file()) if root.is_dir() else []
-    files.sort(key=lambda p: (p.with_suffix("").parts, p.suffix == ".nl"))  # beside a YAML twin the .nl is the one meant
+    files.sort(
+        key=lambda p: (p.with_suffix("").parts, p.suffix == ".nl")
+    )  # beside a YAML twin the .nl is the one meant
     return {".".join(p.relative_to(root).with_suffix("").parts): p for p in files}
 
 
@@ -50,7 +52,12 @@ def find_shipped(name: str, span: Span | None = None) -> tuple[str, Path]:
     if len(found) == 1:
         return found[0], files[found[0]]
     if found:
-        raise fail("NF010", f"`{name}` names {len(found)} shipped specs", span, "write one of " + ", ".join(f"`{n}`" for n in found))
+        raise fail(
+            "NF010",
+            f"`{name}` names {len(found)} shipped specs",
+            span,
+            "write one of " + ", ".join(f"`{n}`" for n in found),
+        )
     raise fail("NF009", f"there is no shipped spec `{name}`", span, _instead(name))
 
 
@@ -61,7 +68,11 @@ def _instead(name: str) -> str:
     near = nearest(name, shipped_files()) or nearest(name.rsplit(".", 1)[-1], last)
     if near:
         return f"did you mean `{near}`?"
-    return "`nestflow list` shows all; a file's name ends in .nl, .yaml or .yml"
+    return (
+        "a shipped name is one like "
+        + ", ".join(f"`{n}`" for n in list(last)[:4])
+        + "; a file's name ends in .nl, .yaml or .yml"
+    )
 
 
 @cache

@@ -7,7 +7,6 @@ are equal when they say the same thing. Trees are frozen. Names are not resolved
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
 
 from nestflow.diagnostics.core import Source, Span
 
@@ -18,7 +17,7 @@ def _span() -> Span | None:
 
 @dataclass(frozen=True)
 class Node:
-    span: Span | None = _span()
+    span: Span | None = _span()  # noqa: RUF009  (it is dataclasses.field)
 
 
 # --- expressions -----------------------------------------------------------------------------------
@@ -123,7 +122,9 @@ class Record(Node):
     entries: tuple[tuple[str, Expr], ...]
 
 
-Expr = Union[Number, String, Name, Bool, Call, Pipe, Unary, Binary, Conditional, Attribute, Index, ListExpr, Record]
+Expr = (
+    Number | String | Name | Bool | Call | Pipe | Unary | Binary | Conditional | Attribute | Index | ListExpr | Record
+)
 
 
 # --- small parts -----------------------------------------------------------------------------------
@@ -193,7 +194,10 @@ class Shared(Statement):
 
 @dataclass(frozen=True)
 class Field(Statement):
-    """`every 4 updates of fast`: value Number(4), unit "updates", of "fast". Any `NAME expr` statement: `key x |> linear`, `step -lr * g`, `set e`, `eval e`."""
+    """`every 4 updates of fast`: value Number(4), unit "updates", of "fast".
+
+    Any `NAME expr` statement: `key x |> linear`, `step -lr * g`, `set e`, `eval e`.
+    """
 
     name: str
     value: Expr
@@ -337,7 +341,7 @@ class Assert(Statement):
 
 @dataclass(frozen=True)
 class Spec:
-    """One file. The `output e` line is a Field named "output" in body. `header_comments`: `#` lines above `nestflow 1`."""
+    """One file. The `output e` line is a Field named "output". `header_comments`: `#` lines above `nestflow 1`."""
 
     version: int
     body: tuple[Statement, ...]

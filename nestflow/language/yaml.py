@@ -15,7 +15,7 @@ from nestflow.language import tree as T
 from nestflow.language.lexer import Comment, Extra, Token
 from nestflow.language.nl import check_text, parse_spec
 from nestflow.language.yaml_nodes import MAX_DEPTH, compose, find_comments
-from nestflow.language.yaml_tokens import Emitter
+from nestflow.language.yaml_sections import Emitter
 
 
 def parse_yaml(text: str, name: str) -> T.Spec:
@@ -94,7 +94,9 @@ def _open(lines: list[str], lead: str) -> None:
 
 
 def _word(text: str) -> str:
-    return text if text.isidentifier() and text not in ("null", "true", "false") else json.dumps(text, ensure_ascii=False)
+    return (
+        text if text.isidentifier() and text not in ("null", "true", "false") else json.dumps(text, ensure_ascii=False)
+    )
 
 
 def _atom(x: Any, name: str) -> str:
@@ -115,5 +117,13 @@ def _atom(x: Any, name: str) -> str:
 
 def _unfit(x: Any, what: str, name: str) -> NestflowError:
     source = Source(name, repr(x)[:80])
-    return NestflowError([Diagnostic("NF125", f"a {type(x).__name__} cannot be {what} of a spec", Span(source, 0, len(source.text)),
-                                     "use strings, numbers, lists and dicts")])
+    return NestflowError(
+        [
+            Diagnostic(
+                "NF125",
+                f"a {type(x).__name__} cannot be {what} of a spec",
+                Span(source, 0, len(source.text)),
+                "use strings, numbers, lists and dicts",
+            )
+        ]
+    )

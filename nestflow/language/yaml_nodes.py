@@ -22,7 +22,9 @@ _ALLOWED = frozenset((STR, NULL, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq
 _NULLS = frozenset(("", "~", "null", "Null", "NULL"))
 
 
-class StrictLoader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver):
+class StrictLoader(
+    yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, yaml.resolver.BaseResolver
+):
     """Composes one document; refuses tags, `<<`, deep nesting and aliases that blow up or contain themselves."""
 
     def __init__(self, source: Source):
@@ -54,15 +56,20 @@ class StrictLoader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser,
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
             if event.anchor in self.open_anchors:
-                raise self.fail("NF124", f"the alias `*{event.anchor}` contains itself", event, "write out what is meant")
+                raise self.fail(
+                    "NF124", f"the alias `*{event.anchor}` contains itself", event, "write out what is meant"
+                )
             node = super().compose_node(parent, index)
             self._count(self.sizes.get(id(node), 1), event)
             return node
         if event.tag is not None and event.tag not in ("!", *_ALLOWED):
-            raise self.fail("NF122", f"the tag `{event.tag}` means nothing here", event, "a spec holds no tags: delete it")
+            shown = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise self.fail("NF122", f"the tag `{shown}` means nothing here", event, "a spec holds no tags: delete it")
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            raise self.fail("NF110", f"this is nested more than {MAX_DEPTH} deep", event, "give parts of it names under `let:`")
+            raise self.fail(
+                "NF110", f"this is nested more than {MAX_DEPTH} deep", event, "give parts of it names under `let:`"
+            )
         before = self.nodes
         if event.anchor is not None:
             self.open_anchors.add(event.anchor)
@@ -78,8 +85,12 @@ class StrictLoader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser,
     def _count(self, n: int, event: Any) -> None:
         self.nodes += n
         if self.nodes > MAX_NODES:
-            raise self.fail("NF124", f"with its aliases written out the text has more than {MAX_NODES:,} entries", event,
-                            "use a level, flow or optimizer with slots where things repeat")
+            raise self.fail(
+                "NF124",
+                f"with its aliases written out the text has more than {MAX_NODES:,} entries",
+                event,
+                "use a level, flow or optimizer with slots where things repeat",
+            )
 
 
 def compose(source: Source) -> tuple[Any, list[tuple[int, int]]]:
@@ -90,7 +101,9 @@ def compose(source: Source) -> tuple[Any, list[tuple[int, int]]]:
     except yaml.YAMLError as e:
         raise _broken(e, source) from None
     if not isinstance(node, yaml.MappingNode):
-        raise NestflowError([Diagnostic("NF125", "a spec in YAML is a mapping", Span(source, 0, 0), "begin with `nestflow: 1`")])
+        raise NestflowError(
+            [Diagnostic("NF125", "a spec in YAML is a mapping", Span(source, 0, 0), "begin with `nestflow: 1`")]
+        )
     errors = Collector()
     _check_keys(node, source, errors)
     errors.stop_on_errors()
@@ -105,6 +118,8 @@ def _check_keys(root: Any, source: Source, errors: Collector) -> None:
         if id(node) in seen_nodes or isinstance(node, yaml.ScalarNode):
             continue
         seen_nodes.add(id(node))
+        if node.flow_style:
+            _check_commas(node, source, errors)
         if isinstance(node, yaml.SequenceNode):
             queue.extend(node.value)
             continue
@@ -112,27 +127,82 @@ def _check_keys(root: Any, source: Source, errors: Collector) -> None:
         for key, value in node.value:
             span = Span(source, key.start_mark.index, key.end_mark.index)
             if not isinstance(key, yaml.ScalarNode):
-                errors.error("NF125", "a key is a word or a head, not a list or mapping", span, "quote it if it holds `{` or `[`")
+                errors.error(
+                    "NF125", "a key is a word or a head, not a list or mapping", span, "quote it if it holds `{` or `[`"
+                )
             elif key.value == "<<" and key.style is None:
-                errors.error("NF123", "`<<` does not merge here", span, "derive a spec with `extends my.nl:`, or give a template slots")
+                errors.error(
+                    "NF123",
+                    "`<<` does not merge here",
+                    span,
+                    "derive a spec with `extends my.nl:`, or give a template slots",
+                )
             elif key.value in seen:
                 first = seen[key.value]
                 related = (Related(Span(source, first.start_mark.index, first.end_mark.index), "given here first"),)
-                errors.error("NF121", f"the key `{key.value}` stands twice in one mapping", span, "delete one of the two", related)
+                errors.error(
+                    "NF121",
+                    f"the key `{key.value}` stands twice in one mapping",
+                    span,
+                    "delete one of the two",
+                    related,
+                )
             else:
                 seen[key.value] = key
             queue.append(value)
 
 
+def _check_commas(node: Any, source: Source, errors: Collector) -> None:
+    """`{x: f(a, b)}` are two entries to YAML, `x: f(a` and `b)`; no mistake further on would make sense."""
+    items = node.value if isinstance(node, yaml.SequenceNode) else [x for entry in node.value for x in entry]
+    for item in items:
+        if isinstance(item, yaml.ScalarNode) and item.style is None:
+            open: list[int] = []
+            for i, c in enumerate(item.value):
+                if c in "([{":
+                    open.append(i)
+                elif c in ")]}" and open:
+                    open.pop()
+            if open:
+                at = places(item, source).at(open[0])
+                errors.error(
+                    "NF127",
+                    f"this `{source.text[at]}` is not closed in its entry",
+                    Span(source, at, at + 1),
+                    "quote it: a comma ended this entry",
+                )
+                errors.stop_on_errors()
+
+
 _HELP = [
-    (r"mapping values are not allowed here", "`: ` begins a value only after a key", "quote the whole entry if the `:` belongs to it"),
+    (
+        r"mapping values are not allowed here",
+        "`: ` begins a value only after a key",
+        "quote the whole entry if the `:` belongs to it",
+    ),
     (r"found character '\\t'", "a tab cannot indent", "indent with spaces"),
     (r"found character '(.)' that cannot start", r"an entry cannot begin with `\1`", "quote it"),
-    (r"expected ',' or '\]'", "this list in brackets goes wrong here", "a comma ends an entry: quote entries that hold commas or brackets"),
-    (r"expected ',' or '\}'", "this mapping in braces goes wrong here", "a comma ends an entry: quote entries that hold commas or brackets"),
+    (
+        r".*expected ',' or '\]'",
+        "this list in brackets goes wrong here",
+        "a comma ends an entry: quote entries that hold commas or brackets",
+    ),
+    (
+        r"expected ',' or '\}'",
+        "this mapping in braces goes wrong here",
+        "a comma ends an entry: quote entries that hold commas or brackets",
+    ),
     (r"expected <block end>, but found '-'", "a list begins where a key is due", "indent the `-` below its key"),
-    (r"expected <block end>", "the indentation does not fit the lines above", "entries of one mapping begin in one column"),
-    (r"could not find expected ':'", "a key without its `:`", "write `key: value`; quote an entry that runs over several lines"),
+    (
+        r"expected <block end>",
+        "the indentation does not fit the lines above",
+        "entries of one mapping begin in one column",
+    ),
+    (
+        r"could not find expected ':'",
+        "a key without its `:`",
+        "write `key: value`; quote an entry that runs over several lines",
+    ),
     (r"found undefined alias (.*)", r"there is no anchor \1", "write out what is meant"),
     (r"found unexpected end of stream", "the text ends inside a quoted entry", "close the quote"),
     (r"expected a single document", "a spec is one document", "delete what follows `---`"),
@@ -194,6 +264,8 @@ def find_comments(source: Source, scalars: list[tuple[int, int]]) -> list[Commen
         if i >= 0 and scalars[i][0] <= m.start() < scalars[i][1]:
             continue
         line_start = source.text.rfind("\n", 0, m.start()) + 1
-        comment = Comment("#" + m.group().lstrip("#"), m.start(), m.end(), not source.text[line_start : m.start()].strip())
+        comment = Comment(
+            "#" + m.group().lstrip("#"), m.start(), m.end(), not source.text[line_start : m.start()].strip()
+        )
         found.append(comment)
     return found

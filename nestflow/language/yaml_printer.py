@@ -12,19 +12,48 @@ from nestflow.language import tree as T
 
 Body = tuple[T.Statement, ...]
 SECTIONS: dict[str, type[T.Template]] = {"levels": T.Level, "flows": T.Flow, "optimizers": T.Optimizer}
-RESERVED_KEYS = frozenset("let doc as is shared emit assert else statements return nestflow use params inputs clocks extern "
-                          "levels flows optimizers execution".split())
+RESERVED_KEYS = frozenset(
+    [
+        "let",
+        "doc",
+        "as",
+        "is",
+        "shared",
+        "emit",
+        "assert",
+        "else",
+        "statements",
+        "return",
+        "nestflow",
+        "use",
+        "params",
+        "inputs",
+        "clocks",
+        "extern",
+        "levels",
+        "flows",
+        "optimizers",
+        "execution",
+    ]
+)
 ONE_LINE = -1_000_000  # an indent at which everything fits in one line
 _UNSAFE_START = re.compile(r"[\-?:](?:\s|\Z)|[,\[\]{}#&*!|>'\"%@`]|---|\.\.\.")
-_WORDS_OF_11 = frozenset("null ~ y n yes no on off true false".split())
+_WORDS_OF_11 = frozenset(["null", "~", "y", "n", "yes", "no", "on", "off", "true", "false"])
 
 
 def scalar(text: str, flow: bool = False, word: bool = False) -> str:
-    """Text as a YAML scalar, quoted where it must be (`word`: also where another reader would see a number or a bool)."""
+    """Text as a YAML scalar, quoted where it must be (`word`: also where it looks like a number or bool)."""
     plain = (
-        text and text == text.strip() and not _UNSAFE_START.match(text) and ": " not in text and " #" not in text
-        and not text.endswith(":") and text.isprintable() and (text.lower() not in _WORDS_OF_11 or text in ("true", "false"))
-        and not (flow and re.search(r"[,\[\]{}]|:", text)) and not (word and re.fullmatch(r"[-+.\d_eExob:]+|true|false", text))
+        text
+        and text == text.strip()
+        and not _UNSAFE_START.match(text)
+        and ": " not in text
+        and " #" not in text
+        and not text.endswith(":")
+        and text.isprintable()
+        and (text.lower() not in _WORDS_OF_11 or text in ("true", "false"))
+        and not (flow and re.search(r"[,\[\]{}]|:", text))
+        and not (word and re.fullmatch(r"[-+.\d_eExob:]+|true|false", text))
     )
     if plain:
         return text
@@ -36,9 +65,15 @@ def scalar(text: str, flow: bool = False, word: bool = False) -> str:
 class Item:
     """One entry of a mapping or list: a key, and a value in one line or in a block."""
 
-    __slots__ = ("key", "line", "block", "statement")
+    __slots__ = ("block", "key", "line", "statement")
 
-    def __init__(self, key: str | None, line: str | None = None, block: list[str] | None = None, statement: T.Statement | None = None):
+    def __init__(
+        self,
+        key: str | None,
+        line: str | None = None,
+        block: list[str] | None = None,
+        statement: T.Statement | None = None,
+    ):
         self.key = key
         self.line = line
         self.block = block
@@ -114,7 +149,10 @@ def value(e: T.Expr) -> tuple[str | None, list[str] | None]:
             return None, ["record:", *_indent(inner)]
         case T.ListExpr():
             items = [value(i) for i in e.items]
-            if all(line is not None and not line.startswith(("[", "'", '"')) and scalar(line, True) == line for line, _ in items):
+            if all(
+                line is not None and not line.startswith(("[", "'", '"')) and scalar(line, True) == line
+                for line, _ in items
+            ):
                 return "[" + ", ".join(line or "" for line, _ in items) + "]", None
             return None, [x for line, block in items for x in _element(Item(None, line, block))]
         case _:
@@ -229,7 +267,9 @@ def _top(body: Body) -> list[str]:
         if found:
             lines += [f"{name}:", *_indent(x for s in found for x in _block(s))]
     lines += [x for s in body if isinstance(s, (T.For, T.Repeat, T.If)) for x in _block(s, top=True)]
-    rest = tuple(s for s in body if isinstance(s, (T.MemoryPart, T.Return)) or (isinstance(s, T.Field) and s.name != "output"))
+    rest = tuple(
+        s for s in body if isinstance(s, (T.MemoryPart, T.Return)) or (isinstance(s, T.Field) and s.name != "output")
+    )
     if rest:
         lines += ["statements:", *_indent(_list(rest))]
     return lines + _asserts(body)
@@ -277,8 +317,12 @@ def _level(body: Body) -> list[str]:
     """The mapping of a level's, memory's or execution's body."""
     from nestflow.language.printer import in_text_order
 
-    if _doubled(body) or any(not isinstance(s, (T.Assign, T.Shared, T.Emit, T.Assert, T.Field, T.Return, T.MemoryPart, T.For,
-                                               T.Repeat, T.If)) for s in body):
+    if _doubled(body) or any(
+        not isinstance(
+            s, (T.Assign, T.Shared, T.Emit, T.Assert, T.Field, T.Return, T.MemoryPart, T.For, T.Repeat, T.If)
+        )
+        for s in body
+    ):
         return ["statements:", *_indent(_list(in_text_order(body)))]
     lines = _common(body)
     for s in in_text_order(tuple(s for s in body if not isinstance(s, (T.Assign, T.Shared, T.Emit, T.Assert)))):

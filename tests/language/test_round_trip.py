@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from trees import expressions, specs
 
 from nestflow.language import tree as T
 from nestflow.language.expressions import expression
@@ -16,6 +15,7 @@ from nestflow.language.printer import print_nl, print_yaml
 from nestflow.language.reader import looks_like_yaml, read_file
 from nestflow.language.shipped import shipped_files
 from nestflow.language.yaml import parse_yaml
+from tests.language.trees import expressions, specs
 
 CORPUS = sorted(Path(__file__).with_name("corpus").glob("*.*"))
 SHIPPED = sorted(shipped_files().values())
@@ -71,7 +71,9 @@ def test_files(path: Path) -> None:
     assert (parse_yaml(back, "b") if looks_like_yaml(text) else parse_nl(back, "b")) == spec
 
 
-@pytest.mark.parametrize("path", [p for p in CORPUS if p.suffix == ".nl"] + SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize(
+    "path", [p for p in CORPUS if p.suffix == ".nl"] + SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}"
+)
 def test_comments_survive(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     kept = [line.split("#", 1)[1].strip("# ") for line in text.splitlines() if "#" in line and '"' not in line]

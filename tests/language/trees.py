@@ -14,16 +14,67 @@ from nestflow.language import tree as T
 
 X = TypeVar("X")
 SOURCE = Source("<made>", "")
-WORDS = ["x", "y", "alpha", "tokens", "step", "level", "input", "memory", "flow", "use", "titans_2", "cms_{p}", "β", "no", "on",
-         "null", "e5", "t1", "M", "is", "doc", "record", "return_", "y_", "nestflow", "every"]
+WORDS = [
+    "x",
+    "y",
+    "alpha",
+    "tokens",
+    "step",
+    "level",
+    "input",
+    "memory",
+    "flow",
+    "use",
+    "titans_2",
+    "cms_{p}",
+    "β",
+    "no",
+    "on",
+    "null",
+    "e5",
+    "t1",
+    "M",
+    "is",
+    "doc",
+    "record",
+    "return_",
+    "y_",
+    "nestflow",
+    "every",
+]
 KEYS = ["a b", "if", "x.y", "8", "true", "key", "it's"]
 STRINGS = ["", "a", "**.mlp.**", "a: b", "# c", "it's", "\u03b2 \u2192", "a  b", "{}", "];|>", "'", "\\n"]
-NUMBERS = [T.Number(1000, "1_000"), T.Number(3e-4, "3e-4"), T.Number(0.5, "0.50"), T.Number(1.0, "1.0"), T.Number(0), T.Number(7),
-           T.Number(10**12), T.Number(1e300), T.Number(1e-7), T.Number(0.1)]
+NUMBERS = [
+    T.Number(1000, "1_000"),
+    T.Number(3e-4, "3e-4"),
+    T.Number(0.5, "0.50"),
+    T.Number(1.0, "1.0"),
+    T.Number(0),
+    T.Number(7),
+    T.Number(10**12),
+    T.Number(1e300),
+    T.Number(1e-7),
+    T.Number(0.1),
+]
 OPERATORS = ["+", "-", "*", "/", "//", "%", "@", "^", "and", "or", "==", "!=", "<", "<=", ">", ">="]
-DOCS = [None, None, "a doc", "two\nlines", "3", "it's: a #doc", "- x", "# y", "ends:", "'q'", "null", "a\n\n  b", '"q"', "| x"]
+DOCS = [
+    None,
+    None,
+    "a doc",
+    "two\nlines",
+    "3",
+    "it's: a #doc",
+    "- x",
+    "# y",
+    "ends:",
+    "'q'",
+    "null",
+    "a\n\n  b",
+    '"q"',
+    "| x",
+]
 COMMENTS = ["c", "# c", "a: b", "last"]
-FIELDS = ["key", "value", "every", "chunk", "memory", "objective", "update", "weight", "let", "is", "doc", "x"]
+FIELDS = ["key", "value", "every", "chunk", "memory", "objective", "update", "weight", "shared_", "is", "doc", "x"]
 
 
 class Maker:
@@ -48,18 +99,32 @@ class Maker:
 
     def expression(self, depth: int = 3) -> T.Expr:
         if depth == 0 or self.random.random() < 0.25:
-            return self.one([lambda: T.Name(self.name()), lambda: self.one(NUMBERS), lambda: T.String(self.one(STRINGS)),
-                             lambda: T.Bool(self.random.random() < 0.5)])()
+            return self.one(
+                [
+                    lambda: T.Name(self.name()),
+                    lambda: self.one(NUMBERS),
+                    lambda: T.String(self.one(STRINGS)),
+                    lambda: T.Bool(self.random.random() < 0.5),
+                ]
+            )()
         deeper = lambda: self.expression(depth - 1)  # noqa: E731
-        return self.one([
-            lambda: self.call(depth), lambda: self.call(depth), lambda: T.Attribute(deeper(), self.name()), lambda: self.index(depth),
-            lambda: T.Pipe((deeper(), *self.some(lambda: self.stage(depth), 3, 1))),
-            lambda: T.Unary(self.one(["-", "not"]), deeper()),
-            lambda: T.Binary(self.one(OPERATORS), deeper(), deeper()), lambda: T.Binary(self.one(OPERATORS), deeper(), deeper()),
-            lambda: T.Conditional(deeper(), deeper(), deeper()),
-            lambda: T.ListExpr(self.some(deeper, 3)),
-            lambda: T.Record(tuple({self.one(KEYS + WORDS): deeper() for _ in range(self.random.randint(0, 3))}.items())),
-        ])()
+        return self.one(
+            [
+                lambda: self.call(depth),
+                lambda: self.call(depth),
+                lambda: T.Attribute(deeper(), self.name()),
+                lambda: self.index(depth),
+                lambda: T.Pipe((deeper(), *self.some(lambda: self.stage(depth), 3, 1))),
+                lambda: T.Unary(self.one(["-", "not"]), deeper()),
+                lambda: T.Binary(self.one(OPERATORS), deeper(), deeper()),
+                lambda: T.Binary(self.one(OPERATORS), deeper(), deeper()),
+                lambda: T.Conditional(deeper(), deeper(), deeper()),
+                lambda: T.ListExpr(self.some(deeper, 3)),
+                lambda: T.Record(
+                    tuple({self.one(KEYS + WORDS): deeper() for _ in range(self.random.randint(0, 3))}.items())
+                ),
+            ]
+        )()
 
     def call(self, depth: int) -> T.Expr:
         function = T.Name(self.name()) if self.random.random() < 0.8 else self.expression(depth - 1)
@@ -73,8 +138,14 @@ class Maker:
         return T.Index(deeper(), self.some(item, 2, 1))
 
     def stage(self, depth: int) -> T.Expr:
-        return self.one([lambda: T.Name(self.name()), lambda: self.call(depth), lambda: self.index(depth),
-                         lambda: T.Attribute(T.Name(self.name()), self.name())])()
+        return self.one(
+            [
+                lambda: T.Name(self.name()),
+                lambda: self.call(depth),
+                lambda: self.index(depth),
+                lambda: T.Attribute(T.Name(self.name()), self.name()),
+            ]
+        )()
 
     # --- parts -------------------------------------------------------------------------------------
 
@@ -84,7 +155,9 @@ class Maker:
         return T.Domain(self.expression(2), self.expression(1), self.random.random() < 0.5, self.random.random() < 0.5)
 
     def type(self) -> T.TypeExpr:
-        return T.TypeExpr(self.one(["int", "float", "bool"]), self.some(lambda: self.expression(1), 2), self.maybe(self.domain))
+        return T.TypeExpr(
+            self.one(["int", "float", "bool"]), self.some(lambda: self.expression(1), 2), self.maybe(self.domain)
+        )
 
     def slots(self) -> tuple[T.Slot, ...]:
         return tuple(self.slot(n) for n in {self.name() for _ in range(self.random.randint(0, 3))})
@@ -95,8 +168,12 @@ class Maker:
         return T.Slot(name, default, type, None if type is not None and default is None else self.maybe(self.domain))
 
     def around(self) -> dict[str, Any]:
-        return {"doc": self.one(DOCS), "comments": self.some(lambda: self.one(COMMENTS), 1), "blank": self.random.random() < 0.3,
-                "trailing": self.maybe(lambda: self.one(COMMENTS))}
+        return {
+            "doc": self.one(DOCS),
+            "comments": self.some(lambda: self.one(COMMENTS), 1),
+            "blank": self.random.random() < 0.3,
+            "trailing": self.maybe(lambda: self.one(COMMENTS)),
+        }
 
     # --- statements --------------------------------------------------------------------------------
 
@@ -104,22 +181,29 @@ class Maker:
         if depth == 0 or self.random.random() < 0.6:
             return self.line()
         body = lambda: self.some(lambda: self.statement(depth - 1), 3)  # noqa: E731
-        return self.one([
-            lambda: T.MemoryPart(self.name(), self.expression(), body(), **self.around()),
-            lambda: T.For(self.name(), self.expression(), body(), **self.around()),
-            lambda: T.Repeat(self.expression(), self.maybe(self.name), body(), **self.around()),
-            lambda: T.If(self.expression(), body(), body(), **self.around()),
-        ])()
+        return self.one(
+            [
+                lambda: T.MemoryPart(self.name(), self.expression(), body(), **self.around()),
+                lambda: T.For(self.name(), self.expression(), body(), **self.around()),
+                lambda: T.Repeat(self.expression(), self.maybe(self.name), body(), **self.around()),
+                lambda: T.If(self.expression(), body(), body(), **self.around()),
+            ]
+        )()
 
     def line(self) -> T.Statement:
-        return self.one([
-            lambda: T.Assign(tuple({self.name() for _ in range(self.random.randint(1, 2))}), self.expression(), **self.around()),
-            self.field, self.field,
-            lambda: T.Return(self.expression(), **self.around()),
-            lambda: T.Shared(self.name(), self.expression(), **self.around()),
-            lambda: T.Emit(self.name(), self.expression(), **self.around()),
-            lambda: T.Assert(self.expression(), self.maybe(lambda: self.one(["m", "a: b"])), **self.around()),
-        ])()
+        return self.one(
+            [
+                lambda: T.Assign(
+                    tuple({self.name() for _ in range(self.random.randint(1, 2))}), self.expression(), **self.around()
+                ),
+                self.field,
+                self.field,
+                lambda: T.Return(self.expression(), **self.around()),
+                lambda: T.Shared(self.name(), self.expression(), **self.around()),
+                lambda: T.Emit(self.name(), self.expression(), **self.around()),
+                lambda: T.Assert(self.expression(), self.maybe(lambda: self.one(["m", "a: b"])), **self.around()),
+            ]
+        )()
 
     def field(self) -> T.Statement:
         name = self.one(FIELDS)
@@ -136,7 +220,9 @@ class Maker:
         return kind(self.name(), slots, self.body(), **self.around())
 
     def target(self) -> tuple[str, bool]:
-        return self.one([("adam", False), ("optimizers.adam", False), ("my.nl", True), ("a b/c.yaml", True), ("../x.yml", True)])
+        return self.one(
+            [("adam", False), ("optimizers.adam", False), ("my.nl", True), ("a b/c.yaml", True), ("../x.yml", True)]
+        )
 
     def use(self) -> T.Statement:
         target, is_file = self.target()
@@ -151,17 +237,28 @@ class Maker:
         return T.Clock(self.name(), count, unit, **self.around())
 
     def top(self) -> T.Statement:
-        return self.one([
-            self.use, self.extends, self.clock, self.template, self.template, self.statement,
-            lambda: T.Param(self.name(), self.expression(), self.maybe(self.type), self.maybe(self.domain), **self.around()),
-            lambda: T.Input(self.one(["tokens", "a.b"]), self.type(), **self.around()),
-            lambda: T.Extern(self.name(), self.maybe(self.slots), self.maybe(self.type), **self.around()),
-            lambda: T.Execution(self.body(), **self.around()),
-        ])()
+        return self.one(
+            [
+                self.use,
+                self.extends,
+                self.clock,
+                self.template,
+                self.template,
+                self.statement,
+                lambda: T.Param(
+                    self.name(), self.expression(), self.maybe(self.type), self.maybe(self.domain), **self.around()
+                ),
+                lambda: T.Input(self.one(["tokens", "a.b"]), self.type(), **self.around()),
+                lambda: T.Extern(self.name(), self.maybe(self.slots), self.maybe(self.type), **self.around()),
+                lambda: T.Execution(self.body(), **self.around()),
+            ]
+        )()
 
     def spec(self) -> T.Spec:
         around = self.around()
-        return order.ordered(T.Spec(1, self.some(self.top, 5), SOURCE, around["doc"], around["comments"], around["comments"]))
+        return order.ordered(
+            T.Spec(1, self.some(self.top, 5), SOURCE, around["doc"], around["comments"], around["comments"])
+        )
 
 
 def seeds() -> st.SearchStrategy[Random]:
