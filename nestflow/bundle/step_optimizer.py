@@ -294,6 +294,15 @@ class StepOptimizer(torch.optim.Optimizer):
                 )
             group[name] = value
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "total_steps": self.total_steps, "_settings": self._settings}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or pickle; torch also calls it when state is loaded
+        self.__dict__.setdefault("_level", {level.name: level for level in self.levels})
+        for name in ("input_grams", "_updated", "_known_facts"):
+            self.__dict__.setdefault(name, {})
+        super().__setstate__(state)
+
     def set_total_steps(self, steps: int) -> None:
         """The run's length in steps, for schedules without a `total` of their own."""
         self.total_steps = steps

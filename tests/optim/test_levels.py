@@ -412,3 +412,14 @@ def test_a_step_may_be_any_expression(update: str, step: Any) -> None:
 def test_what_a_rule_cannot_use_is_told(update: str) -> None:
     with pytest.raises(NestflowError, match="NF547"):
         level_optimizer(f"level a {{ memory weights(net); objective loss; update {update} }}")
+
+
+def test_a_copy_goes_on_alone() -> None:
+    opt, weights = two("g |> clip_norm(1) |> adam(cosine(1e-2))", total_steps=12)
+    feed(opt, weights, 4)
+    other, again = copy.deepcopy((opt, weights))
+    feed(opt, weights, 5, first=4)
+    assert all(g["ticks"] == 4 for g in other.param_groups)
+    feed(other, again, 5, first=4)
+    assert all(torch.equal(w, again[n]) for n, w in weights.items())
+    assert other.report() == opt.report()
