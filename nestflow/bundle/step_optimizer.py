@@ -297,7 +297,7 @@ class StepOptimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "total_steps": self.total_steps, "_settings": self._settings}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy or pickle; torch also calls it when state is loaded
+    def __setstate__(self, state: dict[str, Any]) -> None:  # also when torch loads state
         self.__dict__.setdefault("_level", {level.name: level for level in self.levels})
         for name in ("input_grams", "_updated", "_known_facts"):
             self.__dict__.setdefault(name, {})
