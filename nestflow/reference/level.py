@@ -164,7 +164,8 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
             old = {s: tick.state[slot_path(rule, one.path, s, n)] for s in slot_names(tick.state, rule, one.path, n)}
             weights[f"{one.path}.{n}"] = Weight(n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n],
                                                 one.gram.get(n), keep)
-    Update(rule, list(weights.values()), tick.t // m.every, m.every, every=m.every, context=frame.eval,
+    updates = (tick.t // m.every).clamp(min=1)  # 0 only in rows that do not learn now
+    Update(rule, list(weights.values()), updates, m.every, every=m.every, context=frame.eval,
            stop=m.gradient == "stop").run()
     for one in group:
         for n, a in one.before.items():
@@ -215,3 +216,13 @@ def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
         seen = seen | ((at >= 1) & (at <= spec.sink))
     scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen.unsqueeze(1), float("-inf"))
     return (scores.softmax(-1).unsqueeze(-1) * v).sum(2)
+
+
+def forget(frame: Frame) -> None:
+    """The pairs that no later query can see are dropped: of a window the last w − 1 stay."""
+    for m in frame.instance.memories:
+        if m.cache is not None and m.cache.window is not None and not m.cache.sink:
+            for role in ("key", "value"):
+                path = memory_path(frame.instance.path, m.name, role)
+                kept = frame.tick.state[path]
+                frame.tick.put(path, kept[:, :, max(0, kept.shape[2] - m.cache.window + 1) :])

@@ -57,10 +57,10 @@ class Reference:
         for _, state in self._ticks(None, self._inputs(args, inputs), [self._output()]):
             yield self._outside(state)
 
-    def initial_state(self, batch: int) -> Tensors:
-        """The state of `batch` new streams."""
-        dtype, device = self._kind({})
-        return self._outside(self._start(batch, dtype, device))
+    def initial_state(self, batch: int, dtype: torch.dtype | None = None) -> Tensors:
+        """The state of `batch` new streams. dtype: the weights' (a model without weights takes the default)."""
+        known, device = self._kind({})
+        return self._outside(self._start(batch, dtype or known, device))
 
     def loss(self, objective: Node, inputs: Mapping[str, Tensor]) -> Tensor:
         """An objective of the whole model: one number."""

@@ -62,13 +62,15 @@ class Frame:
 
     def result(self) -> Tensor:
         """What the instance returns at this tick; a level learns first."""
-        from nestflow.reference.level import learn
+        from nestflow.reference.level import forget, learn
 
         if self.instance.memories:
             learn(self)
         if self.instance.result is None:
             raise LookupError(f"`{self.instance.path}` returns nothing")
-        return self.eval(self.instance.result)
+        value = self.eval(self.instance.result)
+        forget(self)
+        return value
 
     def eval(self, root: Node) -> Tensor:
         for node in walk(root):
