@@ -77,7 +77,7 @@ def statement(c: Children, body: Body | None = None) -> dict[str, Any]:
     return more
 
 
-class Builder(Transformer):
+class Builder(Transformer[Any, Any]):
     """One method per rule or alias of nl.lark."""
 
     def start(self, c: Children) -> tuple[Token, Token, tuple[T.Statement, ...]]:

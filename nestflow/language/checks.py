@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from nestflow.diagnostics.core import Collector, NestflowError, Related
 from nestflow.language import tree as T
@@ -72,11 +72,11 @@ def _parts(cls: type) -> tuple[str, ...]:
 def children(node: Any) -> list[Any]:
     """The nodes right below a node, slots, types and entries included."""
     found: list[Any] = []
-    queue = [getattr(node, name) for name in _parts(type(node))]
+    queue: list[Any] = [getattr(node, name) for name in _parts(cast("type[Any]", type(node)))]
     while queue:
         x = queue.pop()
         if isinstance(x, tuple):
-            queue.extend(x)
+            queue.extend(cast("tuple[Any, ...]", x))
         elif isinstance(x, T.Node) and is_dataclass(x):
             found.append(x)
     return found
@@ -106,7 +106,7 @@ def check_tree(roots: tuple[Any, ...], errors: Collector) -> None:
                 node.name_span or node.span,
                 f"write `flow {node.name}(x) {{ ... }}`",
             )
-        check = _CHECKS.get(type(node))
+        check = _CHECKS.get(cast("type[Any]", type(node)))
         if check is not None:
             check(node, errors)
 

@@ -10,6 +10,8 @@ WIDTH = 120
 _PLAIN_KEY = re.compile(r"[^\W\d](?:\w|\{\w+\})*")
 _RESERVED = frozenset(["if", "else", "and", "or", "not", "in", "of", "as", "true", "false"])
 
+TEMPLATE_WORDS: dict[type[T.Template], str] = {T.Level: "level", T.Flow: "flow", T.Optimizer: "optimizer"}
+
 CONDITIONAL, PIPE, OR, AND, NOT, COMPARE, SUM, TERM, UNARY, POWER, POSTFIX = range(1, 12)
 _OPERATORS = {
     "or": (OR, OR, AND),

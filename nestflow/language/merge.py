@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, cast
 
 from nestflow.diagnostics.core import Collector, Related
 from nestflow.diagnostics.suggest import did_you_mean
@@ -142,12 +142,14 @@ def words_in(node: Any) -> set[str]:
 
     def visit(x: Any) -> None:
         match x:
-            case T.Name():
-                found.add(x.name)
-            case T.Attribute(value=T.Name()):
-                found.add(f"{x.value.name}.{x.name}")
-            case T.Field(unit=str()):
-                found.update(w for w in (x.unit, x.unit.removesuffix("s"), x.of) if w)
+            case T.Name(name):
+                found.add(name)
+            case T.Attribute(T.Name(group), name):
+                found.add(f"{group}.{name}")
+            case T.Field(unit=str(unit), of=of):
+                found.update(w for w in (unit, unit.removesuffix("s"), of) if w)
+            case _:
+                pass
 
     walk(node, visit)
     return found
@@ -156,7 +158,7 @@ def words_in(node: Any) -> set[str]:
 def walk(node: Any, visit: Callable[[Any], None]) -> None:
     """Call `visit` for a node and all below it."""
     if isinstance(node, tuple):
-        for x in node:
+        for x in cast("tuple[Any, ...]", node):
             walk(x, visit)
     elif isinstance(node, T.Node):
         visit(node)
@@ -168,8 +170,9 @@ def walk(node: Any, visit: Callable[[Any], None]) -> None:
 def rename(node: Any, old: str, new: str) -> Any:
     """The same piece of tree with one name changed wherever it is defined or mentioned."""
     if isinstance(node, tuple):
-        changed = tuple(rename(x, old, new) for x in node)
-        return node if all(a is b for a, b in zip(changed, node, strict=True)) else changed
+        before = cast("tuple[Any, ...]", node)
+        after = tuple(rename(x, old, new) for x in before)
+        return before if all(a is b for a, b in zip(after, before, strict=True)) else after
     if not isinstance(node, T.Node):
         return node
     changes: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Source, Span
 from nestflow.language import tree as T
@@ -140,7 +140,8 @@ def run_parser(tokens: list[Token], start: str, errors: Collector) -> Any:
     from lark.parsers.lalr_parser_state import ParseConf, ParserState
 
     tables = _lark().parser.parser.parser
-    state = ParserState(ParseConf(tables.parse_table, tables.callbacks, start), None)
+    # lark's parser asks of a token nothing but its `type`; the lexer it would pull from is not used
+    state: Any = ParserState(ParseConf(tables.parse_table, tables.callbacks, start), cast("Any", None))
     run = _Run(state, tokens, errors, start == "start")
     end = tokens[-1].end if tokens else 0
     while run.i < len(tokens):

@@ -155,8 +155,7 @@ def head(s: T.Statement) -> str:
     """What stands before the body of a statement."""
     match s:
         case T.Template():
-            word = {T.Level: "level", T.Flow: "flow", T.Optimizer: "optimizer"}[type(s)]
-            return f"{word} {s.name}{E.slots_text(s.slots)}"
+            return f"{E.TEMPLATE_WORDS[type(s)]} {s.name}{E.slots_text(s.slots)}"
         case T.MemoryPart():
             return f"memory {s.name} : {E.expression(s.kind)}"
         case T.For():

@@ -227,7 +227,7 @@ def _value(name: str, value: Override) -> T.Expr:
         if isinstance(value, str)
         else repr(value)
     )
-    if not isinstance(value, (str, int, float)):
+    if not isinstance(value, (str, int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise fail(
             "NF018",
             f"the value set for `{name}` is a {type(value).__name__}",

@@ -11,13 +11,9 @@ from dataclasses import dataclass, field
 from nestflow.diagnostics.core import Source, Span
 
 
-def _span() -> Span | None:
-    return field(default=None, compare=False, repr=False, kw_only=True)  # type: ignore[return-value]
-
-
 @dataclass(frozen=True)
 class Node:
-    span: Span | None = _span()  # noqa: RUF009  (it is dataclasses.field)
+    span: Span | None = field(default=None, compare=False, repr=False, kw_only=True)
 
 
 # --- expressions -----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import numbers
-from typing import Any
+from typing import Any, cast
 
 from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Source, Span
 from nestflow.language import tree as T
@@ -76,13 +76,13 @@ def _dump(x: Any, depth: int, lines: list[str], lead: str, name: str) -> None:
     pad = "  " * depth
     if isinstance(x, dict) and x:
         _open(lines, lead)
-        for key, value in x.items():
+        for key, value in cast("dict[Any, Any]", x).items():
             if not isinstance(key, str):
                 raise _unfit(key, "a key", name)
             _dump(value, depth + 1, lines, f"{pad}{_word(key)}:", name)
     elif isinstance(x, (list, tuple)) and x:
         _open(lines, lead)
-        for value in x:
+        for value in cast("list[Any]", x):
             _dump(value, depth + 1, lines, f"{pad}-", name)
     else:
         lines.append(f"{lead} {_atom(x, name)}".strip() if not lead.startswith(" ") else f"{lead} {_atom(x, name)}")

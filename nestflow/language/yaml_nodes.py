@@ -3,6 +3,9 @@
 PyYAML's `compose` gives the marks. Scalars are never turned into values here: the expression grammar reads them.
 """
 
+# pyright: basic
+# (lark and PyYAML have few types)
+
 from __future__ import annotations
 
 import re
@@ -10,6 +13,11 @@ from bisect import bisect_right
 from typing import Any
 
 import yaml
+import yaml.composer
+import yaml.parser
+import yaml.reader
+import yaml.resolver
+import yaml.scanner
 
 from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Related, Source, Span
 from nestflow.language.lexer import Comment, Places

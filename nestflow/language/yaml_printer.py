@@ -141,9 +141,9 @@ def _around(s: T.Statement | None) -> tuple[list[str], str]:
 def value(e: T.Expr) -> tuple[str | None, list[str] | None]:
     """An expression as the value of a key: one line, or a block."""
     match e:
-        case T.Call(function=T.Name(), args=()) if e.kwargs and e.function.name != "record":
-            inner = [line for k, v in e.kwargs for line in _entry(Item(k, *value(v)))]
-            return None, [f"{scalar(e.function.name, word=True)}:", *_indent(inner)]
+        case T.Call(T.Name(function), (), kwargs) if kwargs and function != "record":
+            inner = [line for k, v in kwargs for line in _entry(Item(k, *value(v)))]
+            return None, [f"{scalar(function, word=True)}:", *_indent(inner)]
         case T.Record() if e.entries:
             inner = [line for k, v in e.entries for line in _entry(Item(k, *value(v)))]
             return None, ["record:", *_indent(inner)]
@@ -360,12 +360,12 @@ def _block_item(s: T.Statement, listed: bool = False, top: bool = False) -> Item
     """A statement with a body, under its head."""
     key = _head_text(s)
     if listed and isinstance(s, T.Template):
-        key = {T.Level: "level ", T.Flow: "flow ", T.Optimizer: "optimizer "}[type(s)] + key
+        key = f"{E.TEMPLATE_WORDS[type(s)]} {key}"
     if isinstance(s, (T.Flow, T.Optimizer)) or (listed and isinstance(s, (T.For, T.Repeat, T.If))):
-        line, block = _statements(s)
-        if s.closing and block is not None:
-            block = [*block, *(_comment(c) for c in s.closing)]
-        return Item(key, *_with_doc(s, line, block), statement=s)
+        line, below = _statements(s, s.body)
+        if s.closing and below is not None:
+            below = [*below, *(_comment(c) for c in s.closing)]
+        return Item(key, *_with_doc(s, line, below), statement=s)
     block: list[str] = _entry(Item("doc", *_doc(s.doc))) if s.doc else []
     if isinstance(s, T.MemoryPart):
         block += _entry(Item("as", *value(s.kind)))
@@ -377,9 +377,8 @@ def _block_item(s: T.Statement, listed: bool = False, top: bool = False) -> Item
     return Item(key, None, block, s) if len(block) > len(s.closing) else Item(key, "{}", statement=s)
 
 
-def _statements(s: T.Statement) -> tuple[str | None, list[str] | None]:
+def _statements(s: T.Statement, body: Body) -> tuple[str | None, list[str] | None]:
     """The body of a flow or optimiser, or of a loop in one: a string where one expression says all, or a list."""
-    body: Body = s.body  # type: ignore[attr-defined]
     only = body[0] if len(body) == 1 else None
     if only is not None and not (only.doc or only.comments or only.trailing):
         if isinstance(s, T.Flow) and isinstance(only, T.Return):

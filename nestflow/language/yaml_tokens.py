@@ -103,8 +103,8 @@ class Writer:
         """`({a: 1})` for an entry that begins with `{`, which after a field's name could be a body."""
         if not tokens or tokens[0].type != "LBRACE":
             return tokens
-        depth = 0
-        for i, t in enumerate(tokens):
+        i = depth = 0
+        for i, t in enumerate(tokens):  # noqa: B007
             depth += (t.type == "LBRACE") - (t.type == "RBRACE")
             if depth == 0:
                 break

@@ -142,7 +142,8 @@ def test_a_dict_is_the_same_tree() -> None:
 
 def test_statements() -> None:
     spec = parse_nl(
-        "nestflow 1\nlevel a {\n every never\n every 4 updates of fast.b\n step x\n if c { key 1 } else if d { key 2 }\n"
+        "nestflow 1\nlevel a {\n every never\n every 4 updates of fast.b\n step x\n"
+        " if c { key 1 } else if d { key 2 }\n"
         " weight {a: 1}\n}\noutput model(tokens)",
         "a.nl",
     )

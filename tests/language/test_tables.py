@@ -43,7 +43,8 @@ def test_the_grammar_has_no_hidden_conflicts() -> None:
 def test_reading_is_light() -> None:
     code = (
         "import sys; from nestflow.language.resolve import load; load('nestflow 1\\nx = 1'); load({'nestflow': 1});"
-        "bad = {'torch', 'networkx', 'rich', 'numpy', 'pydantic', 'click'} & set(sys.modules); print(sorted(bad)); sys.exit(bool(bad))"
+        "bad = {'torch', 'networkx', 'rich', 'numpy', 'pydantic', 'click'} & set(sys.modules); "
+        "print(sorted(bad)); sys.exit(bool(bad))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
