@@ -97,8 +97,14 @@ def error(frame: Frame, one: Learning) -> None:
     through = tick.grad and m.gradient == "through"
     with torch.enable_grad():
         loss = frame.eval(m.objective).sum()
-        grads = torch.autograd.grad(loss, list(one.alias.values()), create_graph=through, retain_graph=True,
-                                    allow_unused=True, materialize_grads=True)
+        grads = torch.autograd.grad(
+            loss,
+            list(one.alias.values()),
+            create_graph=through,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
     weight = None if m.weight is None else frame.eval(m.weight)
     one.g = {n: g if weight is None else times(weight, g) for n, g in zip(one.alias, grads)}
     for step in m.rule.program:
@@ -162,11 +168,13 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
         keep = (lambda a: a) if one.memory.decay_first else partial(retained, frame, one.memory)
         for n, a in one.at.items():
             old = {s: tick.state[slot_path(rule, one.path, s, n)] for s in slot_names(tick.state, rule, one.path, n)}
-            weights[f"{one.path}.{n}"] = Weight(n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n],
-                                                one.gram.get(n), keep)
+            weights[f"{one.path}.{n}"] = Weight(
+                n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
+            )
     updates = (tick.t // m.every).clamp(min=1)  # 0 only in rows that do not learn now
-    Update(rule, list(weights.values()), updates, m.every, every=m.every, context=frame.eval,
-           stop=m.gradient == "stop").run()
+    Update(
+        rule, list(weights.values()), updates, m.every, every=m.every, context=frame.eval, stop=m.gradient == "stop"
+    ).run()
     for one in group:
         for n, a in one.before.items():
             w = weights[f"{one.path}.{n}"]

@@ -15,8 +15,14 @@ from nestflow.reference.values import align, apply, leaf
 class Loss:
     """Values over the whole run, [B, T, *features]. known: what the calls of root flows gave, by node id."""
 
-    def __init__(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor], known: Mapping[int, Tensor],
-                 dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        inputs: Mapping[str, Tensor],
+        known: Mapping[int, Tensor],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
         self.weights, self.inputs, self.memo, self.dtype, self.device = weights, inputs, dict(known), dtype, device
 
     def eval(self, node: Node) -> Tensor:

@@ -39,8 +39,9 @@ class Reference:
         (output,) = zip(*(values for values, _ in self._ticks(None, given, [self._output()])))
         return self._stacked(self._output(), output)
 
-    def run(self, state: Mapping[str, Tensor] | None, inputs: Mapping[str, Tensor],
-            starts: Tensor | None = None) -> tuple[Tensor, Tensors]:
+    def run(
+        self, state: Mapping[str, Tensor] | None, inputs: Mapping[str, Tensor], starts: Tensor | None = None
+    ) -> tuple[Tensor, Tensors]:
         """Continue a stream: the outputs [B, T, ...], and the state after the last tick. None begins one.
 
         state: absolute path -> [B, (heads,) *shape], and "@t". No gradient crosses the call (§3.9). starts: [B, T]
@@ -67,12 +68,15 @@ class Reference:
         given = self._inputs((), inputs)
         calls = [n for n in walk(objective) if n.op == "call"]
         per_tick = [values for values, _ in self._ticks(None, given, calls)] if calls else []
-        known = {id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)
-                 for n, vs in zip(calls, zip(*per_tick))}
+        known = {
+            id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)
+            for n, vs in zip(calls, zip(*per_tick))
+        }
         return Loss(self.weights, given, known, *self._kind(given)).eval(objective).reshape(())
 
-    def _ticks(self, state: Mapping[str, Tensor] | None, inputs: Tensors, roots: Sequence[Node],
-               starts: Tensor | None = None) -> Iterator[tuple[list[Tensor], Tensors]]:
+    def _ticks(
+        self, state: Mapping[str, Tensor] | None, inputs: Tensors, roots: Sequence[Node], starts: Tensor | None = None
+    ) -> Iterator[tuple[list[Tensor], Tensors]]:
         """Values of the roots (expressions of the root instance) and the state, tick after tick."""
         batch, (dtype, device) = self._batch(inputs), self._kind(inputs)
         start = self._start(batch, dtype, device)
@@ -104,8 +108,9 @@ class Reference:
                     state |= self._memory_start(instance, m, batch, dtype, device)
         return state
 
-    def _memory_start(self, instance: Instance, m: Memory, batch: int, dtype: torch.dtype,
-                      device: torch.device) -> Tensors:
+    def _memory_start(
+        self, instance: Instance, m: Memory, batch: int, dtype: torch.dtype, device: torch.device
+    ) -> Tensors:
         path, state = memory_path(instance.path, m.name, ""), {}
         for t in m.function.tensors if m.function is not None else ():
             if t.learned is not None:

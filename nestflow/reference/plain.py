@@ -19,10 +19,21 @@ def init_slots(rule: Rule, w: Tensors, heads: Collection[str] = ()) -> dict[str,
     return {p: _all(_plain, start_slots(rule, p, _lift(x, p in heads)), p in heads) for p, x in w.items()}
 
 
-def run_rule(rule: Rule, w: Tensors, g: Tensors, slots: Slots, *, updates: int, n_ticks: int = 1,
-             ticks: float | None = None, every: int = 1, run_length: float | None = None, heads: Collection[str] = (),
-             w0: Tensors | None = None, gram: Tensors | None = None,
-             ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+def run_rule(
+    rule: Rule,
+    w: Tensors,
+    g: Tensors,
+    slots: Slots,
+    *,
+    updates: int,
+    n_ticks: int = 1,
+    ticks: float | None = None,
+    every: int = 1,
+    run_length: float | None = None,
+    heads: Collection[str] = (),
+    w0: Tensors | None = None,
+    gram: Tensors | None = None,
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """One update of plain tensors by path: the new weights and the new memories of the rule (none changed in place).
 
     updates: which update this is, from 1. n_ticks: how many ticks g sums. ticks: what a schedule counts (default:
@@ -36,12 +47,20 @@ def run_rule(rule: Rule, w: Tensors, g: Tensors, slots: Slots, *, updates: int, 
         ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k))
     at = updates * every if ticks is None else ticks
     Update(rule, ones, torch.tensor([[updates]]), n_ticks, at, every, run_length, per_copy=False).run()
-    return ({o.path: _plain(o.w, o.path in heads) for o in ones},
-            {o.path: _all(_plain, o.new, o.path in heads) for o in ones})
+    return (
+        {o.path: _plain(o.w, o.path in heads) for o in ones},
+        {o.path: _all(_plain, o.new, o.path in heads) for o in ones},
+    )
 
 
-def eval_weights(rule: Rule, w: Tensors, slots: Slots, *, updates: int, heads: Collection[str] = (),
-                 ) -> dict[str, Tensor]:
+def eval_weights(
+    rule: Rule,
+    w: Tensors,
+    slots: Slots,
+    *,
+    updates: int,
+    heads: Collection[str] = (),
+) -> dict[str, Tensor]:
     """What the module uses when it is not training: the rule's `eval`, or w itself."""
     if rule.eval is None:
         return dict(w)

@@ -18,8 +18,9 @@ from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Step
 from nestflow.reference.values import align, apply, features, leaf
 
-CONTEXT = frozenset(("slot", "weight", "theta", "position", "head", "training", "call", "recall", "short_conv",
-                     "previous", "rope"))
+CONTEXT = frozenset(
+    ("slot", "weight", "theta", "position", "head", "training", "call", "recall", "short_conv", "previous", "rope")
+)
 
 
 @dataclass

@@ -34,19 +34,44 @@ def features(x: Tensor) -> tuple[int, ...]:
 
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
-    "neg": torch.neg, "exp": torch.exp, "log": torch.log, "sqrt": torch.sqrt, "abs": torch.abs, "sign": torch.sign,
-    "square": torch.square, "relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "silu": F.silu,
-    "gelu": F.gelu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"), "log_sigmoid": F.logsigmoid,
-    "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)), "elu1": lambda x: F.elu(x) + 1,
-    "inverse_softplus": lambda x: x + torch.log(-torch.expm1(-x)), "not": torch.logical_not,
+    "neg": torch.neg,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
+    "abs": torch.abs,
+    "sign": torch.sign,
+    "square": torch.square,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "log_sigmoid": F.logsigmoid,
+    "softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),
+    "elu1": lambda x: F.elu(x) + 1,
+    "inverse_softplus": lambda x: x + torch.log(-torch.expm1(-x)),
+    "not": torch.logical_not,
 }
 
 BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "add": torch.add, "sub": torch.sub, "mul": torch.mul, "div": torch.true_divide, "pow": torch.pow,
-    "max": torch.maximum, "min": torch.minimum, "mod": torch.remainder,
+    "add": torch.add,
+    "sub": torch.sub,
+    "mul": torch.mul,
+    "div": torch.true_divide,
+    "pow": torch.pow,
+    "max": torch.maximum,
+    "min": torch.minimum,
+    "mod": torch.remainder,
     "floordiv": lambda a, b: torch.div(a, b, rounding_mode="floor"),
-    "lt": torch.lt, "le": torch.le, "gt": torch.gt, "ge": torch.ge, "eq": torch.eq, "ne": torch.ne,
-    "and": torch.logical_and, "or": torch.logical_or,
+    "lt": torch.lt,
+    "le": torch.le,
+    "gt": torch.gt,
+    "ge": torch.ge,
+    "eq": torch.eq,
+    "ne": torch.ne,
+    "and": torch.logical_and,
+    "or": torch.logical_or,
 }
 
 
@@ -70,8 +95,12 @@ def embed(i: Tensor, w: Tensor, node: Node) -> Tensor:
     """Row i of the table w [.., rows, width]."""
     rows, width = w.shape[-2:]
     if i.numel() and not 0 <= int(i.min()) <= int(i.max()) < rows:
-        raise fail("NF506", f"embed has {rows} rows, and the indices run from {int(i.min())} to {int(i.max())}",
-                   node.span, f"an index is at least 0 and at most {rows - 1}")
+        raise fail(
+            "NF506",
+            f"embed has {rows} rows, and the indices run from {int(i.min())} to {int(i.max())}",
+            node.span,
+            f"an index is at least 0 and at most {rows - 1}",
+        )
     copies = torch.broadcast_shapes(i.shape[:2], w.shape[:2])
     flat = i.expand(*copies, *i.shape[2:]).reshape(*copies, -1, 1).expand(-1, -1, -1, width)
     return w.expand(*copies, rows, width).gather(2, flat).reshape(*copies, *i.shape[2:], width)
@@ -130,7 +159,7 @@ def regroup(node: Node, xs: list[Tensor]) -> Tensor:
     if op in ("concat", "stack"):
         xs = align(*xs) if op == "stack" else xs
         lead = torch.broadcast_shapes(*(y.shape[:2] if op == "concat" else y.shape for y in xs))
-        xs = [y.expand(*lead, *y.shape[len(lead):]) for y in xs]
+        xs = [y.expand(*lead, *y.shape[len(lead) :]) for y in xs]
         return torch.cat(xs, -1) if op == "concat" else torch.stack(xs, -1)
     if op == "index":
         item = node["item"]

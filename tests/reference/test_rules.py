@@ -170,11 +170,12 @@ def test_dgd_needs_the_inputs_of_a_weight() -> None:
 def test_debias_with_a_retain_that_varies_divides_by_the_running_product() -> None:
     """An average whose weights sum to one: of a constant gradient it is that gradient."""
     text = (
-        "optimizer steady(lr, keep) { memory m : like(w) { value g; update gd(1 - keep); retain keep }; "
-        "step -lr * debias(m) }"
+        "optimizer steady(lr, keep) { memory m : like(w) { value g; update gd(1 - keep); retain keep } "
+        "; step -lr * debias(m) }"
     )
     graph = nestflow.check(
-        f"nestflow 1\n{text}\ninput k : float[T, 3]\ninput v : float[T, 3]\ninput r : float[T, 1]\noutput mem(k, v, r)\n"
+        f"nestflow 1\n{text}\ninput k : float[T, 3]\ninput v : float[T, 3]\ninput r : float[T, 1]\n"
+        "output mem(k, v, r)\n"
         "level mem(k, v, r) { every 1 token; memory matrix; key k; value v; query k; objective dot; "
         "update steady(0.1, sigmoid(r)) }\n"
     )

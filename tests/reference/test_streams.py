@@ -13,10 +13,11 @@ from nestflow.reference import Reference
 
 from .models import SPLIT, B, D, H, T, bare, close, draw, reference, streams
 
+MLP = "memory mlp(depth = 2, expand = 1)"
 LEVELS = {
     "matrix": f"memory matrix; {SPLIT}; objective l2; update gd(0.2); retain 0.9",
-    "momentum in chunks": f"chunk 4; memory mlp(depth = 2, expand = 1); {SPLIT}; objective l2; update momentum(0.1, 0.5)",
-    "adam, once in two": f"chunk 4; memory mlp(depth = 2, expand = 1); {SPLIT}; objective l2; update adam(0.01)",
+    "momentum in chunks": f"chunk 4; {MLP}; {SPLIT}; objective l2; update momentum(0.1, 0.5)",
+    "adam, once in two": f"chunk 4; {MLP}; {SPLIT}; objective l2; update adam(0.01)",
     "dgd, summed": f"memory matrix; {SPLIT}; objective l2; update dgd(0.2)",
     "a rule with a period": f"memory matrix; {SPLIT}; objective l2; update m3(0.01, 0.5, 0.1, 0.2, 0.5, period = 3)",
     "window": f"memory cache(window = 3); {SPLIT}",
