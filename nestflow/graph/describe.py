@@ -38,7 +38,9 @@ def level_instances(root: Instance) -> list[Instance]:
 # --- rows ---------------------------------------------------------------------------------------------------
 
 
-def levels(root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpec], state: tuple[StateSlot, ...]) -> tuple[LevelInfo, ...]:
+def levels(
+    root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpec], state: tuple[StateSlot, ...]
+) -> tuple[LevelInfo, ...]:
     """Fastest first: attention, then the token clock, then the step clock, frozen weights last."""
     rows: list[tuple[tuple[float, float, int], LevelInfo]] = []
     groups: dict[str, list[Instance]] = defaultdict(list)
@@ -49,7 +51,9 @@ def levels(root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpe
         for m in first.memories:
             # a level with one memory shows all its weights; of several, each shows the weights that are its own
             prefix = "" if len(first.memories) == 1 else f"{m.name}."
-            slow = sum(w.size for i in group for x in i.walk() for w in x.weights if x is not i or w.path.startswith(prefix))
+            slow = sum(
+                w.size for i in group for x in i.walk() for w in x.weights if x is not i or w.path.startswith(prefix)
+            )
             rows += _memory_rows(name, first, m, len(group), slow, len(rows))
     sizes = {w.path: w.size for w in weights}
     for s in steps:
@@ -58,15 +62,34 @@ def levels(root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpe
     return tuple(r for _, r in rows)
 
 
-def _memory_rows(name: str, instance: Instance, m: Memory, count: int, slow: int, at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
+def _memory_rows(
+    name: str, instance: Instance, m: Memory, count: int, slow: int, at: int
+) -> list[tuple[tuple[float, float, int], LevelInfo]]:
     single = len(instance.memories) == 1
     row = name if single else f"{name}.{m.name}"
     heads = m.heads or 1
-    kept = sum(_size(s.shape) * (s.heads or 1) for s in state_slots(instance) if s.role in ("memory", "cache_key", "cache_value")
-               and s.path.startswith(f"{instance.path}.{m.name}." if instance.path else f"{m.name}."))
+    kept = sum(
+        _size(s.shape) * (s.heads or 1)
+        for s in state_slots(instance)
+        if s.role in ("memory", "cache_key", "cache_value")
+        and s.path.startswith(f"{instance.path}.{m.name}." if instance.path else f"{m.name}.")
+    )
     every = -1 if m.kind == "cache" else m.every
-    info = LevelInfo(row, instance.name if single else f"{instance.name}.{m.name}", "token", every, _token_text(m), m.texts, count, m.heads,
-                     slow, kept * count, instance.doc, None if single else name, m.span or instance.span)
+    info = LevelInfo(
+        row,
+        instance.name if single else f"{instance.name}.{m.name}",
+        "token",
+        every,
+        _token_text(m),
+        m.texts,
+        count,
+        m.heads,
+        slow,
+        kept * count,
+        instance.doc,
+        None if single else name,
+        m.span or instance.span,
+    )
     order = (0.0, -1.0 if every < 0 else float(m.every), at)
     rows = [(order, info)]
     size = sum(_size(t.shape) for t in m.function.tensors) * heads if m.function else 0
@@ -74,9 +97,26 @@ def _memory_rows(name: str, instance: Instance, m: Memory, count: int, slow: int
         if slot.name.endswith(".pending"):
             continue
         span = slot_span(m.rule, slot.name)
-        rows.append(((0.0, float(m.every) - 0.5, at + k), LevelInfo(
-            f"{row}.{slot.name}", slot.name, "token", m.every, _token_text(m), _slot_texts(slot, span), count, m.heads, 0,
-            (size if slot.like == "w" else heads) * count, None, row, span)))
+        rows.append(
+            (
+                (0.0, float(m.every) - 0.5, at + k),
+                LevelInfo(
+                    f"{row}.{slot.name}",
+                    slot.name,
+                    "token",
+                    m.every,
+                    _token_text(m),
+                    _slot_texts(slot, span),
+                    count,
+                    m.heads,
+                    0,
+                    (size if slot.like == "w" else heads) * count,
+                    None,
+                    row,
+                    span,
+                ),
+            )
+        )
     return rows
 
 
@@ -109,13 +149,36 @@ def _step_rows(s: StepLevel, sizes: dict[str, int], at: int) -> list[tuple[tuple
     slots = s.rule.slots if s.rule else ()
     # what the optimiser's memories keep stands in their own rows
     kept = sum(size if x.like == "w" else 1 for x in slots if x.name.endswith(".pending"))
-    rows = [((clock, float(s.every), at), LevelInfo(s.name, s.name, "step", s.every, text, s.texts, 1, None, size, kept, s.doc, None, s.span))]
+    rows = [
+        (
+            (clock, float(s.every), at),
+            LevelInfo(s.name, s.name, "step", s.every, text, s.texts, 1, None, size, kept, s.doc, None, s.span),
+        )
+    ]
     for k, slot in enumerate(slots):
         if slot.name.endswith(".pending"):
             continue
         span = slot_span(s.rule, slot.name)
-        rows.append(((clock, float(s.every) - 0.5, at + k), LevelInfo(f"{s.name}.{slot.name}", slot.name, "step", s.every, text, _slot_texts(slot, span),
-                                                                     1, None, 0, size if slot.like == "w" else 1, None, s.name, span or s.span)))
+        rows.append(
+            (
+                (clock, float(s.every) - 0.5, at + k),
+                LevelInfo(
+                    f"{s.name}.{slot.name}",
+                    slot.name,
+                    "step",
+                    s.every,
+                    text,
+                    _slot_texts(slot, span),
+                    1,
+                    None,
+                    0,
+                    size if slot.like == "w" else 1,
+                    None,
+                    s.name,
+                    span or s.span,
+                ),
+            )
+        )
     return rows
 
 
@@ -129,7 +192,9 @@ def _size(shape: tuple[int, ...]) -> int:
 # --- edges --------------------------------------------------------------------------------------------------
 
 
-def edges(root: Instance, steps: tuple[StepLevel, ...], output: Node | None, weights: list[WeightSpec]) -> tuple[Edge, ...]:
+def edges(
+    root: Instance, steps: tuple[StepLevel, ...], output: Node | None, weights: list[WeightSpec]
+) -> tuple[Edge, ...]:
     """The four kinds of edge, each once per pair of rows."""
     found: dict[tuple[str, str, str], str] = {}
 
@@ -152,7 +217,11 @@ def edges(root: Instance, steps: tuple[StepLevel, ...], output: Node | None, wei
 
 def _answering(level: Instance) -> Memory:
     """The memory whose recall the level returns."""
-    read = {n["memory"] for n in walk(level.result) if n.op == "recall" and n["mode"] == "return"} if level.result else set()
+    read = (
+        {n["memory"] for n in walk(level.result) if n.op == "recall" and n["mode"] == "return"}
+        if level.result
+        else set()
+    )
     return next((m for m in level.memories if m.name in read), level.memories[-1])
 
 
@@ -269,7 +338,9 @@ def _context(root: Instance, steps: tuple[StepLevel, ...]) -> list[tuple[str, st
     for a, b in pairs:
         after[a].add(b)
     direct = [(a, b) for a, b in pairs if not any(b in after[m] for m in after[a] if m != b)]
-    return list(dict.fromkeys((leaves[a], enters[b]) for a, b in direct if level[a] != level[b]))  # no level feeds itself a block further up
+    return list(
+        dict.fromkeys((leaves[a], enters[b]) for a, b in direct if level[a] != level[b])
+    )  # no level feeds itself a block further up
 
 
 # --- structure ----------------------------------------------------------------------------------------------

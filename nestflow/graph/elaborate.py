@@ -69,8 +69,12 @@ class Elaborator:
 
     def _top_name(self, name: str) -> Any:
         if name in self.busy:
-            raise self.failure("NF206", f"`{name}` is defined by itself: " + " → ".join([*self.busy, name]),
-                               self.names[name].span, "break the circle")
+            raise self.failure(
+                "NF206",
+                f"`{name}` is defined by itself: " + " → ".join([*self.busy, name]),
+                self.names[name].span,
+                "break the circle",
+            )
         self.busy.append(name)
         try:
             from nestflow.graph.expressions import evaluate
@@ -91,7 +95,9 @@ class Elaborator:
     def unpack(self, names: tuple[str, ...], value: Any, statement: tree.Node, into: dict[str, Any]) -> None:
         if not isinstance(value, list) or len(value) != len(names):
             size = len(value) if isinstance(value, list) else "no list"
-            raise self.failure("NF314", f"{len(names)} names take a list of {len(names)}, and this is {size}", statement.span)
+            raise self.failure(
+                "NF314", f"{len(names)} names take a list of {len(names)}, and this is {size}", statement.span
+            )
         into.update(zip(names, value, strict=True))
 
     # values ----------------------------------------------------------------------------------------
@@ -108,7 +114,9 @@ class Elaborator:
             return state(expr)
         if isinstance(value, Partial):
             known = f"`{value.name}` is a {value.kind if value.kind != 'word' else 'function'}"
-            raise self.failure("NF207", f"{known}, and a value is needed here", expr.span, f"call it: `{value.name}(...)`")
+            raise self.failure(
+                "NF207", f"{known}, and a value is needed here", expr.span, f"call it: `{value.name}(...)`"
+            )
         kind = {list: "a list", str: "a string", dict: "a record"}.get(type(value), type(value).__name__.lower())
         raise self.failure("NF315", f"{what} needs a value, and this is {kind}", expr.span)
 
@@ -126,7 +134,9 @@ class Elaborator:
             return Init(node["kind"])
         if node.op == "const":
             return Init("constant", float(node.value))
-        raise self.failure("NF316", "a start is a distribution, a number, `zeros` or `ones`", expr.span, "`init = normal(0.02)`")
+        raise self.failure(
+            "NF316", "a start is a distribution, a number, `zeros` or `ones`", expr.span, "`init = normal(0.02)`"
+        )
 
     def count_weights(self, shape: tuple[int, ...], heads: int | None, expr: tree.Expr) -> None:
         """Keep a typo from asking for terabytes: nothing is allocated before the sum is known."""
@@ -135,13 +145,19 @@ class Elaborator:
             n *= d
         self.weight_count += n
         if self.weight_count > MAX_WEIGHTS:
-            raise self.failure("NF430", f"this spec asks for more than {MAX_WEIGHTS:,} weights (this one is {list(shape)})",
-                               expr.span, "is a size a typo?")
+            raise self.failure(
+                "NF430",
+                f"this spec asks for more than {MAX_WEIGHTS:,} weights (this one is {list(shape)})",
+                expr.span,
+                "is a size a typo?",
+            )
 
     def count_instance(self, expr: tree.Expr) -> None:
         self.instances += 1
         if self.instances > MAX_INSTANCES:
-            raise self.failure("NF431", f"this spec makes more than {MAX_INSTANCES:,} instances", expr.span, "is a `repeat` a typo?")
+            raise self.failure(
+                "NF431", f"this spec makes more than {MAX_INSTANCES:,} instances", expr.span, "is a `repeat` a typo?"
+            )
 
     # mistakes --------------------------------------------------------------------------------------
 
@@ -155,22 +171,34 @@ class Elaborator:
         except RecursionError as e:
             raise self.failure("NF432", "this is nested too deeply", expr.span) from e
 
-    def failure(self, code: str, message: str, span: Span | None, help: str | None = None, related: Any = ()) -> NestflowError:
+    def failure(
+        self, code: str, message: str, span: Span | None, help: str | None = None, related: Any = ()
+    ) -> NestflowError:
         return fail(code, message, span, help, related)
 
     def not_yet(self, what: str, span: Span | None) -> NestflowError:
-        return self.failure("NF490", f"{what} is in the language, but this version does not build it yet", span,
-                            "`ROADMAP.md` says what is to come")
+        return self.failure(
+            "NF490",
+            f"{what} is in the language, but this version does not build it yet",
+            span,
+            "`ROADMAP.md` says what is to come",
+        )
 
     def unknown_name(self, name: str, span: Span | None, env: Env) -> NestflowError:
         for w in WORDS.values():
             if name in w.also:
-                return self.failure("NF201", f"`{name}` is not known here", span, f"nestflow's word is `{w.name}`: {w.doc}")
+                return self.failure(
+                    "NF201", f"`{name}` is not known here", span, f"nestflow's word is `{w.name}`: {w.doc}"
+                )
         from nestflow.language.shipped import shipped_words
 
         known = {*self.values, *self.inputs, *self.names, *self.declared, *WORDS, *shipped_words(), *self.visible(env)}
-        return self.failure("NF201", f"`{name}` is not known here", span,
-                            did_you_mean(name, known) or "define it with `=`, or `use` the file that does")
+        return self.failure(
+            "NF201",
+            f"`{name}` is not known here",
+            span,
+            did_you_mean(name, known) or "define it with `=`, or `use` the file that does",
+        )
 
     def visible(self, env: Env) -> set[str]:
         names = getattr(env.lookup, "visible", None)

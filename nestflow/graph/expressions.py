@@ -20,8 +20,23 @@ from nestflow.ir.node import Node
 from nestflow.language import tree
 from nestflow.vocabulary.record import REQUIRED, Word
 
-_BINARY = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod", "^": "pow", "==": "eq", "!=": "ne",
-           "<": "lt", "<=": "le", ">": "gt", ">=": "ge", "and": "and", "or": "or"}
+_BINARY = {
+    "+": "add",
+    "-": "sub",
+    "*": "mul",
+    "/": "div",
+    "//": "floordiv",
+    "%": "mod",
+    "^": "pow",
+    "==": "eq",
+    "!=": "ne",
+    "<": "lt",
+    "<=": "le",
+    ">": "gt",
+    ">=": "ge",
+    "and": "and",
+    "or": "or",
+}
 
 
 def evaluate(expr: tree.Expr, env: Env) -> Any:
@@ -132,8 +147,12 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         return env.elab.templates.shared_weight(value, expr.name, env, expr)
     if isinstance(value, dict) and expr.name in value:
         return value[expr.name]
-    raise env.elab.failure("NF203", f"`{full or expr.name}`: there is no `.{expr.name}` here", expr.span,
-                           "`.weight` belongs to a name made by `shared`")
+    raise env.elab.failure(
+        "NF203",
+        f"`{full or expr.name}`: there is no `.{expr.name}` here",
+        expr.span,
+        "`.weight` belongs to a name made by `shared`",
+    )
 
 
 def _index(expr: tree.Index, env: Env) -> Any:
@@ -145,8 +164,11 @@ def _index(expr: tree.Index, env: Env) -> Any:
         n = len(value) if isinstance(value, list) else env.elab.as_node(value, expr.value).type.shape[0]
         start = 0 if item.start is None else integer(item.start, env)
         stop = n if item.stop is None else integer(item.stop, env)
-        return value[start:stop] if isinstance(value, list) else ops.index(value, (start % n if start < 0 else start,
-                                                                                 stop % n if stop < 0 else stop), expr.span)
+        return (
+            value[start:stop]
+            if isinstance(value, list)
+            else ops.index(value, (start % n if start < 0 else start, stop % n if stop < 0 else stop), expr.span)
+        )
     i = integer(item, env)
     if isinstance(value, list):
         # a list of levels or flows is taken in turn (i modulo their number)
@@ -171,8 +193,14 @@ def integer(expr: tree.Expr, env: Env, what: str = "an index") -> int:
 # --- calls ------------------------------------------------------------------------------------------------
 
 
-def call(function: tree.Expr, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: tuple[tuple[str, tree.Expr], ...],
-         env: Env, site: tree.Expr) -> Any:
+def call(
+    function: tree.Expr,
+    piped: list[Any],
+    args: tuple[tree.Expr, ...],
+    kwargs: tuple[tuple[str, tree.Expr], ...],
+    env: Env,
+    site: tree.Expr,
+) -> Any:
     """A call as written; `piped` is what a pipe puts before the arguments."""
     written = dotted(function)
     if written is not None and written in env.specials:
@@ -230,7 +258,13 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
     elab = env.elab
     if word.elementwise and args and isinstance(args[0], list):
         return [apply_word(word, [a, *args[1:]], kwargs, env, site, base) for a in args[0]]
-    if not args and word.slots and word.slots[0].required and word.slots[0].name not in kwargs and word.kind == "function":
+    if (
+        not args
+        and word.slots
+        and word.slots[0].required
+        and word.slots[0].name not in kwargs
+        and word.kind == "function"
+    ):
         return Partial(word, word.name, (), tuple(kwargs.items()))
     if word.build is None:
         return special(word, args, kwargs, env, site)
@@ -254,8 +288,12 @@ def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: t
     if word.variadic:
         return list(args)
     if len(args) > len(names):
-        raise elab.failure("NF213", f"`{word.name}` takes at most {len(names)} arguments, and this gives {len(args)}",
-                           site.span, f"`{word.signature}`")
+        raise elab.failure(
+            "NF213",
+            f"`{word.name}` takes at most {len(names)} arguments, and this gives {len(args)}",
+            site.span,
+            f"`{word.signature}`",
+        )
     result: list[Any] = []
     for i, slot in enumerate(word.slots):
         if i < len(args):

@@ -24,8 +24,16 @@ UNIT_FIELDS = ("every", "chunk")
 class LevelBuilder:
     """Names are evaluated when first used, in any order; each once. Fields are evaluated per memory."""
 
-    def __init__(self, elab: Any, template: tree.Level, path: str, bound: dict[str, Any], overrides: dict[str, Any], depth: int,
-                 site: tree.Expr) -> None:
+    def __init__(
+        self,
+        elab: Any,
+        template: tree.Level,
+        path: str,
+        bound: dict[str, Any],
+        overrides: dict[str, Any],
+        depth: int,
+        site: tree.Expr,
+    ) -> None:
         self.elab, self.template, self.path, self.bound, self.overrides = elab, template, path, bound, overrides
         self.site = site
         self.builder = Builder(path)
@@ -51,7 +59,9 @@ class LevelBuilder:
                 for n in s.names:
                     check_name(self.elab, n, s)
                     if n in self.exprs:
-                        raise self.elab.failure("NF220", f"`{n}` is given twice in this level", s.span, "in a level a name is given once")
+                        raise self.elab.failure(
+                            "NF220", f"`{n}` is given twice in this level", s.span, "in a level a name is given once"
+                        )
                     self.exprs[n] = (s, for_key)
             elif isinstance(s, tree.Field):
                 try:
@@ -68,25 +78,48 @@ class LevelBuilder:
             elif isinstance(s, tree.If):
                 condition = self.elab.as_node(evaluate(s.condition, self.env), s.condition)
                 if condition.op != "const":
-                    raise self.elab.failure("NF302", "the condition of `if` must be known when compiling", s.condition.span)
+                    raise self.elab.failure(
+                        "NF302", "the condition of `if` must be known when compiling", s.condition.span
+                    )
                 self.collect(s.body if condition.value else s.otherwise, for_key)
             elif isinstance(s, tree.Emit):
                 raise self.elab.not_yet("`emit`", s.span)
             else:
-                raise self.elab.failure("NF217", "this statement cannot stand in a level", s.span,
-                                        "a level has fields, names, memories, `for`, `if` and `return`")
+                raise self.elab.failure(
+                    "NF217",
+                    "this statement cannot stand in a level",
+                    s.span,
+                    "a level has fields, names, memories, `for`, `if` and `return`",
+                )
 
     def field(self, s: tree.Field, into: dict[str, tree.Field], known: tuple[str, ...]) -> None:
         if s.name not in known:
-            raise self.elab.failure("NF221", f"a level has no field `{s.name}`", s.name_span or s.span, self.field_help(s, known))
+            raise self.elab.failure(
+                "NF221", f"a level has no field `{s.name}`", s.name_span or s.span, self.field_help(s, known)
+            )
         if s.name in into:
             raise self.elab.failure("NF222", f"`{s.name}` is given twice", s.span, "keep one of them")
         into[s.name] = s
 
     def field_help(self, s: tree.Field, known: tuple[str, ...]) -> str:
-        also = {"loss": "objective", "optimizer": "update", "optimiser": "update", "forget": "retain", "decay": "retain",
-                "period": "every", "frequency": "every", "rate": "update gd(rate)", "lr": "update gd(lr)", "keys": "key",
-                "values": "value", "state": "memory", "output": "return", "k": "key", "v": "value", "q": "query"}
+        also = {
+            "loss": "objective",
+            "optimizer": "update",
+            "optimiser": "update",
+            "forget": "retain",
+            "decay": "retain",
+            "period": "every",
+            "frequency": "every",
+            "rate": "update gd(rate)",
+            "lr": "update gd(lr)",
+            "keys": "key",
+            "values": "value",
+            "state": "memory",
+            "output": "return",
+            "k": "key",
+            "v": "value",
+            "q": "query",
+        }
         if s.name in also:
             return f"nestflow's word is `{also[s.name]}`"
         return did_you_mean(s.name, known) or "the fields are " + ", ".join(known)
@@ -97,7 +130,9 @@ class LevelBuilder:
         fields: dict[str, tree.Field] = {}
         for f in s.body:
             if not isinstance(f, tree.Field):
-                raise self.elab.failure("NF217", "this statement cannot stand in a memory", f.span, "a memory has fields only")
+                raise self.elab.failure(
+                    "NF217", "this statement cannot stand in a memory", f.span, "a memory has fields only"
+                )
             self.field(f, fields, LEVEL_FIELDS[:-1])
         self.parts[s.name] = (s.kind, fields, s)
 
@@ -124,8 +159,12 @@ class LevelBuilder:
         if name in self.busy:
             if self.widths:
                 raise SelfReference
-            raise self.elab.failure("NF206", f"`{name}` is defined by itself: " + " → ".join([*self.busy, name]),
-                                    self.exprs[name][0].span, "break the circle; a recall of a memory is no circle")
+            raise self.elab.failure(
+                "NF206",
+                f"`{name}` is defined by itself: " + " → ".join([*self.busy, name]),
+                self.exprs[name][0].span,
+                "break the circle; a recall of a memory is no circle",
+            )
         statement, for_key = self.exprs[name]
         self.busy.append(name)
         try:
@@ -161,15 +200,33 @@ class LevelBuilder:
         if not kinds and "memory" in self.fields:
             kinds = {"memory": (self.fields["memory"].value, {}, self.fields["memory"])}
         if not kinds:
-            raise self.elab.failure("NF223", f"level `{self.template.name}` has no memory", self.template.span, "write `memory matrix`, `memory mlp(depth = 2)`, …")
+            raise self.elab.failure(
+                "NF223",
+                f"level `{self.template.name}` has no memory",
+                self.template.span,
+                "write `memory matrix`, `memory mlp(depth = 2)`, …",
+            )
         self.memories = {n: MemoryBuild(self, n, kind, fields, node) for n, (kind, fields, node) in kinds.items()}
         self.each(lambda m: m.prepare())
         built = self.each(lambda m: m.build())
         result = self.result()
         slots = tuple((k, v.type) for k, v in self.bound.items() if isinstance(v, Node) and v.op == "slot")
         names = tuple((n, v) for n, v in self.memo.items() if isinstance(v, Node) and v.op not in ("const", "slot"))
-        return Instance(self.path, "level", self.template.name, slots, result, tuple(self.builder.weights), tuple(self.builder.tails),
-                        tuple(self.builder.children.items()), tuple(built), self.env.heads, names, self.template.doc, self.template.span)
+        return Instance(
+            self.path,
+            "level",
+            self.template.name,
+            slots,
+            result,
+            tuple(self.builder.weights),
+            tuple(self.builder.tails),
+            tuple(self.builder.children.items()),
+            tuple(built),
+            self.env.heads,
+            names,
+            self.template.doc,
+            self.template.span,
+        )
 
     def each(self, act: Any) -> list[Any]:
         """Do it for every memory; what is wrong with one does not hide what is wrong with the next."""
@@ -192,7 +249,11 @@ class LevelBuilder:
         else:
             return
         if not 1 <= heads <= 4096:
-            raise self.elab.failure("NF304", f"heads must be between 1 and 4096, and this is {heads:,}", self.fields["heads"].span if "heads" in self.fields else self.site.span)
+            raise self.elab.failure(
+                "NF304",
+                f"heads must be between 1 and 4096, and this is {heads:,}",
+                self.fields["heads"].span if "heads" in self.fields else self.site.span,
+            )
         self.env = self.env.with_(heads=heads)
 
     def override(self, name: str) -> Any:
@@ -213,9 +274,19 @@ class LevelBuilder:
         if every is not None and every.unit is not None and every.unit.rstrip("s") not in ("token",):
             unit = every.unit
             hint = "a level that is called in a flow ticks by tokens: `every 1 token`"
-            raise self.elab.failure("NF401", f"level `{self.template.name}` is called on tokens, and its clock is `{unit}`", every.unit_span or every.span, hint)
+            raise self.elab.failure(
+                "NF401",
+                f"level `{self.template.name}` is called on tokens, and its clock is `{unit}`",
+                every.unit_span or every.span,
+                hint,
+            )
         if every is not None and every.unit is None:
-            raise self.elab.failure("NF402", "`every` needs a unit", every.span, f"add a unit: `{every.value.span.text if every.value.span else 'n'} tokens`")
+            raise self.elab.failure(
+                "NF402",
+                "`every` needs a unit",
+                every.span,
+                f"add a unit: `{every.value.span.text if every.value.span else 'n'} tokens`",
+            )
 
     def result(self) -> Node:
         # weights of the result lie at `out.…`: torch.export writes paths as Python attributes, and `return` is a keyword
@@ -228,8 +299,12 @@ class LevelBuilder:
     def y(self, site: tree.Node) -> Node:
         """The recall at `query` (without a key: the state)."""
         if len(self.memories) != 1:
-            raise self.elab.failure("NF224", "`y` is the recall of the only memory, and this level has several", site.span,
-                                    "call one of them: " + ", ".join(f"`{m}(q)`" for m in self.memories))
+            raise self.elab.failure(
+                "NF224",
+                "`y` is the recall of the only memory, and this level has several",
+                site.span,
+                "call one of them: " + ", ".join(f"`{m}(q)`" for m in self.memories),
+            )
         (memory,) = self.memories.values()
         return memory.y(site)
 

@@ -30,7 +30,9 @@ def written(expr: tree.Node | None) -> str:
 class MemoryBuild:
     """prepare() settles the function (what it maps, which tensors); build() the rest."""
 
-    def __init__(self, level: LevelBuilder, name: str, kind: tree.Expr, fields: dict[str, tree.Field], node: tree.Node) -> None:
+    def __init__(
+        self, level: LevelBuilder, name: str, kind: tree.Expr, fields: dict[str, tree.Field], node: tree.Node
+    ) -> None:
         self.level, self.name, self.kind_expr, self.own, self.node = level, name, kind, fields, node
         self.elab = level.elab
         self.preparing = False
@@ -75,12 +77,20 @@ class MemoryBuild:
         try:
             value = partial(self.kind_expr, self.level.env.with_(prefix=self.name))
             if not isinstance(value, Partial) or value.kind not in ("word", "flow"):
-                raise self.elab.failure("NF226", "`memory` takes a kind of memory or a flow", self.kind_expr.span,
-                                        "`matrix`, `mlp(depth = 2)`, `cache`, or a flow of yours")
+                raise self.elab.failure(
+                    "NF226",
+                    "`memory` takes a kind of memory or a flow",
+                    self.kind_expr.span,
+                    "`matrix`, `mlp(depth = 2)`, `cache`, or a flow of yours",
+                )
             out = dict(value.kwargs).get("out")
             self.out_width = out.value if isinstance(out, Node) and out.op == "const" else None
             self.kind = value.name if value.kind == "word" and value.name != "mlp" else "function"
-            if self.kind == "function" and value.kind == "word" and getattr(value.target, "kind", "") not in ("memory", "function"):
+            if (
+                self.kind == "function"
+                and value.kind == "word"
+                and getattr(value.target, "kind", "") not in ("memory", "function")
+            ):
                 raise self.elab.failure("NF226", f"`{value.name}` is no memory", self.kind_expr.span)
             self.make_function(value)
         finally:
@@ -94,7 +104,11 @@ class MemoryBuild:
             self.function = self.matrix(value)
         elif value.kind == "word" and value.name in ("vector", "scalar", "like", "weights", "rest"):
             where = "on the step clock, at the top" if value.name in ("weights", "rest") else "in optimisers for now"
-            raise self.elab.failure("NF490", f"`memory {value.name}` in a level that is called on tokens: it is built {where}", self.kind_expr.span)
+            raise self.elab.failure(
+                "NF490",
+                f"`memory {value.name}` in a level that is called on tokens: it is built {where}",
+                self.kind_expr.span,
+            )
         else:
             self.kind = "function"
             self.function = self.of_flow(value)
@@ -102,7 +116,9 @@ class MemoryBuild:
     def key_node(self) -> Node:
         key = self.context("key")
         if key is None:
-            raise self.elab.failure("NF227", f"memory `{self.name}` needs a `key`", self.node.span, "what is the pair stored under?")
+            raise self.elab.failure(
+                "NF227", f"memory `{self.name}` needs a `key`", self.node.span, "what is the pair stored under?"
+            )
         if key.type.short:
             raise self.elab.failure("NF403", "a key cannot look ahead", key.span)
         return key
@@ -131,12 +147,18 @@ class MemoryBuild:
             sizes = [a.value for a in value.args if isinstance(a, Node) and a.op == "const"]
             out, width = sizes if len(sizes) == 2 else (sizes[0], sizes[0])
             if width != key.type.shape[0]:
-                raise self.elab.failure("NF319", f"a matrix of {out} × {width} meets a key of width {key.type.shape[0]}", self.kind_expr.span)
+                raise self.elab.failure(
+                    "NF319",
+                    f"a matrix of {out} × {width} meets a key of width {key.type.shape[0]}",
+                    self.kind_expr.span,
+                )
         else:
             shape = self.value_width()
             out = shape[0] if len(shape) == 1 else 1
         heads = self.heads(key)
-        theta = ops.leaf("theta", Type(shape=(out, key.type.shape[0]), heads=heads), self.kind_expr.span, tensor="weight")
+        theta = ops.leaf(
+            "theta", Type(shape=(out, key.type.shape[0]), heads=heads), self.kind_expr.span, tensor="weight"
+        )
         slot = ops.leaf("slot", key.type, None, name="key")
         tensor = self.tensor("weight", (out, key.type.shape[0]), Init("normal", key.type.shape[0] ** -0.5), heads)
         return MemoryFunction(key.type, ops.linear(slot, theta), (tensor,))
@@ -150,12 +172,16 @@ class MemoryBuild:
             kwargs["out"] = ops.const(shape[-1] if shape else 1)
         builder = Builder("", memory=[])
         slot = ops.leaf("slot", key.type, None, name="key")
-        env = Env(self.elab, builder, self.elab.find_top, "flow", flow_heads=key.type.heads, depth=self.level.env.depth + 1)
+        env = Env(
+            self.elab, builder, self.elab.find_top, "flow", flow_heads=key.type.heads, depth=self.level.env.depth + 1
+        )
         if isinstance(value.target, tree.Template):
             bound, _ = self.elab.templates.bind(value, value.target, [slot, *value.args], kwargs, self.kind_expr)
             result = self.elab.templates.run(value.target, bound, env, self.kind_expr)
         else:
-            result = apply(Partial(value.target, value.name), [slot, *value.args], kwargs, env, self.kind_expr, value.name)
+            result = apply(
+                Partial(value.target, value.name), [slot, *value.args], kwargs, env, self.kind_expr, value.name
+            )
         node = self.elab.as_node(result, self.kind_expr, "a memory's function")
         assert builder.memory is not None
         if not builder.memory:
@@ -166,8 +192,12 @@ class MemoryBuild:
 
     def heads(self, key: Node) -> int | None:
         if self.level.env.heads and not key.type.heads:
-            raise self.elab.failure("NF319", "under `heads` a key is per head, and this one is whole", key.span,
-                                    "`split_heads(...)` gives each head its share, `linear` its own projection")
+            raise self.elab.failure(
+                "NF319",
+                "under `heads` a key is per head, and this one is whole",
+                key.span,
+                "`split_heads(...)` gives each head its share, `linear` its own projection",
+            )
         return key.type.heads
 
     def tensor(self, path: str, shape: tuple[int, ...], init: Init, heads: int | None) -> MemoryTensor:
@@ -189,10 +219,18 @@ class MemoryBuild:
     def start(self, f: tree.Field, default: Init) -> str | Init:
         if isinstance(f.value, tree.Name) and f.value.name in ("zeros", "learned"):
             if f.value.name == "zeros" and self.kind != "matrix" and self.depth() >= 2:
-                raise self.elab.failure("NF404", "a memory of two or more layers that starts at zeros would never learn", f.span,
-                                        "`init learned` is its default")
+                raise self.elab.failure(
+                    "NF404",
+                    "a memory of two or more layers that starts at zeros would never learn",
+                    f.span,
+                    "`init learned` is its default",
+                )
             return f.value.name
-        if isinstance(f.value, tree.Call) and isinstance(f.value.function, tree.Name) and f.value.function.name == "learned":
+        if (
+            isinstance(f.value, tree.Call)
+            and isinstance(f.value.function, tree.Name)
+            and f.value.function.name == "learned"
+        ):
             inner = evaluate(f.value.args[0], self.level.env) if f.value.args else None
             if isinstance(inner, Distribution):
                 return inner.init
@@ -222,13 +260,21 @@ class MemoryBuild:
         def ticks(name: str, least: int) -> int | None:
             n = number(name, None)
             if n is not None and (isinstance(n, bool) or n != int(n) or n < least):
-                raise self.elab.failure("NF303", f"the {name} of a cache is a whole number of ticks, and this is {n}", self.kind_expr.span)
+                raise self.elab.failure(
+                    "NF303", f"the {name} of a cache is a whole number of ticks, and this is {n}", self.kind_expr.span
+                )
             return None if n is None else int(n)
 
         if number("causal", True) is not True:
             raise self.elab.not_yet("`causal = false` of a cache", self.kind_expr.span)
-        return CacheSpec(ticks("window", 1), ticks("segment", 1), ticks("sink", 0) or 0, 0, True,
-                         float(number("scale", key.type.shape[-1] ** -0.5)))
+        return CacheSpec(
+            ticks("window", 1),
+            ticks("segment", 1),
+            ticks("sink", 0) or 0,
+            0,
+            True,
+            float(number("scale", key.type.shape[-1] ** -0.5)),
+        )
 
     # recalls ---------------------------------------------------------------------------------------
 
@@ -238,8 +284,14 @@ class MemoryBuild:
         `build` tells where that does not fit in the end."""
         key = self.values.get("key")
         shape = (self.out_width,) if self.out_width is not None else (key or x).type.shape
-        node = make("recall", (x,), x.type.with_(shape=shape, dtype="float", batch=True, clock=x.type.clock or "T"), site.span,
-                    memory=self.name, mode=mode)
+        node = make(
+            "recall",
+            (x,),
+            x.type.with_(shape=shape, dtype="float", batch=True, clock=x.type.clock or "T"),
+            site.span,
+            memory=self.name,
+            mode=mode,
+        )
         self.guesses.append(node)
         return node
 
@@ -248,7 +300,9 @@ class MemoryBuild:
             return self.guess(self.elab.as_node(given[0], site, "a recall"), mode, site)  # type: ignore[arg-type]
         self.prepare()
         if len(given) != 1:
-            raise self.elab.failure("NF229", f"a recall takes one key, and this gives {len(given)}", site.span, f"`{self.name}(q)`")
+            raise self.elab.failure(
+                "NF229", f"a recall takes one key, and this gives {len(given)}", site.span, f"`{self.name}(q)`"
+            )
         x = self.elab.as_node(given[0], site, "a recall")  # type: ignore[arg-type]
         if self.cache is not None:
             value = self.context("value")
@@ -259,15 +313,30 @@ class MemoryBuild:
             assert self.function is not None
             out, want = self.function.result.type.shape, self.function.key
         if x.type.shape != want.shape or x.type.heads != want.heads:
-            raise self.elab.failure("NF319", f"memory `{self.name}` is recalled at a {want}, and this is {x.type}", site.span,
-                                    "under heads: `split_heads`, or `linear` with the key's width")
-        return make("recall", (x,), want.with_(shape=out, dtype="float", batch=True, clock=want.clock or "T"), site.span, memory=self.name, mode=mode)
+            raise self.elab.failure(
+                "NF319",
+                f"memory `{self.name}` is recalled at a {want}, and this is {x.type}",
+                site.span,
+                "under heads: `split_heads`, or `linear` with the key's width",
+            )
+        return make(
+            "recall",
+            (x,),
+            want.with_(shape=out, dtype="float", batch=True, clock=want.clock or "T"),
+            site.span,
+            memory=self.name,
+            mode=mode,
+        )
 
     def y(self, site: tree.Node) -> Node:
         query = self.context("query")
         if query is None:
-            raise self.elab.failure("NF230", f"level `{self.level.template.name}` needs a `query`", site.span,
-                                    "what is the memory asked? Or write a `return` that recalls it")
+            raise self.elab.failure(
+                "NF230",
+                f"level `{self.level.template.name}` needs a `query`",
+                site.span,
+                "what is the memory asked? Or write a `return` that recalls it",
+            )
         return self.recall([query], "return", site)
 
     # the rest --------------------------------------------------------------------------------------
@@ -280,15 +349,50 @@ class MemoryBuild:
         heads = self.level.env.heads
         texts = self.texts()
         if self.cache is not None:
-            return Memory(self.name, "cache", heads, None, key, value, query, None, None, None, None, every=every, chunk=chunk,
-                          cache=self.cache, texts=texts, span=self.node.span)
+            return Memory(
+                self.name,
+                "cache",
+                heads,
+                None,
+                key,
+                value,
+                query,
+                None,
+                None,
+                None,
+                None,
+                every=every,
+                chunk=chunk,
+                cache=self.cache,
+                texts=texts,
+                span=self.node.span,
+            )
         parts = [self.attempt(f) for f in (lambda: self.objective(value), self.rule, self.retention)]
         if self.errors:
             raise NestflowError(self.errors)
         objective, rule, (retain, on, first) = parts
-        return Memory(self.name, self.kind, heads, self.function, key, value, query, None, objective, rule, retain, on, first,
-                      every, chunk, self.choice("read", READS, "after"), self.choice("gradient", GRADIENTS, "through"),
-                      None, texts, self.node.span)
+        return Memory(
+            self.name,
+            self.kind,
+            heads,
+            self.function,
+            key,
+            value,
+            query,
+            None,
+            objective,
+            rule,
+            retain,
+            on,
+            first,
+            every,
+            chunk,
+            self.choice("read", READS, "after"),
+            self.choice("gradient", GRADIENTS, "through"),
+            None,
+            texts,
+            self.node.span,
+        )
 
     def attempt(self, part: Any) -> Any:
         """One field; its mistake is kept, so that the other fields are looked at too."""
@@ -302,8 +406,13 @@ class MemoryBuild:
         for g in self.guesses:
             f = self.function
             if f is not None and (g.type.shape != f.result.type.shape or g.args[0].type.shape != f.key.shape):
-                raise self.elab.failure("NF319", f"memory `{self.name}` maps {list(f.key.shape)} to {list(f.result.type.shape)}, and this recall "
-                                        f"in its own key or value maps {list(g.args[0].type.shape)} to {list(g.type.shape)}", g.span, "give the memory its `out`")
+                raise self.elab.failure(
+                    "NF319",
+                    f"memory `{self.name}` maps {list(f.key.shape)} to {list(f.result.type.shape)}, and this recall "
+                    f"in its own key or value maps {list(g.args[0].type.shape)} to {list(g.type.shape)}",
+                    g.span,
+                    "give the memory its `out`",
+                )
 
     def clock(self) -> tuple[int, int]:
         every = self.count("every", 1)
@@ -320,7 +429,9 @@ class MemoryBuild:
                 return default
             v = integer(f.value, self.level.env, f"`{name}`")
         if not 1 <= v <= 10_000_000:
-            raise self.elab.failure("NF406", f"`{name}` is at least 1 token, and this is {v}", f.span if f else self.node.span)
+            raise self.elab.failure(
+                "NF406", f"`{name}` is at least 1 token, and this is {v}", f.span if f else self.node.span
+            )
         return int(v)
 
     def choice(self, name: str, known: tuple[str, ...], default: str) -> Any:
@@ -330,14 +441,20 @@ class MemoryBuild:
             return default
         text = v if isinstance(v, str) else v.name if isinstance(v, tree.Name) else getattr(v, "name", None)
         if text not in known:
-            raise self.elab.failure("NF231", f"`{name}` is one of " + ", ".join(f"`{k}`" for k in known), f.span if f else self.node.span)
+            raise self.elab.failure(
+                "NF231", f"`{name}` is one of " + ", ".join(f"`{k}`" for k in known), f.span if f else self.node.span
+            )
         return text
 
     def objective(self, value: Node | None) -> Node:
         f = self.field("objective")
         if f is None:
-            raise self.elab.failure("NF232", f"memory `{self.name}` has a `key`, so it needs an `objective`", self.node.span,
-                                    "`objective dot` (Hebbian), `objective l2` (delta rule), or an expression in M(key) and value")
+            raise self.elab.failure(
+                "NF232",
+                f"memory `{self.name}` has a `key`, so it needs an `objective`",
+                self.node.span,
+                "`objective dot` (Hebbian), `objective l2` (delta rule), or an expression in M(key) and value",
+            )
         env = self.env("objective", recall_mode="objective")
         if value is not None:
             env = env.extend({"key": self.key_node(), "value": value})
@@ -348,18 +465,32 @@ class MemoryBuild:
         if not node.type.is_number:
             node = ops.reduce("sum", node)
         if not depends(node, lambda n: n.op == "recall" and n["memory"] == self.name and n["mode"] == "objective"):
-            raise self.elab.failure("NF407", f"the objective of `{self.name}` does not recall it: it would never learn", f.span, "use `M(key)` in it")
+            raise self.elab.failure(
+                "NF407",
+                f"the objective of `{self.name}` does not recall it: it would never learn",
+                f.span,
+                "use `M(key)` in it",
+            )
         return node
 
     def named_objective(self, partial_: Partial, value: Node | None, f: tree.Field) -> Node:
         from nestflow.graph.scope import Site
 
         if value is None:
-            raise self.elab.failure("NF233", f"`{partial_.name}` compares the recall with a `value`, and there is none", f.span, "write `value …`")
+            raise self.elab.failure(
+                "NF233",
+                f"`{partial_.name}` compares the recall with a `value`, and there is none",
+                f.span,
+                "write `value …`",
+            )
         prediction = self.recall([self.key_node()], "objective", f)
         if prediction.type.shape != value.type.shape and not (prediction.type.is_number and value.type.is_number):
-            raise self.elab.failure("NF319", f"memory `{self.name}` recalls a {prediction.type}, and its value is {value.type}", f.span,
-                                    "give the memory the value's width, or the value the memory's")
+            raise self.elab.failure(
+                "NF319",
+                f"memory `{self.name}` recalls a {prediction.type}, and its value is {value.type}",
+                f.span,
+                "give the memory the value's width, or the value the memory's",
+            )
         site = Site(self.env("objective"), partial_.name, f.value, partial_.name)
         names = [s.name for s in partial_.target.slots if s.name not in ("p", "v") or partial_.name == "lp"]  # type: ignore[union-attr]
         extra = dict(zip(names, partial_.args, strict=False)) | dict(partial_.kwargs)
@@ -373,7 +504,12 @@ class MemoryBuild:
 
         f = self.field("update")
         if f is None:
-            raise self.elab.failure("NF234", f"memory `{self.name}` needs an `update`", self.node.span, "`update gd(0.1)`, `update adam(lr = 0.01)`, …")
+            raise self.elab.failure(
+                "NF234",
+                f"memory `{self.name}` needs an `update`",
+                self.node.span,
+                "`update gd(0.1)`, `update adam(lr = 0.01)`, …",
+            )
         return update_rule(self.elab, f, self.env("update"))
 
     def retention(self) -> tuple[Node | None, Any, bool]:
@@ -390,17 +526,32 @@ class MemoryBuild:
         if node.type.is_number:
             return node, "number", first
         if self.kind != "matrix" or self.function is None:
-            raise self.elab.failure("NF322", f"the gate of `{self.name}` is {node.type}; a memory that is no matrix takes one number per head", f.span, "`sigmoid(linear(x, 1) + 6)`")
+            raise self.elab.failure(
+                "NF322",
+                f"the gate of `{self.name}` is {node.type}; a memory that is no matrix takes one number per head",
+                f.span,
+                "`sigmoid(linear(x, 1) + 6)`",
+            )
         out, width = self.function.tensors[0].shape
         if node.type.shape == (width,):
             return node, "key", first
         if node.type.shape == (out, width):
             return node, "full", first
-        raise self.elab.failure("NF322", f"a gate of {list(node.type.shape)} fits no axis of a matrix {out} × {width}", f.span)
+        raise self.elab.failure(
+            "NF322", f"a gate of {list(node.type.shape)} fits no axis of a matrix {out} × {width}", f.span
+        )
 
     def texts(self) -> Texts:
         def text(name: str) -> str:
             f = self.field(name)
             return written(f.value) if f is not None else ""
 
-        return Texts(written(self.kind_expr), text("key"), text("value"), text("query"), text("objective"), text("update"), text("retain"))
+        return Texts(
+            written(self.kind_expr),
+            text("key"),
+            text("value"),
+            text("query"),
+            text("objective"),
+            text("update"),
+            text("retain"),
+        )

@@ -45,8 +45,12 @@ class RuleMemory:
         if not self.ready:
             from nestflow.diagnostics.core import fail
 
-            raise fail("NF235", f"`{self.name}` is read above its own statement, where its new state is not known yet", expr.span,
-                       f"`before({self.name})` is its state before this tick")
+            raise fail(
+                "NF235",
+                f"`{self.name}` is read above its own statement, where its new state is not known yet",
+                expr.span,
+                f"`before({self.name})` is its state before this tick",
+            )
         return ops.leaf("slot_new", self.type, expr.span, name=self.name)
 
     def old(self) -> Node:
@@ -82,15 +86,34 @@ class RuleBuilder:
                 raise self.elab.not_yet("a list or record as `update`", site.span)
             node = self.elab.as_node(value, expr, "`update`")
             if not node.type.like:
-                raise self.elab.failure("NF323", "`update` is the step that is added to the memory, and this is a number", expr.span,
-                                        "`update gd(0.1)`, or an expression in `g`: `-0.1 * g`")
+                raise self.elab.failure(
+                    "NF323",
+                    "`update` is the step that is added to the memory, and this is a number",
+                    expr.span,
+                    "`update gd(0.1)`, or an expression in `g`: `-0.1 * g`",
+                )
             self.program.append(Step(node, expr.span))
-        return Rule(text, tuple(self.slots), tuple(self.program), tuple(self.arguments.items()), self.gradient, self.eval, site.span)
+        return Rule(
+            text,
+            tuple(self.slots),
+            tuple(self.program),
+            tuple(self.arguments.items()),
+            self.gradient,
+            self.eval,
+            site.span,
+        )
 
     def rule_env(self, env: Env) -> Env:
-        env = env.extend({
-            "g": ops.leaf("g", LIKE), "w": ops.leaf("w", LIKE), "w0": ops.leaf("w0", LIKE), "w_chunk": ops.leaf("w_chunk", LIKE),
-            "n_ticks": ops.leaf("n_ticks", Type("int")), "t": ops.leaf("updates", Type("int"))})
+        env = env.extend(
+            {
+                "g": ops.leaf("g", LIKE),
+                "w": ops.leaf("w", LIKE),
+                "w0": ops.leaf("w0", LIKE),
+                "w_chunk": ops.leaf("w_chunk", LIKE),
+                "n_ticks": ops.leaf("n_ticks", Type("int")),
+                "t": ops.leaf("updates", Type("int")),
+            }
+        )
         return env.with_(rule=self)
 
     @staticmethod
@@ -115,7 +138,9 @@ class RuleBuilder:
         kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
         template = target.target
         assert isinstance(template, tree.Template)
-        raw, _ = self.elab.templates.bind(target, template, [*target.args, *args], {**dict(target.kwargs), **kwargs}, stage)
+        raw, _ = self.elab.templates.bind(
+            target, template, [*target.args, *args], {**dict(target.kwargs), **kwargs}, stage
+        )
         self.run(template, raw, ops.leaf("g", LIKE), hypers=True, into=self.program)
 
     def call(self, value: Partial, args: list[Any], kwargs: dict[str, Any], site: tree.Expr) -> Node:
@@ -155,8 +180,13 @@ class RuleBuilder:
     def run(self, template: tree.Template, given: dict[str, Any], g: Node, hypers: bool, into: list[Statement]) -> None:
         raw: dict[str, Any] = {}
         local: dict[str, Any] = {
-            "g": g, "w": ops.leaf("w", LIKE), "w0": ops.leaf("w0", LIKE), "w_chunk": ops.leaf("w_chunk", LIKE),
-            "n_ticks": ops.leaf("n_ticks", Type("int")), "t": ops.leaf("updates", Type("int"))}
+            "g": g,
+            "w": ops.leaf("w", LIKE),
+            "w0": ops.leaf("w0", LIKE),
+            "w_chunk": ops.leaf("w_chunk", LIKE),
+            "n_ticks": ops.leaf("n_ticks", Type("int")),
+            "t": ops.leaf("updates", Type("int")),
+        }
         env = Env(self.elab, self.env.builder, self.elab.find_top, "rule", rule=self).extend(local)
         for s in template.slots or ():
             value = given[s.name] if s.name in given else evaluate(s.default, env)
@@ -185,7 +215,9 @@ class RuleBuilder:
         lr, normalize, exact, only = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]
         lr = self.elab.as_node(lr, stage)
         if not lr.type.is_number:
-            raise self.elab.failure("NF322", f"the rate of `dgd` is a number per head, and this is {lr.type}", stage.span)
+            raise self.elab.failure(
+                "NF322", f"the rate of `dgd` is a number per head, and this is {lr.type}", stage.span
+            )
         scale = None
         if head is not None:
             self.gradient = self.elab.as_node(evaluate(head, env), head)
@@ -196,7 +228,9 @@ class RuleBuilder:
         def flag(v: Any) -> bool:
             return v if isinstance(v, bool) else bool(v.value)
 
-        self.program.append(DgdStep(hyper, flag(exact), flag(normalize), only if isinstance(only, str) else "**", scale, stage.span))
+        self.program.append(
+            DgdStep(hyper, flag(exact), flag(normalize), only if isinstance(only, str) else "**", scale, stage.span)
+        )
 
     def scale_of(self, gradient: Node, stage: tree.Expr) -> Node | None:
         """The number that stages before `dgd` multiplied g by; any other stage is an error."""
@@ -206,15 +240,26 @@ class RuleBuilder:
         if gradient.op in ("mul", "div") and gradient.args[0] is g and not gradient.args[1].type.like:
             one = gradient.args[1]
             return one if gradient.op == "mul" else ops.binary("div", ops.const(1.0), one)
-        raise self.elab.failure("NF408", "before `dgd` only stages that multiply g by a number may stand", stage.span,
-                                "`g / n_ticks |> dgd(...)`, `g |> clip_norm(1) |> dgd(...)`")
+        raise self.elab.failure(
+            "NF408",
+            "before `dgd` only stages that multiply g by a number may stand",
+            stage.span,
+            "`g / n_ticks |> dgd(...)`, `g |> clip_norm(1) |> dgd(...)`",
+        )
 
 
 class Program:
     """The statements of an optimiser, run from top to bottom."""
 
-    def __init__(self, rule: RuleBuilder, env: Env, local: dict[str, Any], raw: dict[str, Any], into: list[Statement],
-                 template: tree.Template) -> None:
+    def __init__(
+        self,
+        rule: RuleBuilder,
+        env: Env,
+        local: dict[str, Any],
+        raw: dict[str, Any],
+        into: list[Statement],
+        template: tree.Template,
+    ) -> None:
         self.rule, self.local, self.raw, self.into, self.template = rule, local, raw, into, template
         self.elab = rule.elab
         self.mine: dict[str, RuleMemory] = {}
@@ -259,8 +304,12 @@ class Program:
     def named(self, args: tuple[tree.Expr, ...], site: tree.Expr, what: str) -> RuleMemory:
         name = args[0].name if len(args) == 1 and isinstance(args[0], tree.Name) else ""
         if name not in self.mine:
-            raise self.elab.failure("NF237", f"`{what}` takes the name of a memory of this optimiser", site.span,
-                                    "its memories: " + (", ".join(f"`{m}`" for m in self.mine) or "none"))
+            raise self.elab.failure(
+                "NF237",
+                f"`{what}` takes the name of a memory of this optimiser",
+                site.span,
+                "its memories: " + (", ".join(f"`{m}`" for m in self.mine) or "none"),
+            )
         return self.mine[name]
 
     def statements(self, body: tuple[tree.Statement, ...]) -> None:
@@ -302,8 +351,12 @@ class Program:
                 self.statements(s.body)
         else:
             name = getattr(s, "name", "this statement")
-            raise self.elab.failure("NF217", f"`{name}` cannot stand in an optimiser", s.span,
-                                    "an optimiser has names, memories, `step`, `set`, `eval`, `if`, `for` and `repeat`")
+            raise self.elab.failure(
+                "NF217",
+                f"`{name}` cannot stand in an optimiser",
+                s.span,
+                "an optimiser has names, memories, `step`, `set`, `eval`, `if`, `for` and `repeat`",
+            )
 
     def memory(self, s: tree.MemoryPart) -> None:
         if s.name not in self.mine:
@@ -316,12 +369,21 @@ class Program:
                 name = getattr(f, "name", "this")
                 if name in ("key", "query", "weight", "chunk", "reset", "per", "read", "project"):
                     raise self.elab.not_yet(f"`{name}` in a memory of an optimiser", f.span)
-                raise self.elab.failure("NF221", f"a memory of an optimiser has no field `{name}`", f.span, "its fields are " + ", ".join(known))
+                raise self.elab.failure(
+                    "NF221",
+                    f"a memory of an optimiser has no field `{name}`",
+                    f.span,
+                    "its fields are " + ", ".join(known),
+                )
         for need in ("value", "update"):
             if need not in fields:
                 raise self.elab.failure("NF234", f"memory `{s.name}` needs `{need}`", s.span)
         value = self.elab.as_node(evaluate(fields["value"].value, self.env), fields["value"].value)
-        retain = None if "retain" not in fields else self.elab.as_node(evaluate(fields["retain"].value, self.env), fields["retain"].value)
+        retain = (
+            None
+            if "retain" not in fields
+            else self.elab.as_node(evaluate(fields["retain"].value, self.env), fields["retain"].value)
+        )
         m.retain = retain
         if "init" in fields:
             start = self.elab.as_node(evaluate(fields["init"].value, self.env), fields["init"].value)

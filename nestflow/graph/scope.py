@@ -44,7 +44,12 @@ class Builder:
 
     def restore(self, kept: tuple[Any, ...]) -> None:
         self.weights, self.tails, self.children, self.used, self.sites = (
-            list(kept[0]), list(kept[1]), dict(kept[2]), dict(kept[3]), dict(kept[4]))
+            list(kept[0]),
+            list(kept[1]),
+            dict(kept[2]),
+            dict(kept[3]),
+            dict(kept[4]),
+        )
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,12 @@ class Site:
     def vector(self, value: Any, what: str) -> Node:
         x = self.node(value, what)
         if x.type.like and what in ("rmsnorm", "layernorm", "short_conv", "outer_product"):  # they need a width
-            raise self.env.elab.failure("NF547", f"`{what}` cannot stand in an update rule", self.expr.span,
-                                        "update rules are made of g, w, memories, numbers and elementwise functions")
+            raise self.env.elab.failure(
+                "NF547",
+                f"`{what}` cannot stand in an update rule",
+                self.expr.span,
+                "update rules are made of g, w, memories, numbers and elementwise functions",
+            )
         return x if x.type.shape or x.type.like else ops.reshape(x, (1,))
 
     def number(self, value: Any, what: str) -> float:
@@ -115,8 +124,9 @@ class Site:
             return value
         if isinstance(value, Node) and value.op == "const":
             return value.value
-        raise self.env.elab.failure("NF302", f"{what} must be a number known when compiling", self.expr.span,
-                                    "use a number or a param")
+        raise self.env.elab.failure(
+            "NF302", f"{what} must be a number known when compiling", self.expr.span, "use a number or a param"
+        )
 
     def size(self, value: Any, what: str) -> int:
         n = self.number(value, what)
@@ -178,8 +188,15 @@ class Site:
             self._rel = self.env.builder.name(key, self.env.path(self.base), self.env.indices)
         return self._rel
 
-    def weight(self, local: str, shape: tuple[int, ...], init: Init, heads: int | None = None,
-               multiplies: bool = False, bare: bool = False) -> Node:
+    def weight(
+        self,
+        local: str,
+        shape: tuple[int, ...],
+        init: Init,
+        heads: int | None = None,
+        multiplies: bool = False,
+        bare: bool = False,
+    ) -> Node:
         """A weight of this instance: a slow weight, or inside a memory's function a state tensor of it."""
         path = self.rel() if bare else f"{self.rel()}.{local}"
         type_ = Type(shape=shape, heads=heads)
@@ -195,7 +212,9 @@ class Site:
 
     def tail(self, local: str, type_: Type, length: int) -> str:
         if self.env.builder.memory is not None:
-            self.fail("NF320", f"`{self.word}` looks back, and a memory's function may not", "apply it to the key instead")
+            self.fail(
+                "NF320", f"`{self.word}` looks back, and a memory's function may not", "apply it to the key instead"
+            )
         path = f"{self.rel()}.{local}"
         if length and all(t.path != path for t in self.env.builder.tails):
             self.env.builder.tails.append(TailSpec(path, type_, length))

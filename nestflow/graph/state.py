@@ -1,12 +1,12 @@
 """Names and shapes of everything a stream keeps between calls: the one place that knows the state dict.
 
-    LEVEL.MEMORY.TENSOR            the memory's tensor as it stands
-    LEVEL.MEMORY.TENSOR@chunk      as the open chunk began (only where chunk > every: errors are taken there)
-    LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
-    LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
-    LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule (`like` w); LEVEL.MEMORY.SLOT where it is one number
-    LEVEL.MEMORY.key / .value      the pairs a cache keeps
-    INSTANCE.TAIL                  the last inputs of a look-back block
+LEVEL.MEMORY.TENSOR            the memory's tensor as it stands
+LEVEL.MEMORY.TENSOR@chunk      as the open chunk began (only where chunk > every: errors are taken there)
+LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
+LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
+LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule (`like` w); LEVEL.MEMORY.SLOT where it is one number
+LEVEL.MEMORY.key / .value      the pairs a cache keeps
+INSTANCE.TAIL                  the last inputs of a look-back block
 """
 
 from __future__ import annotations

@@ -16,8 +16,28 @@ from nestflow.ir import ops
 from nestflow.ir.node import Node
 from nestflow.language import tree
 
-KNOWN = ("every", "memory", "objective", "update", "retain", "gradient", "init", "reset", "per", "keep", "rounds", "project",
-         "read", "chunk", "key", "value", "query", "weight", "when", "heads")
+KNOWN = (
+    "every",
+    "memory",
+    "objective",
+    "update",
+    "retain",
+    "gradient",
+    "init",
+    "reset",
+    "per",
+    "keep",
+    "rounds",
+    "project",
+    "read",
+    "chunk",
+    "key",
+    "value",
+    "query",
+    "weight",
+    "when",
+    "heads",
+)
 
 
 class StepLevels:
@@ -43,29 +63,50 @@ class StepLevels:
         fields: dict[str, tree.Field] = {}
         for s in level.body:
             if not isinstance(s, tree.Field):
-                raise self.elab.failure("NF217", f"level `{level.name}` is on the step clock: it has fields only", s.span)
+                raise self.elab.failure(
+                    "NF217", f"level `{level.name}` is on the step clock: it has fields only", s.span
+                )
             if s.name not in KNOWN:
-                raise self.elab.failure("NF221", f"a level has no field `{s.name}`", s.name_span or s.span,
-                                        did_you_mean(s.name, KNOWN) or "its fields are every, memory, objective, update")
+                raise self.elab.failure(
+                    "NF221",
+                    f"a level has no field `{s.name}`",
+                    s.name_span or s.span,
+                    did_you_mean(s.name, KNOWN) or "its fields are every, memory, objective, update",
+                )
             if s.name in fields:
                 raise self.elab.failure("NF222", f"`{s.name}` is given twice", s.span)
             if s.name not in ("every", "memory", "objective", "update"):
                 raise self.elab.not_yet(f"`{s.name}` on the step clock", s.span)
             fields[s.name] = s
         if "memory" not in fields:
-            raise self.elab.failure("NF223", f"level `{level.name}` has no memory", level.span, "`memory weights(model)`")
+            raise self.elab.failure(
+                "NF223", f"level `{level.name}` has no memory", level.span, "`memory weights(model)`"
+            )
         return fields
 
     def objective(self, f: tree.Field) -> Node:
         value = evaluate(f.value, self.elab.top)
         if isinstance(value, Partial):
-            raise self.elab.failure("NF232", "the objective of weights is an expression", f.span, "`objective cross_entropy(model(tokens), next(tokens))`")
+            raise self.elab.failure(
+                "NF232",
+                "the objective of weights is an expression",
+                f.span,
+                "`objective cross_entropy(model(tokens), next(tokens))`",
+            )
         node = self.elab.as_node(value, f.value, "`objective`")
         return node if not node.type.shape and not node.type.batch else ops.mean_all(node, f.span)
 
     def build(self, weights: list[WeightSpec]) -> tuple[StepLevel, ...]:
-        owned = {name: self.owned(level, weights) for level in self.levels if (name := level.name) in self.fields and not self.is_rest(level)}
-        owned |= {level.name: self.rest(level, weights) for level in self.levels if level.name in self.fields and self.is_rest(level)}
+        owned = {
+            name: self.owned(level, weights)
+            for level in self.levels
+            if (name := level.name) in self.fields and not self.is_rest(level)
+        }
+        owned |= {
+            level.name: self.rest(level, weights)
+            for level in self.levels
+            if level.name in self.fields and self.is_rest(level)
+        }
         result = []
         for level in self.levels:
             if level.name not in owned:
@@ -82,9 +123,19 @@ class StepLevels:
         """weights or rest, its flow, globs, keywords."""
         f = self.fields[level.name]["memory"]
         e = f.value
-        if not (isinstance(e, tree.Call) and isinstance(e.function, tree.Name) and e.function.name in ("weights", "rest") and e.args):
+        if not (
+            isinstance(e, tree.Call)
+            and isinstance(e.function, tree.Name)
+            and e.function.name in ("weights", "rest")
+            and e.args
+        ):
             hint = "a level without inputs learns weights: `memory weights(model)`, `memory rest(model)`"
-            raise self.elab.failure("NF226", f"level `{level.name}` is called by nobody, and `{written(e)}` are no weights of a flow", e.span, hint)
+            raise self.elab.failure(
+                "NF226",
+                f"level `{level.name}` is called by nobody, and `{written(e)}` are no weights of a flow",
+                e.span,
+                hint,
+            )
         return e.function.name, e.args[0], e.args[1:], dict(e.kwargs)
 
     def is_rest(self, level: tree.Level) -> bool:
@@ -98,8 +149,18 @@ class StepLevels:
         children = self.elab.root.children
         if name not in children:
             if name in self.elab.declared:
-                raise self.elab.failure("NF409", f"`{name}` has no root instance: neither `output` nor an objective calls it", expr.span, f"`output {name}(…)`")
-            raise self.elab.failure("NF201", f"`{name or written(expr)}` is no flow of this spec", expr.span, did_you_mean(name, [*children, *self.elab.declared]))
+                raise self.elab.failure(
+                    "NF409",
+                    f"`{name}` has no root instance: neither `output` nor an objective calls it",
+                    expr.span,
+                    f"`output {name}(…)`",
+                )
+            raise self.elab.failure(
+                "NF201",
+                f"`{name or written(expr)}` is no flow of this spec",
+                expr.span,
+                did_you_mean(name, [*children, *self.elab.declared]),
+            )
         return name
 
     def owned(self, level: tree.Level, weights: list[WeightSpec]) -> tuple[str, ...]:
@@ -115,10 +176,18 @@ class StepLevels:
             for g, e in zip(texts, globs, strict=False):
                 if not any(matches(g, p.removeprefix(prefix)) for p in inside):
                     near = did_you_mean(g, [p.removeprefix(prefix) for p in inside])
-                    raise self.elab.failure("NF410", f"`{g}` matches no weight of `{prefix[:-1]}`", e.span,
-                                            near or "its weights are " + ", ".join(p.removeprefix(prefix) for p in inside[:4]) + ", …")
-            mine = tuple(p for p in inside if any(matches(g, p.removeprefix(prefix)) for g in texts)
-                         and not any(matches(x, p.removeprefix(prefix)) for x in excepts))
+                    raise self.elab.failure(
+                        "NF410",
+                        f"`{g}` matches no weight of `{prefix[:-1]}`",
+                        e.span,
+                        near or "its weights are " + ", ".join(p.removeprefix(prefix) for p in inside[:4]) + ", …",
+                    )
+            mine = tuple(
+                p
+                for p in inside
+                if any(matches(g, p.removeprefix(prefix)) for g in texts)
+                and not any(matches(x, p.removeprefix(prefix)) for x in excepts)
+            )
         except NestflowError as e:
             self.elab.collector.take(e)
             return ()
@@ -137,8 +206,13 @@ class StepLevels:
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
         if other is not level:
             related = (Related(other.span, f"`{other.name}` owns it here"),) if other.span else ()
-            self.elab.collector.error("NF411", f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the step clock: `{other.name}` and `{level.name}`", level.span,
-                                      "`rest(F)` takes what no other level owns; `except = \"glob\"` leaves some out", related)
+            self.elab.collector.error(
+                "NF411",
+                f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the step clock: `{other.name}` and `{level.name}`",
+                level.span,
+                '`rest(F)` takes what no other level owns; `except = "glob"` leaves some out',
+                related,
+            )
 
     def glob(self, expr: tree.Expr) -> str:
         value = evaluate(expr, self.elab.top)
@@ -164,14 +238,21 @@ class StepLevels:
     def level(self, level: tree.Level, owned: tuple[str, ...]) -> StepLevel:
         fields = self.fields[level.name]
         every = self.every(level, fields.get("every"))
-        texts = Texts(memory=written(fields["memory"].value), objective=written(getattr(fields.get("objective"), "value", None)),
-                      update=written(getattr(fields.get("update"), "value", None)))
+        texts = Texts(
+            memory=written(fields["memory"].value),
+            objective=written(getattr(fields.get("objective"), "value", None)),
+            update=written(getattr(fields.get("update"), "value", None)),
+        )
         if every == 0:
             return StepLevel(level.name, 0, owned, None, None, texts, level.doc, level.span)
         if "update" not in fields:
-            raise self.elab.failure("NF234", f"level `{level.name}` needs an `update`", level.span, "`update adamw(3e-4)`, or `every never`")
+            raise self.elab.failure(
+                "NF234", f"level `{level.name}` needs an `update`", level.span, "`update adamw(3e-4)`, or `every never`"
+            )
         if self.objectives.get(level.name) is None:
-            raise self.elab.failure("NF232", f"level `{level.name}` needs an `objective`", level.span, "`objective loss`")
+            raise self.elab.failure(
+                "NF232", f"level `{level.name}` needs an `objective`", level.span, "`objective loss`"
+            )
         rule = update_rule(self.elab, fields["update"], self.elab.top)
         return StepLevel(level.name, every, owned, self.objectives[level.name], rule, texts, level.doc, level.span)
 
@@ -193,7 +274,9 @@ class StepLevels:
             raise self.elab.failure("NF401", f"`{f.unit}` is no clock", f.unit_span or f.span, near)
         n = integer(f.value, self.elab.top, "`every`")
         if not 1 <= n <= 10**9:
-            raise self.elab.failure("NF406", f"`every` is at least 1 step, and this is {n}", f.span, "`every never` freezes a level")
+            raise self.elab.failure(
+                "NF406", f"`every` is at least 1 step, and this is {n}", f.span, "`every never` freezes a level"
+            )
         return n
 
     def check_owners(self, weights: list[WeightSpec], levels: list[StepLevel]) -> None:
@@ -204,6 +287,10 @@ class StepLevels:
         if lost:
             names = ", ".join(f"`{w.path}`" for w in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
             flow = lost[0].path.split(".")[0]
-            self.elab.collector.error("NF412", f"no level owns {names}", levels[0].span,
-                                      f"`level frozen {{ every never; memory rest({flow}) }}` keeps them as they start")
+            self.elab.collector.error(
+                "NF412",
+                f"no level owns {names}",
+                levels[0].span,
+                f"`level frozen {{ every never; memory rest({flow}) }}` keeps them as they start",
+            )
         self.elab.collector.stop_on_errors()

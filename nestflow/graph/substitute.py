@@ -45,7 +45,9 @@ def substitute(node: Any, variable: str, item: tree.Expr) -> Any:
                     continue
                 old = getattr(n, f.name)
                 if f.name in ("name", "target") and isinstance(old, str):
-                    new: Any = fix(old) if isinstance(n, (tree.MemoryPart, tree.Template, tree.Shared, tree.Emit)) else old
+                    new: Any = (
+                        fix(old) if isinstance(n, (tree.MemoryPart, tree.Template, tree.Shared, tree.Emit)) else old
+                    )
                 elif f.name == "names":
                     new = tuple(fix(x) for x in old)
                 elif isinstance(old, (tuple, tree.Node)):

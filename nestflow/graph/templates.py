@@ -14,8 +14,29 @@ from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
 
-LEVEL_FIELDS = ("every", "chunk", "heads", "read", "gradient", "memory", "key", "value", "query", "weight", "when", "objective",
-                "update", "retain", "project", "init", "reset", "keep", "per", "rounds", "return")
+LEVEL_FIELDS = (
+    "every",
+    "chunk",
+    "heads",
+    "read",
+    "gradient",
+    "memory",
+    "key",
+    "value",
+    "query",
+    "weight",
+    "when",
+    "objective",
+    "update",
+    "retain",
+    "project",
+    "init",
+    "reset",
+    "keep",
+    "per",
+    "rounds",
+    "return",
+)
 MAX_REPEAT = 10_000
 
 
@@ -27,7 +48,9 @@ class Templates:
 
     # calls -----------------------------------------------------------------------------------------
 
-    def call(self, value: Partial, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Any:
+    def call(
+        self, value: Partial, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str
+    ) -> Any:
         template = value.target
         assert isinstance(template, tree.Template)
         if value.kind == "optimizer":
@@ -35,7 +58,9 @@ class Templates:
                 return env.rule.call(value, args, kwargs, site)
             raise self.elab.failure("NF208", f"`{value.name}` is an optimiser, and stands in `update`", site.span)
         if env.place == "rule" or any(isinstance(a, Node) and a.type.like for a in (*args, *kwargs.values())):
-            raise self.elab.failure("NF209", f"`{value.name}` is a {value.kind}, and an update cannot call it", site.span)
+            raise self.elab.failure(
+                "NF209", f"`{value.name}` is a {value.kind}, and an update cannot call it", site.span
+            )
         if env.depth > 60:
             raise self.elab.failure("NF433", f"`{value.name}` calls itself without end", site.span)
         self.elab.count_instance(site)
@@ -47,13 +72,18 @@ class Templates:
         rel = env.builder.name((id(site), env.for_key, env.prefix), env.path(base), env.indices)
         return self.instantiate(template, rel, slots, overrides, env, site)
 
-    def bind(self, value: Partial, template: tree.Template, args: list[Any], kwargs: dict[str, Any],
-             site: tree.Expr) -> tuple[dict[str, Any], dict[str, Any]]:
+    def bind(
+        self, value: Partial, template: tree.Template, args: list[Any], kwargs: dict[str, Any], site: tree.Expr
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Slot values as given (defaults are left for the body's scope), and level fields that a keyword overrides."""
         names = [s.name for s in template.slots or ()]
         if len(args) > len(names):
-            raise self.elab.failure("NF213", f"`{value.name}` takes at most {len(names)} arguments, and this gives {len(args)}", site.span,
-                                    f"its slots are {', '.join(names) or 'none'}")
+            raise self.elab.failure(
+                "NF213",
+                f"`{value.name}` takes at most {len(names)} arguments, and this gives {len(args)}",
+                site.span,
+                f"its slots are {', '.join(names) or 'none'}",
+            )
         given = dict(zip(names, args, strict=False))
         overrides: dict[str, Any] = {}
         for k, v in kwargs.items():
@@ -67,15 +97,22 @@ class Templates:
                 raise self.elab.unknown_slot(value.name, k, names, site)
         for s in template.slots or ():
             if s.name not in given and s.default is None:
-                raise self.elab.failure("NF214", f"`{value.name}` needs `{s.name}`", site.span,
-                                        f"its slots are {', '.join(names)}")
+                raise self.elab.failure(
+                    "NF214", f"`{value.name}` needs `{s.name}`", site.span, f"its slots are {', '.join(names)}"
+                )
             self.in_domain(s, given.get(s.name), site)
         return given, overrides
 
     def in_domain(self, s: tree.Slot, value: Any, site: tree.Expr) -> None:
         """A slot with bounds (`depth = 2 in [1, 16]`) takes a number inside them."""
         domain = s.domain
-        if domain is None or domain.low is None or domain.high is None or not isinstance(value, Node) or value.op != "const":
+        if (
+            domain is None
+            or domain.low is None
+            or domain.high is None
+            or not isinstance(value, Node)
+            or value.op != "const"
+        ):
             return
         low, high = (self.elab.as_node(evaluate(e, self.elab.top), e).value for e in (domain.low, domain.high))
         v = value.value
@@ -83,8 +120,15 @@ class Templates:
             bounds = f"{'(' if domain.low_open else '['}{low}, {high}{')' if domain.high_open else ']'}"
             raise self.elab.failure("NF325", f"`{s.name}` is in {bounds}, and this is {v}", site.span)
 
-    def root_call(self, value: Partial, template: tree.Template, slots: dict[str, Any], overrides: dict[str, Any], env: Env,
-                  site: tree.Expr) -> Node:
+    def root_call(
+        self,
+        value: Partial,
+        template: tree.Template,
+        slots: dict[str, Any],
+        overrides: dict[str, Any],
+        env: Env,
+        site: tree.Expr,
+    ) -> Node:
         """Outside flows every mention of a flow means its one root instance."""
         rel = value.name
         known = self.elab.root.children.get(rel)
@@ -94,10 +138,20 @@ class Templates:
             if set(inputs) == set(want) and all(inputs[k].type == want[k] for k in want):
                 result = known.result
                 assert result is not None
-                return make("call", tuple(inputs[k] for k in want), self.call_type(result.type, list(inputs.values())), site.span,
-                            child=rel, names=tuple(want))
-            raise self.elab.failure("NF317", f"`{rel}` has one root instance, and this call gives it other inputs", site.span,
-                                    "give it the same inputs, or write a second flow")
+                return make(
+                    "call",
+                    tuple(inputs[k] for k in want),
+                    self.call_type(result.type, list(inputs.values())),
+                    site.span,
+                    child=rel,
+                    names=tuple(want),
+                )
+            raise self.elab.failure(
+                "NF317",
+                f"`{rel}` has one root instance, and this call gives it other inputs",
+                site.span,
+                "give it the same inputs, or write a second flow",
+            )
         self.elab.root.name((rel,), rel, ())
         return self.instantiate(template, rel, slots, overrides, env, site)
 
@@ -109,8 +163,15 @@ class Templates:
     def call_type(result: Type, args: list[Any]) -> Type:
         return result
 
-    def instantiate(self, template: tree.Template, rel: str, slots: dict[str, Any], overrides: dict[str, Any], env: Env,
-                    site: tree.Expr) -> Node:
+    def instantiate(
+        self,
+        template: tree.Template,
+        rel: str,
+        slots: dict[str, Any],
+        overrides: dict[str, Any],
+        env: Env,
+        site: tree.Expr,
+    ) -> Node:
         """Build the child and call it."""
         parent = env.builder
         path = f"{parent.path}.{rel}" if parent.path else rel
@@ -133,8 +194,15 @@ class Templates:
         type_ = first.type.with_(dtype="float", shape=first.type.shape or (1,))
         return ops.leaf("slot", type_, site.span, name="(broken)")
 
-    def build(self, template: tree.Template, path: str, slots: dict[str, Any], overrides: dict[str, Any], depth: int,
-              site: tree.Expr) -> Instance:
+    def build(
+        self,
+        template: tree.Template,
+        path: str,
+        slots: dict[str, Any],
+        overrides: dict[str, Any],
+        depth: int,
+        site: tree.Expr,
+    ) -> Instance:
         bound: dict[str, Any] = {}
         for s in template.slots or ():
             if s.name in slots:
@@ -149,7 +217,9 @@ class Templates:
     def inline(self, template: tree.Template, slots: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Any:
         """Inside a memory's function a flow has no instance of its own: its weights are the memory's."""
         if isinstance(template, tree.Level):
-            raise self.elab.failure("NF321", "a level cannot be part of a memory", site.span, "call it on the key instead")
+            raise self.elab.failure(
+                "NF321", "a level cannot be part of a memory", site.span, "call it on the key instead"
+            )
         rel = env.builder.name((id(site), env.for_key, env.prefix), env.path(base), env.indices)
         return self.run(template, dict(slots), env.with_(prefix=rel, depth=env.depth + 1), site)
 
@@ -163,11 +233,28 @@ class Templates:
         value = self.run(template, bound, env, site, names)
         result = self.elab.as_node(value, site, f"what `{template.name}` returns")
         inputs = tuple((k, v.type) for k, v in bound.items() if isinstance(v, Node) and v.op == "slot")
-        return Instance(path, "flow", template.name, inputs, result, tuple(builder.weights), tuple(builder.tails),
-                        tuple(builder.children.items()), names=tuple(names.items()), doc=template.doc, span=template.span)
+        return Instance(
+            path,
+            "flow",
+            template.name,
+            inputs,
+            result,
+            tuple(builder.weights),
+            tuple(builder.tails),
+            tuple(builder.children.items()),
+            names=tuple(names.items()),
+            doc=template.doc,
+            span=template.span,
+        )
 
-    def run(self, template: tree.Template, bound: dict[str, Any], env: Env, site: tree.Expr,
-            names: dict[str, Node] | None = None) -> Any:
+    def run(
+        self,
+        template: tree.Template,
+        bound: dict[str, Any],
+        env: Env,
+        site: tree.Expr,
+        names: dict[str, Node] | None = None,
+    ) -> Any:
         """Run a flow's body from top to bottom; the value of its `return`."""
         local: dict[str, Any] = {}
         scope = env.extend(local)
@@ -176,23 +263,35 @@ class Templates:
         body = Body(self, scope, local, names)
         body.statements(template.body)
         if body.result is None:
-            raise self.elab.failure("NF215", f"`{template.name}` returns nothing", template.span, "end it with `return e`")
+            raise self.elab.failure(
+                "NF215", f"`{template.name}` returns nothing", template.span, "end it with `return e`"
+            )
         return body.result
 
     # shared ----------------------------------------------------------------------------------------
 
-    def call_shared(self, shared: SharedValue, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr) -> Any:
+    def call_shared(
+        self, shared: SharedValue, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr
+    ) -> Any:
         from nestflow.graph.expressions import apply
 
         value = shared.value
         if env.builder is not shared.call:
             raise self.elab.failure("NF216", f"`{shared.path}` is shared inside another body", site.span)
         before = env.builder.children.get(shared.path)
-        result = apply(value, args, kwargs, env.with_(prefix="", indices=(), for_key=("shared", shared.path)),
-                       shared.expr, shared.path)
+        result = apply(
+            value,
+            args,
+            kwargs,
+            env.with_(prefix="", indices=(), for_key=("shared", shared.path)),
+            shared.expr,
+            shared.path,
+        )
         after = env.builder.children.get(shared.path)
         if before is not None and after is not None and before.result is not after.result:
-            raise self.elab.failure("NF317", f"the calls of `{shared.path}` give it inputs of different kinds", site.span)
+            raise self.elab.failure(
+                "NF317", f"the calls of `{shared.path}` give it inputs of different kinds", site.span
+            )
         if before is not None and any(i.memories or i.tails for i in before.walk()):
             raise self.elab.not_yet("a shared level that is called twice", site.span)
         return result
@@ -202,7 +301,9 @@ class Templates:
         for w in env.builder.weights:
             if w.path == f"{shared.path}.{attribute}":
                 return ops.leaf("weight", Type(shape=w.shape, heads=w.heads), site.span, path=w.path)
-        raise self.elab.failure("NF203", f"`{shared.path}` has no weight `{attribute}` yet", site.span, "call it before its weight is used")
+        raise self.elab.failure(
+            "NF203", f"`{shared.path}` has no weight `{attribute}` yet", site.span, "call it before its weight is used"
+        )
 
 
 class Body:
@@ -250,8 +351,12 @@ class Body:
         elif isinstance(s, tree.If):
             condition = self.elab.as_node(evaluate(s.condition, self.env), s.condition)
             if condition.op != "const":
-                raise self.elab.failure("NF302", "the condition of `if` must be known when compiling", s.condition.span,
-                                        "use `a if c else b` for a choice at each tick")
+                raise self.elab.failure(
+                    "NF302",
+                    "the condition of `if` must be known when compiling",
+                    s.condition.span,
+                    "use `a if c else b` for a choice at each tick",
+                )
             self.statements(s.body if condition.value else s.otherwise)
         elif isinstance(s, tree.For):
             self.loop(s)
@@ -260,8 +365,12 @@ class Body:
         elif isinstance(s, tree.Emit):
             raise self.elab.not_yet("`emit`", s.span)
         else:
-            raise self.elab.failure("NF217", "this statement cannot stand in a flow", s.span,
-                                    "a flow has names, `shared`, `repeat`, `for`, `if` and `return`")
+            raise self.elab.failure(
+                "NF217",
+                "this statement cannot stand in a flow",
+                s.span,
+                "a flow has names, `shared`, `repeat`, `for`, `if` and `return`",
+            )
 
     def loop(self, s: tree.For) -> None:
         for i, item in enumerate(items_of(s, self.env)):
@@ -276,7 +385,11 @@ class Body:
             raise self.elab.failure("NF434", f"`repeat` {count:,} times is outside 0 … {MAX_REPEAT:,}", s.count.span)
         self.turns *= max(count, 1)
         if self.turns > MAX_REPEAT:
-            raise self.elab.failure("NF434", f"these repeats inside each other make {self.turns:,} turns; {MAX_REPEAT:,} are the most", s.count.span)
+            raise self.elab.failure(
+                "NF434",
+                f"these repeats inside each other make {self.turns:,} turns; {MAX_REPEAT:,} are the most",
+                s.count.span,
+            )
         outer = self.env
         for i in range(count):
             body = s.body
@@ -296,8 +409,12 @@ class Body:
     def share(self, s: tree.Shared) -> Any:
         value = partial(s.value, self.env)
         if not isinstance(value, Partial):
-            raise self.elab.failure("NF218", "`shared` names one instance of a function, flow or level", s.span,
-                                    "`shared emb = embed(vocab, dim)`")
+            raise self.elab.failure(
+                "NF218",
+                "`shared` names one instance of a function, flow or level",
+                s.span,
+                "`shared emb = embed(vocab, dim)`",
+            )
         return SharedValue(value, s.name, s.value, self.env.builder)
 
 
@@ -336,7 +453,9 @@ def items_of(s: tree.For, env: Env) -> list[tree.Expr]:
 def check_name(elab: Any, name: str, s: tree.Node) -> None:
     given = {"y", "M", "head", "t", "g", "n_ticks", "w", "w0", "w_chunk", "w_in", "age", "training"}
     if name in given:
-        raise elab.failure("NF219", f"`{name}` is a given name and cannot be hidden", s.span, f"choose another: `{name}_`")
+        raise elab.failure(
+            "NF219", f"`{name}` is a given name and cannot be hidden", s.span, f"choose another: `{name}_`"
+        )
 
 
 __all__ = ["Templates", "text_of"]

@@ -51,7 +51,11 @@ def _conv(args: tuple[Node, ...], like: Node) -> Node:
 
 _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "where": lambda a, n: ops.where(*a, span=n.span),
-    "sum": _reduce, "mean": _reduce, "amax": _reduce, "index": _index, "short_conv": _conv,
+    "sum": _reduce,
+    "mean": _reduce,
+    "amax": _reduce,
+    "index": _index,
+    "short_conv": _conv,
     "linear": lambda a, n: ops.linear(a[0], a[1], n.span),
     "embed": lambda a, n: ops.embed(a[0], a[1], n.span),
     "matmul": lambda a, n: ops.matmul(a[0], a[1], n.span),
@@ -74,8 +78,9 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
 }
 
 
-def rewrite(roots: Iterable[Node], change: Callable[[Node, tuple[Node, ...]], Node | None],
-            memo: dict[Node, Node] | None = None) -> list[Node]:
+def rewrite(
+    roots: Iterable[Node], change: Callable[[Node, tuple[Node, ...]], Node | None], memo: dict[Node, Node] | None = None
+) -> list[Node]:
     """Like `ir.node.rebuild`, for several roots that share parts, with types inferred anew above every change."""
     done: dict[Any, Node] = {} if memo is None else memo
     roots = list(roots)

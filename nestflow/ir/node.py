@@ -52,10 +52,11 @@ class Type:
 class Node:
     """One operation. Never construct it directly: `make` interns."""
 
-    __slots__ = ("op", "args", "attrs", "type", "span", "__weakref__")
+    __slots__ = ("__weakref__", "args", "attrs", "op", "span", "type")
 
-    def __init__(self, op: str, args: tuple[Node, ...], attrs: tuple[tuple[str, Hashable], ...], type: Type,
-                 span: Span | None) -> None:
+    def __init__(
+        self, op: str, args: tuple[Node, ...], attrs: tuple[tuple[str, Hashable], ...], type: Type, span: Span | None
+    ) -> None:
         self.op, self.args, self.attrs, self.type, self.span = op, args, attrs, type, span
 
     def __getitem__(self, name: str) -> Any:
@@ -85,7 +86,9 @@ class Node:
 _interned: WeakValueDictionary[Any, Node] = WeakValueDictionary()
 
 
-def make(op: str, args: tuple[Node, ...] = (), type: Type = Type(), span: Span | None = None, **attrs: Hashable) -> Node:
+def make(
+    op: str, args: tuple[Node, ...] = (), type: Type = Type(), span: Span | None = None, **attrs: Hashable
+) -> Node:
     """The one node of this operation, arguments, attributes and type. The first span wins."""
     items = tuple(sorted(attrs.items()))
     # repr keeps 1, 1.0 and True apart, which are equal as dictionary keys
@@ -114,7 +117,9 @@ def walk(*roots: Node) -> Iterator[Node]:
             stack.extend((a, False) for a in reversed(node.args) if id(a) not in seen)
 
 
-def rebuild(root: Node, change: Callable[[Node, tuple[Node, ...]], Node | None], memo: dict[int, Node] | None = None) -> Node:
+def rebuild(
+    root: Node, change: Callable[[Node, tuple[Node, ...]], Node | None], memo: dict[int, Node] | None = None
+) -> Node:
     """The same DAG with some nodes replaced: `change(node, new_args)` gives the replacement, or None to keep it."""
     done: dict[int, Node] = {} if memo is None else memo
     for node in walk(root):
@@ -123,8 +128,11 @@ def rebuild(root: Node, change: Callable[[Node, tuple[Node, ...]], Node | None],
         args = tuple(done[id(a)] for a in node.args)
         new = change(node, args)
         if new is None:
-            new = node if all(a is b for a, b in zip(args, node.args)) else make(
-                node.op, args, node.type, node.span, **dict(node.attrs))
+            new = (
+                node
+                if all(a is b for a, b in zip(args, node.args))
+                else make(node.op, args, node.type, node.span, **dict(node.attrs))
+            )
         done[id(node)] = new
     return done[id(root)]
 

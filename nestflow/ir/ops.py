@@ -46,10 +46,11 @@ from collections.abc import Hashable
 from nestflow.diagnostics.core import Span
 from nestflow.ir.node import Node, Type, make
 
-UNARY = frozenset("neg exp log sqrt abs sign square relu sigmoid tanh silu gelu softplus elu1 not log_sigmoid "
-                  "gelu_tanh inverse_softplus".split())
-BINARY = frozenset("add sub mul div pow max min floordiv mod lt le gt ge eq ne and or".split())
-COMPARE = frozenset("lt le gt ge eq ne".split())
+UNARY = frozenset(
+    ["neg", "exp", "log", "sqrt", "abs", "sign", "square", "relu", "sigmoid", "tanh", "silu", "gelu", "softplus", "elu1", "not", "log_sigmoid", "gelu_tanh", "inverse_softplus"]
+)
+BINARY = frozenset(["add", "sub", "mul", "div", "pow", "max", "min", "floordiv", "mod", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"])
+COMPARE = frozenset(["lt", "le", "gt", "ge", "eq", "ne"])
 
 
 class ShapeError(Exception):
@@ -92,8 +93,13 @@ def carried(*types: Type) -> Type:
                 raise ShapeError(f"{heads} heads meet {t.heads} heads")
             heads = t.heads
         clock = clock or t.clock
-    return Type(batch=any(t.batch for t in types), clock=clock, heads=heads, short=max(t.short for t in types),
-                like=any(t.like for t in types))
+    return Type(
+        batch=any(t.batch for t in types),
+        clock=clock,
+        heads=heads,
+        short=max(t.short for t in types),
+        like=any(t.like for t in types),
+    )
 
 
 def _mix_check(types: tuple[Type, ...]) -> None:
@@ -105,11 +111,21 @@ def _mix_check(types: tuple[Type, ...]) -> None:
 
 
 _FOLD = {
-    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b,
-    "max": max, "min": min, "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b, "eq": lambda a, b: a == b, "ne": lambda a, b: a != b,
-    "and": lambda a, b: bool(a) and bool(b), "or": lambda a, b: bool(a) or bool(b),
-    "mod": lambda a, b: a % b, "floordiv": lambda a, b: a // b,
+    "add": lambda a, b: a + b,
+    "sub": lambda a, b: a - b,
+    "mul": lambda a, b: a * b,
+    "max": max,
+    "min": min,
+    "lt": lambda a, b: a < b,
+    "le": lambda a, b: a <= b,
+    "gt": lambda a, b: a > b,
+    "ge": lambda a, b: a >= b,
+    "eq": lambda a, b: a == b,
+    "ne": lambda a, b: a != b,
+    "and": lambda a, b: bool(a) and bool(b),
+    "or": lambda a, b: bool(a) or bool(b),
+    "mod": lambda a, b: a % b,
+    "floordiv": lambda a, b: a // b,
 }
 
 
@@ -216,8 +232,9 @@ def reduce(op: str, x: Node, axis: int | None = None, keep: bool = False, span: 
             raise ShapeError(f"axis {axis} of a value with {rank} feature axes")
         axes = (axis % rank,)
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.type.shape) if keep or i not in axes)
-    return make(op, (x,), x.type.with_(shape=shape, dtype="float" if op == "mean" else x.type.dtype), span,
-                axes=axes, keep=keep)
+    return make(
+        op, (x,), x.type.with_(shape=shape, dtype="float" if op == "mean" else x.type.dtype), span, axes=axes, keep=keep
+    )
 
 
 def linear(x: Node, w: Node, span: Span | None = None) -> Node:
@@ -290,15 +307,24 @@ def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     _mix_check(tuple(x.type for x in xs))
     lead = {x.type.shape[:-1] for x in xs}
     if len(lead) != 1 or not all(x.type.shape for x in xs):
-        raise ShapeError("concat needs equal shapes but for the last axis: " + ", ".join(str(list(x.type.shape)) for x in xs))
+        raise ShapeError(
+            "concat needs equal shapes but for the last axis: " + ", ".join(str(list(x.type.shape)) for x in xs)
+        )
     width = sum(x.type.shape[-1] for x in xs)
-    return make("concat", xs, carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=(*xs[0].type.shape[:-1], width)), span)
+    return make(
+        "concat",
+        xs,
+        carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=(*xs[0].type.shape[:-1], width)),
+        span,
+    )
 
 
 def stack(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     _mix_check(tuple(x.type for x in xs))
     shape = broadcast_shapes(*(x.type.shape for x in xs))
-    return make("stack", xs, carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=(*shape, len(xs))), span)
+    return make(
+        "stack", xs, carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=(*shape, len(xs))), span
+    )
 
 
 def index(x: Node, item: int | tuple[int, int], span: Span | None = None) -> Node:
@@ -344,7 +370,9 @@ def split_heads(x: Node, heads: int, span: Span | None = None) -> Node:
         raise ShapeError("split_heads of a value that is already per head")
     if not x.type.shape or x.type.shape[-1] % heads:
         raise ShapeError(f"{heads} heads do not divide a width of {x.type.shape[-1] if x.type.shape else 'no axis'}")
-    return make("split_heads", (x,), x.type.with_(heads=heads, shape=(*x.type.shape[:-1], x.type.shape[-1] // heads)), span)
+    return make(
+        "split_heads", (x,), x.type.with_(heads=heads, shape=(*x.type.shape[:-1], x.type.shape[-1] // heads)), span
+    )
 
 
 def merge_heads(x: Node, span: Span | None = None) -> Node:

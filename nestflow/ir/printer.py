@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from nestflow.ir.node import Node
 
-_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "^", "matmul": "@", "lt": "<", "le": "<=", "gt": ">",
-          "ge": ">=", "eq": "==", "ne": "!=", "and": "and", "or": "or", "mod": "%", "floordiv": "//"}
+_INFIX = {
+    "add": "+",
+    "sub": "-",
+    "mul": "*",
+    "div": "/",
+    "pow": "^",
+    "matmul": "@",
+    "lt": "<",
+    "le": "<=",
+    "gt": ">",
+    "ge": ">=",
+    "eq": "==",
+    "ne": "!=",
+    "and": "and",
+    "or": "or",
+    "mod": "%",
+    "floordiv": "//",
+}
 
 
 def show(node: Node, depth: int = 12) -> str:

@@ -201,8 +201,11 @@ def _mean(n: Node, g: Node) -> tuple[Node | None, ...]:
 
 def _amax(n: Node, g: Node) -> tuple[Node | None, ...]:
     x = n.args[0]
-    top = n if n["keep"] or not n.type.shape else ops.reshape(n, tuple(
-        1 if i in n["axes"] else s for i, s in enumerate(x.type.shape)))
+    top = (
+        n
+        if n["keep"] or not n.type.shape
+        else ops.reshape(n, tuple(1 if i in n["axes"] else s for i, s in enumerate(x.type.shape)))
+    )
     hit = ops.where(ops.binary("eq", x, top), ops.const(1.0), ops.const(0.0))
     count = hit
     for axis in n["axes"]:
@@ -270,7 +273,9 @@ def _rmsnorm(n: Node, g: Node) -> tuple[Node | None, ...]:
     rms = ops.unary("sqrt", ops.binary("add", _row_mean(ops.unary("square", x)), ops.const(n["eps"])))
     unit = ops.binary("div", x, rms)
     inner = times(g, gain) if gain is not None else g
-    gx = ops.binary("div", ops.binary("sub", inner, ops.binary("mul", unit, _row_mean(ops.binary("mul", inner, unit)))), rms)
+    gx = ops.binary(
+        "div", ops.binary("sub", inner, ops.binary("mul", unit, _row_mean(ops.binary("mul", inner, unit)))), rms
+    )
     return (gx,) if gain is None else (gx, times(g, unit))
 
 
@@ -319,24 +324,49 @@ def _index(n: Node, g: Node) -> tuple[Node | None, ...]:
 
 
 PULLBACKS: dict[str, Pullback] = {
-    "add": lambda n, g: (g, g), "sub": lambda n, g: (g, times(ops.const(-1.0), g)), "mul": _mul, "div": _div, "pow": _pow,
-    "max": _extremum("gt"), "min": _extremum("lt"), "where": _where,
+    "add": lambda n, g: (g, g),
+    "sub": lambda n, g: (g, times(ops.const(-1.0), g)),
+    "mul": _mul,
+    "div": _div,
+    "pow": _pow,
+    "max": _extremum("gt"),
+    "min": _extremum("lt"),
+    "where": _where,
     "neg": lambda n, g: (times(ops.const(-1.0), g),),
-    "exp": _unary(lambda x, y: y), "log": lambda n, g: (ops.binary("div", g, n.args[0]),),
+    "exp": _unary(lambda x, y: y),
+    "log": lambda n, g: (ops.binary("div", g, n.args[0]),),
     "sqrt": lambda n, g: (ops.binary("div", times(ops.const(0.5), g), n),),
-    "abs": _unary(lambda x, y: ops.unary("sign", x)), "square": lambda n, g: (times(times(ops.const(2.0), g), n.args[0]),),
+    "abs": _unary(lambda x, y: ops.unary("sign", x)),
+    "square": lambda n, g: (times(times(ops.const(2.0), g), n.args[0]),),
     "relu": lambda n, g: (ops.where(ops.binary("gt", n.args[0], ops.const(0.0)), g, ops.const(0.0)),),
     "sigmoid": _unary(lambda x, y: ops.binary("mul", y, _one_minus(y))),
     "tanh": _unary(lambda x, y: _one_minus(ops.unary("square", y))),
-    "silu": _unary(_silu), "gelu": _fused("gelu_backward"), "gelu_tanh": _fused("gelu_tanh_backward"),
+    "silu": _unary(_silu),
+    "gelu": _fused("gelu_backward"),
+    "gelu_tanh": _fused("gelu_tanh_backward"),
     "softplus": _unary(lambda x, y: ops.unary("sigmoid", x)),
     "elu1": _unary(lambda x, y: ops.where(ops.binary("gt", x, ops.const(0.0)), ops.const(1.0), y)),
     "log_sigmoid": _unary(lambda x, y: ops.unary("sigmoid", ops.unary("neg", x))),
     "inverse_softplus": lambda n, g: (ops.binary("div", g, _one_minus(ops.unary("exp", ops.unary("neg", n.args[0])))),),
-    "sum": _sum, "mean": _mean, "amax": _amax, "linear": _linear, "matmul": _matmul,
-    "transpose": lambda n, g: (ops.transpose(filled(g, n)),), "outer": _outer, "inner": _inner,
-    "softmax": _softmax, "log_softmax": _log_softmax, "l2norm": _l2norm, "rmsnorm": _rmsnorm, "layernorm": _layernorm,
-    "concat": _concat, "index": _index, "reshape": lambda n, g: (ops.reshape(filled(g, n), n.args[0].type.shape),),
-    **dict.fromkeys(["sign", "not", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "floordiv", "mod"], lambda n, g: tuple(None for _ in n.args)),
+    "sum": _sum,
+    "mean": _mean,
+    "amax": _amax,
+    "linear": _linear,
+    "matmul": _matmul,
+    "transpose": lambda n, g: (ops.transpose(filled(g, n)),),
+    "outer": _outer,
+    "inner": _inner,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
+    "l2norm": _l2norm,
+    "rmsnorm": _rmsnorm,
+    "layernorm": _layernorm,
+    "concat": _concat,
+    "index": _index,
+    "reshape": lambda n, g: (ops.reshape(filled(g, n), n.args[0].type.shape),),
+    **dict.fromkeys(
+        ["sign", "not", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "floordiv", "mod"],
+        lambda n, g: tuple(None for _ in n.args),
+    ),
 }
 """Operations that are constant almost everywhere give nothing back, as in torch."""

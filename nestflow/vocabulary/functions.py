@@ -41,7 +41,13 @@ def embed(site: Any, i: Any, vocab: Any, dim: Any, init: Any) -> Node:
     """Row i of a table of vocab × dim. An index out of range is a data error."""
     i = site.node(i, "embed")
     rows, width = site.size(vocab, "the vocabulary of embed"), site.size(dim, "the width of embed")
-    w = site.weight("weight", (rows, width), site.init(init, std=0.02), site.weight_heads(i) if i.type.heads else None, multiplies=True)
+    w = site.weight(
+        "weight",
+        (rows, width),
+        site.init(init, std=0.02),
+        site.weight_heads(i) if i.type.heads else None,
+        multiplies=True,
+    )
     return ops.embed(i, w, site.span)
 
 
@@ -67,7 +73,9 @@ def previous(site: Any, x: Any, n: Any) -> Node:
 def rope(site: Any, x: Any, base: Any, reset: Any) -> Node:
     """Turns the pairs (i, i + d/2) by p · base^(−2i/d), p = t − 1 (or (t − 1) mod reset)."""
     x = site.vector(x, "rope")
-    return ops.rope(x, float(site.number(base, "base")), None if reset is None else site.size(reset, "reset"), site.span)
+    return ops.rope(
+        x, float(site.number(base, "base")), None if reset is None else site.size(reset, "reset"), site.span
+    )
 
 
 # --- norms -------------------------------------------------------------------------------------------
@@ -108,9 +116,19 @@ def softmax(site: Any, x: Any, axis: Any) -> Node:
 # --- elementwise -------------------------------------------------------------------------------------
 
 _UNARY_DOCS = {
-    "silu": "x · sigmoid(x)", "sigmoid": "1 / (1 + e^(−x))", "tanh": "hyperbolic tangent", "exp": "eˣ", "log": "ln x",
-    "sqrt": "√x", "abs": "|x|, derivative 0 at 0", "sign": "−1, 0 or 1", "square": "x²", "relu": "max(x, 0), derivative 0 at 0",
-    "softplus": "ln(1 + eˣ)", "inverse_softplus": "ln(eˣ − 1)", "elu1": "elu(x) + 1",
+    "silu": "x · sigmoid(x)",
+    "sigmoid": "1 / (1 + e^(−x))",
+    "tanh": "hyperbolic tangent",
+    "exp": "eˣ",
+    "log": "ln x",
+    "sqrt": "√x",
+    "abs": "|x|, derivative 0 at 0",
+    "sign": "−1, 0 or 1",
+    "square": "x²",
+    "relu": "max(x, 0), derivative 0 at 0",
+    "softplus": "ln(1 + eˣ)",
+    "inverse_softplus": "ln(eˣ − 1)",
+    "elu1": "elu(x) + 1",
 }
 _ALSO = {"silu": "swish SiLU", "sigmoid": "sigma logistic", "relu": "ReLU", "exp": "e"}
 
@@ -144,8 +162,13 @@ def _binary(name: str, op: str, doc: str) -> None:
     word(f"{name}(a, b)", doc=doc, elementwise=True)(build)
 
 
-for _name, _op2, _doc in [("add", "add", "a + b"), ("sub", "sub", "a − b"), ("mul", "mul", "a · b"), ("div", "div", "a / b"),
-                          ("scale", "mul", "a · b, as a pipe stage")]:
+for _name, _op2, _doc in [
+    ("add", "add", "a + b"),
+    ("sub", "sub", "a − b"),
+    ("mul", "mul", "a · b"),
+    ("div", "div", "a / b"),
+    ("scale", "mul", "a · b, as a pipe stage"),
+]:
     _binary(_name, _op2, _doc)
 
 
@@ -193,7 +216,10 @@ def _reduction(name: str, doc: str) -> None:
 
 
 _reduction("sum", "Σ over a feature axis (dropped), or over all of them")
-_reduction("mean", "mean over a feature axis (dropped), or over all; outside flows and token-level fields over batch and ticks too")
+_reduction(
+    "mean",
+    "mean over a feature axis (dropped), or over all; outside flows and token-level fields over batch and ticks too",
+)
 
 
 @word("norm(x)")
@@ -304,15 +330,29 @@ def stop(site: Any, e: Any) -> Node:
     return ops.stop(site.node(e, "stop"), site.span)
 
 
-@word("newton_schulz(x, iters = 5, coefficients = none, eps = 1e-7, dtype = none)", also="zeropower orthogonalize",
-      paper="Jordan et al. 2024 (Muon); Nested Learning eq. 42-44")
+@word(
+    "newton_schulz(x, iters = 5, coefficients = none, eps = 1e-7, dtype = none)",
+    also="zeropower orthogonalize",
+    paper="Jordan et al. 2024 (Muon); Nested Learning eq. 42-44",
+)
 def newton_schulz(site: Any, x: Any, iters: Any, coefficients: Any, eps: Any, dtype: Any) -> Node:
     """X / max(‖X‖_F, eps), then iters times aX + (bA + cA²)X, A = XXᵀ on the shorter side."""
     x = site.node(x, "newton_schulz")
-    values = (3.4445, -4.7750, 2.0315) if coefficients is None else tuple(
-        float(site.number(c, "a coefficient")) for c in site.items(coefficients, "coefficients"))
-    return make("newton_schulz", (x,), x.type, site.span, iters=site.size(iters, "iters"), coefficients=values,
-                eps=float(site.number(eps, "eps")), dtype=site.word_text(dtype))
+    values = (
+        (3.4445, -4.7750, 2.0315)
+        if coefficients is None
+        else tuple(float(site.number(c, "a coefficient")) for c in site.items(coefficients, "coefficients"))
+    )
+    return make(
+        "newton_schulz",
+        (x,),
+        x.type,
+        site.span,
+        iters=site.size(iters, "iters"),
+        coefficients=values,
+        eps=float(site.number(eps, "eps")),
+        dtype=site.word_text(dtype),
+    )
 
 
 @word("zeros(shape...)", doc="zeros of the shape that is given or wanted there")

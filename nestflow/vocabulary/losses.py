@@ -17,7 +17,12 @@ def dot(site: Any, p: Node, v: Node) -> Node:
     return ops.unary("neg", ops.inner(p, v) if p.type.shape else ops.binary("mul", p, v))
 
 
-@word("l2(p = none, v = none)", kind="objective", also="mse MSELoss squared_error", paper="½‖p − v‖², so that gd is the delta rule")
+@word(
+    "l2(p = none, v = none)",
+    kind="objective",
+    also="mse MSELoss squared_error",
+    paper="½‖p − v‖², so that gd is the delta rule",
+)
 def l2(site: Any, p: Node, v: Node) -> Node:
     """½‖p − v‖² summed over features: the gradient in the prediction is p − v."""
     e = ops.binary("sub", p, v)
@@ -49,9 +54,13 @@ def huber(site: Any, p: Node, v: Node, delta: Any = None) -> Node:
 @word("cross_entropy(p, y, mask = none, smoothing = 0)", kind="loss", also="CrossEntropyLoss nll ce")
 def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any) -> Node:
     """−log softmax(p)[y], classes on the last axis; the mean over the unmasked terms of the whole batch (natural logarithm)."""
-    return ops.cross_entropy(site.node(p, "cross_entropy"), site.node(y, "cross_entropy"),
-                             None if mask is None else site.node(mask, "cross_entropy"),
-                             float(site.number(smoothing, "smoothing")), site.span)
+    return ops.cross_entropy(
+        site.node(p, "cross_entropy"),
+        site.node(y, "cross_entropy"),
+        None if mask is None else site.node(mask, "cross_entropy"),
+        float(site.number(smoothing, "smoothing")),
+        site.span,
+    )
 
 
 # --- distributions ------------------------------------------------------------------------------------
@@ -85,8 +94,11 @@ def _schedule(name: str, signature: str, doc: str) -> None:
     word(signature, kind="schedule", doc=doc)(build)
 
 
-_schedule("cosine", "cosine(peak, warmup = 0, total = none, floor = 0)",
-          "peak · s/warmup up to warmup, then half a cosine to floor at total + N; total is the run's length by default")
+_schedule(
+    "cosine",
+    "cosine(peak, warmup = 0, total = none, floor = 0)",
+    "peak · s/warmup up to warmup, then half a cosine to floor at total + N; total is the run's length by default",
+)
 _schedule("linear_decay", "linear_decay(peak, warmup = 0, total = none, floor = 0)", "as cosine, straight")
 _schedule("wsd", "wsd(peak, warmup, stable, decay)", "up over warmup ticks, peak for stable, straight to 0 over decay")
 
@@ -143,18 +155,36 @@ _fact("cols", "the product of the other axes (a vector: 1)")
 
 # --- words whose meaning is in the elaborator ---------------------------------------------------------------
 
-describe("matrix(m = none, n = none)", "memory", "W q. State: `weight`, out × in, zeros. in = key's width, out = value's.", also="linear_memory")
+describe(
+    "matrix(m = none, n = none)",
+    "memory",
+    "W q. State: `weight`, out × in, zeros. in = key's width, out = value's.",
+    also="linear_memory",
+)
 describe("vector(n)", "memory", "M() is the state, a vector, zeros.")
 describe("scalar()", "memory", "M() is the state, a number, zero.")
 describe("like(w)", "memory", "M() is the state, of w's shape, zeros: what optimisers keep.")
-describe("cache(window = none, segment = none, sink = 0, prefix = 0, causal = true, scale = none)", "memory",
-         "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width.", "softmax attention",
-         also="attention kv_cache sdpa")
-describe("weights(F, globs..., except = none)", "memory", "The weights of flow F whose path matches.", also="parameters params model.parameters")
+describe(
+    "cache(window = none, segment = none, sink = 0, prefix = 0, causal = true, scale = none)",
+    "memory",
+    "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width.",
+    "softmax attention",
+    also="attention kv_cache sdpa",
+)
+describe(
+    "weights(F, globs..., except = none)",
+    "memory",
+    "The weights of flow F whose path matches.",
+    also="parameters params model.parameters",
+)
 describe("rest(F)", "memory", "The weights of F that no other level of that clock owns.")
-describe("dgd(lr, normalize = false, exact = true, only = **)", "update",
-         "Delta gradient descent: −η(A K + g), K = Σ k kᵀ over the inputs of each weight; η = lr/(1 + lr tr K) if exact.",
-         "Nested Learning eq. 56-57, 88", also="delta_gd")
+describe(
+    "dgd(lr, normalize = false, exact = true, only = **)",
+    "update",
+    "Delta gradient descent: −η(A K + g), K = Σ k kᵀ over the inputs of each weight; η = lr/(1 + lr tr K) if exact.",
+    "Nested Learning eq. 56-57, 88",
+    also="delta_gd",
+)
 describe("decay_first(gate)", "retention", "Decay before the error: the gated delta rule.", "Gated DeltaNet")
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
 describe("before(m)", "special", "The state of a memory before this tick.")

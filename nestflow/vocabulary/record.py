@@ -71,14 +71,25 @@ def _literal(text: str) -> Any:
         return text
 
 
-def word(signature: str, kind: str = "function", doc: str = "", paper: str = "", also: str = "",
-         elementwise: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def word(
+    signature: str, kind: str = "function", doc: str = "", paper: str = "", also: str = "", elementwise: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as what a word builds."""
 
     def register(build: Callable[..., Any]) -> Callable[..., Any]:
         name, slots, variadic = parse_signature(signature)
-        WORDS[name] = Word(name, signature, slots, kind, doc or (build.__doc__ or "").strip(), build, paper,
-                           tuple(also.split()), elementwise, variadic)
+        WORDS[name] = Word(
+            name,
+            signature,
+            slots,
+            kind,
+            doc or (build.__doc__ or "").strip(),
+            build,
+            paper,
+            tuple(also.split()),
+            elementwise,
+            variadic,
+        )
         return build
 
     return register
