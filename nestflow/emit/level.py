@@ -11,6 +11,8 @@ c: nestflow.ops.runtime.Context; p: the instance's path with a dot behind it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.level_cache import CacheCode
@@ -99,10 +101,12 @@ class LevelCode:
         for p in plan.looped:
             self.nodes.learn(p)
         self.reads = self.nodes.context(self.front)
-        roots = self.roots()
-        loop = looped_nodes(roots)
+        everything = self.roots()
+        loop = looped_nodes(everything)
+        rates = [n for p, t in self.early_rules(loop) for n in self.rows_of(p, t)]
+        roots = [*self.roots(early=self.early_rules(loop))]
         outside = self.hoisted(roots, loop)
-        em.plan(*outside, result)
+        em.plan(*outside, *rates, result)
         for n in outside:
             em.expression(n)
         self.state = StateNames(self)
@@ -119,23 +123,38 @@ class LevelCode:
         self.closed_rows(loop)
         self.open_lists()
         writer.line("t = c.t0")
-        variables = ", ".join(["n", *(v for v, _ in self.splits)])
-        iterables = ", ".join(["sizes", *(i for _, i in self.splits)])
-        with writer.block(f"for {variables} in zip({iterables}):" if self.splits else "for n in sizes:"):
+        with writer.block(self.header()):
             self.inner.plan(*roots)
             self.piece()
         self.close_lists()
         self.state.write()
 
-    def roots(self) -> list[Node]:
+    def header(self) -> str:
+        """`for n, k_BHCD, … in zip(sizes, k_BHTD.split(sizes, -2), …):`, on several lines where it is long."""
+        if not self.splits:
+            return "for n in sizes:"
+        variables = ["n", *(v for v, _ in self.splits)]
+        iterables = ["sizes", *(i for _, i in self.splits)]
+        line = f"for {', '.join(variables)} in zip({', '.join(iterables)}):"
+        if len(line) <= 110:
+            return line
+        inner = "".join(f"\n    {i}," for i in iterables)
+        return f"for {', '.join(variables)} in zip({inner}\n):"
+
+    def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
+        """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
+        return [(p, t) for p in self.plan.looped if p.closed for t in p.rules
+                if not any(n in loop for n in self.rows_of(p, t))]
+
+    def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
         """Everything that the loop evaluates."""
-        roots = list(self.reads)
+        roots, done = list(self.reads), {(p.memory.name, t) for p, t in early}
         for p in self.plan.looped:
             m = p.memory
             roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
             roots += self.nodes.dense[m.name].values()
             if p.closed:
-                roots += [n for t in p.rules for n in self.rows_of(p, t)]
+                roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
             elif m.rule is not None:
                 probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
                 for t in probe.tensors:
@@ -185,6 +204,9 @@ class LevelCode:
 
     def closed_rows(self, loop: set[Node]) -> None:
         """Rows of the rules whose rates do not depend on the state: of all pieces before the loop."""
+        for p in self.plan.looped:
+            if p.closed and (p.memory.read != "after" or p.pattern == "delta" or any(r.dgd for r in p.rules.values())):
+                self.rows.lagged.update(self.rows.key(p, tensor) for tensor in p.rules)
         first = True
         self.late: list[tuple[MemoryPlan, str]] = []
         for p in self.plan.looped:
@@ -227,9 +249,12 @@ class LevelCode:
     def piece(self) -> None:
         for p in self.plan.looped:
             self.errors(p)
+        said: set[str] = set()
         for p, tensor in self.late:
             if self.rows.key(p, tensor) not in self.rows.names:
-                self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
+                if written(p.memory) not in said:
+                    self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
+                    said.add(written(p.memory))
                 self.rows.write(self.inner, p, tensor, "n", "t", pieces=False)
         for p in self.plan.looped:
             self.solved(p)
@@ -319,7 +344,7 @@ class LevelCode:
     def advance(self, p: MemoryPlan) -> None:
         """X' = Σ P X + Σ L G from the last row of each state."""
         m = p.memory
-        self.comment("the state after the piece: " + written(m), m.rule)
+        self.comment(f"the state of `{m.name}` after the piece")
         advance = self.writer.use("nestflow.ops.chunk", "advance")
         for t in state_tensors(m):
             rule = p.rules[t.path]
@@ -330,7 +355,7 @@ class LevelCode:
             extra = [f"gradient={self.inner.value(g)}"] if g is not None else []
             extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
             starts = f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
-            news = [f"{advance}({', '.join([f'{rows.of[slot]}[..., -1, :]', starts, *pairs, *extra])})"
+            news = [f"{advance}({', '.join([rows.of[slot], starts, *pairs, *extra])})"
                     for slot in starts_of(rule, m.every)]
             if len(news) == 1:
                 self.writer.line(f"{names[0]} = {news[0]}")

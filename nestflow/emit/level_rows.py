@@ -34,6 +34,7 @@ class RowsNames:
 
     of: dict[str, str]
     before: str | None = None
+    raw: str = ""
 
 
 def starts_of(rule: LinearRule, every: int) -> tuple[str, ...]:
@@ -47,6 +48,7 @@ class Rows:
     def __init__(self, writer: Writer, nodes: Nodes, fresh: Callable[[str], str]) -> None:
         self.writer, self.nodes, self.fresh = writer, nodes, fresh
         self.names: dict[RowsKey, RowsNames] = {}
+        self.lagged: set[RowsKey] = set()  # keys whose rows before each tick are read too
         self.decays: dict[str, str] = {}  # the text of a gate -> the variable with its products
 
     def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
@@ -75,6 +77,11 @@ class Rows:
         self.names[key] = RowsNames({c.slot: one.source["new:" + c.slot] for c in key.rule.carries})
         if m.every > 1:
             self.names[key].of["@pending"] = one.source["g"]
+        self.names[key].raw = self.names[key].of[""]
+        if not pieces:
+            read = self.writer.use(COEFFICIENTS, "reading")
+            for slot, v in list(self.names[key].of.items()):
+                self.names[key].of[slot] = one.line(f"{v}_at", f"{read}({v}, {len(starts)})")
         return self.names[key]
 
     def split(self, key: RowsKey, loop: Callable[[str, str], str]) -> None:
@@ -83,6 +90,9 @@ class Rows:
         count = len(starts_of(key.rule, key.every))
         self.writer.use(COEFFICIENTS, "split_rows")
         names.of = {slot: loop(f"split_rows({v}, sizes, {count})", v) for slot, v in names.of.items()}
+        if key in self.lagged:  # delta rules look at the state of the tick before
+            self.writer.use(COEFFICIENTS, "lag")
+            names.before = loop(f"split_rows(lag({names.raw}, 0), sizes, {count})", "before")
 
     def at(self, plan: MemoryPlan, tensor_path: str, place: str) -> str:
         """The variable with the memory's rows after or before each tick."""
@@ -91,9 +101,10 @@ class Rows:
         if place == "after":
             return names.of[""]
         if names.before is None:
-            self.writer.use(COEFFICIENTS, "lag")
+            lag, read = self.writer.use(COEFFICIENTS, "lag"), self.writer.use(COEFFICIENTS, "reading")
             names.before = self.fresh("before")
-            self.writer.line(f"{names.before} = lag({names.of['']}, 0)")
+            count = len(starts_of(key.rule, key.every))
+            self.writer.line(f"{names.before} = {read}({lag}({names.raw}, 0), {count}, end=False)")
         return names.before
 
 
@@ -110,9 +121,9 @@ class RowsWriter:
     source: dict[str, str] = field(default_factory=dict)
     learns: str | None = None
 
-    def line(self, name: str, text: str) -> str:
+    def line(self, name: str, text: str, comment: str = "") -> str:
         name = self.rows.fresh(name)
-        self.rows.writer.line(f"{name} = {text}")
+        self.rows.writer.line(f"{name} = {text}" + (f"  # {comment}" if comment else ""))
         return name
 
     def word(self, name: str) -> str:
@@ -149,7 +160,19 @@ class RowsWriter:
         else:
             drive = self.drive(carry)
             text = f"{self.word('carry')}({self.decay(decay)}, {drive}, {at})"
-        self.source["new:" + carry.slot] = self.line(base, text)
+        self.source["new:" + carry.slot] = self.line(base, text, self.meaning(base, carry))
+
+    @staticmethod
+    def meaning(name: str, carry: Carry) -> str:
+        """`s_t = decay · s_(t−1) + rate · g_t`, for a comment."""
+        def one(n: Node, what: str) -> str:
+            return what if ops.is_const(n, 1) else f"{n.value} · {what}" if ops.is_const(n) else f"… {what}"
+
+        terms = [] if ops.is_const(carry.decay, 0) else [one(carry.decay, f"{name}_(t−1)")]
+        for where, c in carry.drive:
+            slot = where.partition(":")[2]
+            terms.append(one(c, "g_t" if where == "g" else f"{slot}_t" if where.startswith("new") else f"{slot}_(t−1)"))
+        return f"{name}_t = {' + '.join(terms) or '0'}"
 
     def drive(self, carry: Carry) -> str:
         terms: list[str] = []

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from nestflow.emit.expr import ATOM, Expr
 from nestflow.emit.layout import axes, tick_axis
+from nestflow.emit.level_nodes import state
 from nestflow.emit.ops import tensor
-from nestflow.graph.state import state_tensors
+from nestflow.graph.state import keeps_anchor, state_tensors
 from nestflow.ir.node import Node
 from nestflow.ir.node import Type as NodeType
 
@@ -77,11 +78,25 @@ class Special:
         number = NodeType(batch=True, clock="T", heads=n.type.heads)
         scale = tensor(self.em, a, number).text
         look = self.em.done[x].text
-        text = f"delta_system({look}, {self.em.done[h].text}, {scale}, {rows}, {starts.count(',') + (starts[-2] != ',')})"
+        text = f"delta_system({look}, {self.em.done[h].text}, {scale}, {rows})"
         if text not in self.systems:
             self.systems[text] = self.level.variable("system")
             self.em.writer.line(f"{self.systems[text]} = {text}")
-        return f"solve_errors({self.systems[text]}, {look}, {scale}, {self.operand(b, n)}, {rows}, {starts})"
+        first = self.first_look(n)
+        return f"solve_errors({self.systems[text]}, {look}, {scale}, {self.operand(b, n)}, {rows}, {starts}{first})"
+
+    def first_look(self, n: Node) -> str:
+        """x W where the errors have computed it already: the piece begins its chunk, so both see one state."""
+        p, x = self.level.nodes.plans[n["memory"]], n.args[0]
+        if not keeps_anchor(p.memory):
+            return ""
+        spec = next(t for t in state_tensors(p.memory) if t.path == n["tensor"])
+        type_ = NodeType(shape=spec.shape, heads=p.memory.heads)
+        now, chunk = (state(p.memory, spec.path, when, type_) for when in ("now", "chunk"))
+        seen = next((d for d in self.em.done if d.op == "linear" and d.args[0] is x and d.args[1] is chunk), None)
+        if seen is None or not self.em.done[seen].text.isidentifier():
+            return ""
+        return f", {self.em.done[seen].text} if {self.state(now)} is {self.state(chunk)} else None"
 
     def each_tick(self, n: Node) -> str:
         x, axis = self.em.done[n.args[0]].atom, tick_axis(n.type)

@@ -100,14 +100,16 @@ class StateNames:
     def advance(self) -> None:
         """The end of a piece: chunks that end here begin anew."""
         self.writer.line("t += n")
+        chunks: dict[int, list[tuple[str, str]]] = {}
         for p in self.level.plan.looped:
             m = p.memory
-            if not keeps_anchor(m):
-                continue
-            pairs = [(self.names[state(m, t.path, "chunk", Type(shape=t.shape, heads=m.heads))],
-                      self.names[state(m, t.path, "now", Type(shape=t.shape, heads=m.heads))]) for t in state_tensors(m)]
-            with self.writer.block(f"if t % {m.chunk} == 0:"):
-                self.writer.line(f"{', '.join(a for a, _ in pairs)} = {', '.join(b for _, b in pairs)}")
+            for t in state_tensors(m) if keeps_anchor(m) else ():
+                chunk, now = (self.names[state(m, t.path, when, Type(shape=t.shape, heads=m.heads))] for when in ("chunk", "now"))
+                chunks.setdefault(m.chunk, []).append((chunk, now))
+        for chunk, pairs in chunks.items():
+            with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):
+                for anchor, now in pairs:
+                    self.writer.line(f"{anchor} = {now}")
 
     def write(self) -> None:
         """Give the state back."""

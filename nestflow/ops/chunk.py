@@ -1,6 +1,6 @@
 """A memory inside a chunk: what its weights are at each tick, without forming them.
 
-With `rows` of a weight (see `nestflow.ops.coefficients`), its p starts X and the factors h, e of its errors
+With the rows of a weight (`At`, see `nestflow.ops.coefficients`), its p starts X and the factors h, e of its errors
 (G_s = e_s h_sᵀ), the weight of tick t is W_t = Σ_j P[t, j] X_j + Σ_s L[t, s] e_s h_sᵀ.
 Leading axes are rows and heads, and broadcast.
 """
@@ -9,55 +9,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
+
+from nestflow.ops.coefficients import At
 
 Factors = tuple[Tensor, Tensor]
 
 
-def linear_at(x: Tensor, rows: Tensor, starts: Sequence[Tensor], *factors: Factors) -> Tensor:
+def linear_at(x: Tensor, at: At, starts: Sequence[Tensor], *factors: Factors) -> Tensor:
     """W_t x_t for every tick: Σ_j P_j ⊙ (x X_jᵀ) + ((x hᵀ) ⊙ L) e.
 
-    x [..., n, in]; rows [..., n, p + n]; starts: p of [..., out, in]; factors (h [..., n, in], e [..., n, out]).
+    x [..., n, in]; starts: p of [..., out, in]; factors (h [..., n, in], e [..., n, out]).
     """
-    p = len(starts)
-    y = rows[..., :1] * (x @ starts[0].mT)
-    for j in range(1, p):
-        y = y + rows[..., j : j + 1] * (x @ starts[j].mT)
-    past = rows[..., p:]
+    y = at.old[0] * (x @ starts[0].mT)
+    for weight, start in zip(at.old[1:], starts[1:]):
+        y = y + weight * (x @ start.mT)
     for h, e in factors:
-        y = y + ((x @ h.mT) * past) @ e
+        y = y + ((x @ h.mT) * at.new) @ e
     return y
 
 
-def tensor_at(rows: Tensor, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> Tensor:
+def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> Tensor:
     """A tensor of `rank` feature axes at every tick, from its gradient at every tick: [..., n, *shape].
 
     starts: p of [..., *shape]; gradient [..., n, *shape].
     """
     shape = gradient.shape[gradient.dim() - rank :]
-    old = torch.stack([s.reshape(*s.shape[: s.dim() - rank], shape.numel()) for s in starts], -2)
-    new = gradient.reshape(*gradient.shape[: gradient.dim() - rank], shape.numel())
-    lead = torch.broadcast_shapes(old.shape[:-2], new.shape[:-2])
-    both = torch.cat([old.expand(*lead, *old.shape[-2:]), new.expand(*lead, *new.shape[-2:])], -2)
-    y = rows @ both
+
+    def flat(x: Tensor) -> Tensor:
+        return x.reshape(*x.shape[: x.dim() - rank], shape.numel())
+
+    y = at.new @ flat(gradient)
+    for weight, start in zip(at.old, starts):
+        y = y + weight * flat(start).unsqueeze(-2)
     return y.reshape(*y.shape[:-1], *shape)
 
 
-def advance(last: Tensor, starts: Sequence[Tensor], *factors: Factors, gradient: Tensor | None = None,
+def advance(at: At, starts: Sequence[Tensor], *factors: Factors, gradient: Tensor | None = None,
             rank: int = 2) -> Tensor:
-    """The state after the block: Σ_j P_j X_j + Σ_s L_s G_s, from its last row `last` [..., p + n].
+    """The state after the piece: Σ_j P_j X_j + Σ_s L_s G_s, from the rows' last tick.
 
     starts: p of [..., *shape], `rank` feature axes each; factors: pairs (h, e) of a matrix; gradient [..., n, *shape]:
     errors given in full.
     """
-    p, number = len(starts), (...,) + (None,) * rank
-    x = last[..., 0][number] * starts[0]
-    for j in range(1, p):
-        x = x + last[..., j][number] * starts[j]
-    past = last[..., p:]
+    assert at.end_new is not None
+    x = _number(at.end_old[0], rank) * starts[0]
+    for weight, start in zip(at.end_old[1:], starts[1:]):
+        x = x + _number(weight, rank) * start
     for h, e in factors:
-        x = x + (e * past[..., None]).mT @ h
+        x = x + (e * at.end_new).mT @ h
     if gradient is not None:
-        x = x + (gradient * past[number]).sum(-1 - rank)
+        x = x + (gradient * at.end_new.reshape(*at.end_new.shape[:-1], *[1] * rank)).sum(-1 - rank)
     return x
+
+
+def _number(x: Tensor, rank: int) -> Tensor:
+    """Numbers [..., 1, 1] against tensors with `rank` feature axes."""
+    return x if rank == 2 else x.reshape(*x.shape[:-2], *[1] * rank)

@@ -78,8 +78,7 @@ def carry(decay: Decays, drive: Tensor, start: int) -> Tensor:
 
 def lag(rows: Tensor, start: int) -> Tensor:
     """Rows of x_{t−1}, where x began as start number `start`."""
-    first = rows.new_zeros(1, rows.shape[-1])
-    first[0, start] = 1
+    first = torch.eye(start + 1, rows.shape[-1], dtype=rows.dtype, device=rows.device)[start:]
     return torch.cat([first.expand(*rows.shape[:-2], 1, rows.shape[-1]), rows[..., :-1, :]], -2)
 
 
@@ -105,7 +104,35 @@ def piece_length(sizes: list[int], size: int) -> int:
     return sizes[0] if len(sizes) == 1 else size
 
 
-def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[Tensor, ...]:
-    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]) -> one [..., n, p + n] each."""
-    each = (rows,) * len(sizes) if rows.dim() == 2 else rows.unbind(-3)
-    return tuple(r if r.shape[-2] == n else r[..., :n, : starts + n] for r, n in zip(each, sizes, strict=True))
+class At(NamedTuple):
+    """Rows taken apart for reading: old, p of [..., n, 1], what each start weighs at each tick; new [..., n, n], what each error
+    does; end_old, p of [..., 1, 1], and end_new [..., n, 1]: the same at the last tick (empty where nothing asks)."""
+
+    old: tuple[Tensor, ...]
+    new: Tensor
+    end_old: tuple[Tensor, ...] = ()
+    end_new: Tensor | None = None
+
+
+def reading(rows: Tensor, starts: int, end: bool = True) -> At:
+    """Take rows [..., n, p + n] apart. end: their last tick too, for the state after the piece."""
+    ticks = rows.shape[-2]
+    widths = [1] * starts + [rows.shape[-1] - starts]
+    *old, new = rows.split(widths, -1)
+    if not end:
+        return At(tuple(old), new)
+    *end_old, end_new = rows.narrow(-2, ticks - 1, 1).split(widths, -1)
+    return At(tuple(old), new, tuple(end_old), end_new.mT)
+
+
+def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[At, ...]:
+    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]), ready to read, one for each."""
+    if rows.dim() == 2:
+        made = {n: reading(rows[:n, : starts + n], starts) for n in set(sizes)}
+        return tuple(made[n] for n in sizes)
+    length = rows.shape[-2]
+    at = reading(rows, starts)
+    assert at.end_new is not None
+    parts = zip(zip(*(x.unbind(-3) for x in at.old)), at.new.unbind(-3),
+                zip(*(x.unbind(-3) for x in at.end_old)), at.end_new.unbind(-3), rows.unbind(-3), sizes, strict=True)
+    return tuple(At(*whole) if n == length else reading(own[..., :n, : starts + n], starts) for *whole, own, n in parts)

@@ -16,28 +16,30 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nestflow.ops.coefficients import At
 
-def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: Tensor, starts: int) -> Tensor:
+
+def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
-    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [..., n] or a
-    number; before: rows of W_{t−1} [..., n, p + n].
+    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [..., n]
+    or a number; before: the rows of W_{t−1}.
     """
-    system = (x @ h.mT) * before[..., starts:]
+    system = (x @ h.mT) * before.new
     if isinstance(scale, Tensor):
         return -scale[..., None] * system
     return -system if scale == 1 else -scale * system
 
 
-def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: Tensor,
-                 starts: Sequence[Tensor]) -> Tensor:
+def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: At, starts: Sequence[Tensor],
+                 first: Tensor | None = None) -> Tensor:
     """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
 
-    error b [..., n, out]; starts: p of [..., out, in].
+    error b [..., n, out]; starts: p of [..., out, in]; first: x X_0ᵀ where it is known.
     """
-    seen = before[..., :1] * (x @ starts[0].mT)
-    for j in range(1, len(starts)):
-        seen = seen + before[..., j : j + 1] * (x @ starts[j].mT)
+    seen = before.old[0] * (x @ starts[0].mT if first is None else first)
+    for weight, start in zip(before.old[1:], starts[1:]):
+        seen = seen + weight * (x @ start.mT)
     if isinstance(scale, Tensor):
         seen = scale[..., None] * seen
     elif scale != 1:
