@@ -43,10 +43,18 @@ class Tensor:
         return self.spec.path
 
 
+def root(squares: Node) -> Node:
+    """√Σ x² whose derivative is 0 where x = 0: a gradient of zeros that is clipped must not turn into NaN."""
+    none = ops.binary("eq", squares, ops.const(0.0))
+    return ops.where(none, ops.const(0.0), ops.unary("sqrt", ops.where(none, ops.const(1.0), squares)))
+
+
 class RuleCode:
     """The update of memories that learn by the same rule at the same ticks (norms may go over all of them)."""
 
-    def __init__(self, writer: Writer, nodes: Nodes, em: Emitter, plans: list[MemoryPlan], names: dict[Node, str]) -> None:
+    def __init__(
+        self, writer: Writer, nodes: Nodes, em: Emitter, plans: list[MemoryPlan], names: dict[Node, str]
+    ) -> None:
         self.writer, self.nodes, self.em, self.names = writer, nodes, em, names
         self.plans = plans
         self.first = plans[0].memory
@@ -59,7 +67,9 @@ class RuleCode:
         assert m.rule is not None
         type_ = Type(shape=t.shape, batch=True, heads=m.heads)
         gradient, program = prepared(m.rule, m, t)
-        return Tensor(m, t, gradient, program, type_, self.leaf(m, t, "g"), self.leaf(m, t, "error" if m.decay_first else "now"))
+        return Tensor(
+            m, t, gradient, program, type_, self.leaf(m, t, "g"), self.leaf(m, t, "error" if m.decay_first else "now")
+        )
 
     def leaf(self, m: Memory, t: MemoryTensor, when: str) -> Node:
         return state(m, t.path, when, Type(shape=t.shape, heads=m.heads))
@@ -94,7 +104,9 @@ class RuleCode:
         m, terms = t.memory, []
         for h, _ in pairs:
             k = ops.rowwise("l2norm", h, eps=1e-12) if dgd.normalize else h
-            weighted = k if m.weight is None else ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, m.weight))), k)
+            weighted = (
+                k if m.weight is None else ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, m.weight))), k)
+            )
             terms.append(f"{self.em.atom(weighted)}.mT @ {self.em.atom(k)}")
         text = " + ".join(([self.name(t, "@gram")] if m.every > 1 else []) + terms)
         width = t.spec.shape[1]
@@ -240,7 +252,9 @@ class RuleCode:
 
         def change(n: Node, args: tuple[Node, ...]) -> Node | None:
             if n.op in ("g", "w", "w0", "w_chunk"):
-                return {"g": t.g, "w": t.w}.get(n.op) or self.leaf(t.memory, t.spec, "start" if n.op == "w0" else "chunk")
+                return {"g": t.g, "w": t.w}.get(n.op) or self.leaf(
+                    t.memory, t.spec, "start" if n.op == "w0" else "chunk"
+                )
             if n.op == "slot_old":
                 return self.slot(t, n["name"])
             if n.op == "slot_new":
@@ -248,14 +262,18 @@ class RuleCode:
             if n.op in ("norm_all", "total"):
                 return self.over_all(n)
             if n.op == "norm_w":
-                return ops.unary("sqrt", ops.reduce("sum", ops.unary("square", args[0])))
+                return root(ops.reduce("sum", ops.unary("square", args[0])))
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
                 return ops.reduce(n.op, args[0])
             if n.op == "newton_schulz" and len(t.spec.shape) < 2:
                 return args[0]
             if n.op == "schedule":
-                raise fail("NF552", "a schedule counts steps, and this memory learns at tokens", n.span,
-                           "give the rate as an expression of the level's context")
+                raise fail(
+                    "NF552",
+                    "a schedule counts steps, and this memory learns at tokens",
+                    n.span,
+                    "give the rate as an expression of the level's context",
+                )
             if n.type.clock and not n.type.like and not any(a.type.like for a in walk(n)):
                 return self.last(t, n)
             return None
@@ -277,7 +295,7 @@ class RuleCode:
             one = ops.reduce("sum", ops.unary("square", x) if n.op == "norm_all" else x)
             terms = one if terms is None else ops.binary("add", terms, one)
         assert terms is not None
-        return ops.unary("sqrt", terms) if n.op == "norm_all" else terms
+        return root(terms) if n.op == "norm_all" else terms
 
     def gate(self, t: Tensor) -> Node:
         assert t.memory.retain is not None

@@ -81,7 +81,7 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
         if n.op == "n_ticks":
             return ops.const(memory.every)
         if n.op == "updates":
-            return position() if memory.every == 1 else ops.binary("floordiv", position(), ops.const(memory.every))
+            return counted(memory.every)
         if n.op == "debias":
             return debiased(rule, memory, n, args)
         return None
@@ -107,11 +107,22 @@ def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Nod
     """m / (1 − rᵗ), t the updates of m."""
     retain = args[1]
     if retain.op != "const":
-        raise fail("NF550", "`debias` of a memory whose retain varies from tick to tick is not compiled yet", n.span,
-                   "give the memory a constant retain")
+        raise fail(
+            "NF550",
+            "`debias` of a memory whose retain varies from tick to tick is not compiled yet",
+            n.span,
+            "give the memory a constant retain",
+        )
     every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
-    count = ops.binary("floordiv", position(), ops.const(memory.every * every))
+    count = counted(memory.every * every)
     return ops.binary("div", args[0], ops.binary("sub", ONE, ops.binary("pow", ops.const(float(retain.value)), count)))
+
+
+def counted(period: int) -> Node:
+    """The updates so far, this one included. At least 1: rows before the first are computed too, and not used."""
+    if period == 1:
+        return position()
+    return ops.binary("max", ops.binary("floordiv", position(), ops.const(period)), ops.const(1))
 
 
 def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:

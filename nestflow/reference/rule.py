@@ -169,7 +169,7 @@ class Update:
         every = next((s.every for s in self.rule.program if isinstance(s, SlotUpdate) and s.slot == slot), 1)
         x, r = self.value(node.args[0], w), self.rule.expand(node.args[1])  # expand: a hyper is a constant too
         if r.op == "const":
-            product = (float(r.value) ** (self.updates // every).double()).to(x.dtype)
+            product = (float(r.value) ** (self.updates // every).clamp(min=1).double()).to(x.dtype)
         else:
             kept = f"{slot}@retained"
             before = w.old[kept]
