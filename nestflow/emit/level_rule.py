@@ -26,7 +26,7 @@ from nestflow.lowering.plan import MemoryPlan
 
 @dataclass
 class Tensor:
-    """One tensor in the course of an update. w: its leaf as later statements see it; stepped: whether retain has acted."""
+    """One tensor in the course of an update. w: its leaf as later statements see it; stepped: retain has acted."""
 
     memory: Memory
     spec: MemoryTensor

@@ -68,7 +68,7 @@ def facts_of(tensor: MemoryTensor) -> dict[str, int]:
 
 
 def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tuple[Statement, ...]]:
-    """The rule of one tensor: arguments, facts and counters put in. The gradient as the program sees it, the program."""
+    """The rule of one tensor: arguments, facts and counters put in: its gradient, its program."""
     facts = facts_of(tensor)
     arguments = dict(rule.arguments)
 

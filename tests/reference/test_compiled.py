@@ -47,8 +47,8 @@ def test_compiled_is_interpreted(rule: str, clock: str, memory: str, more: str) 
         "nestflow 1\ninput k : float[T, 6]\ninput v : float[T, 6]\ninput q : float[T, 6]\n"
         f"input r : float[T, 2]\noutput mem(k, v, q, r)\n{AVERAGE}\n"
         f"level mem(k, v, q, r) {{\n{clock}; heads 2; memory {memory}\n"
-        "r_ = split_heads(r)\nkey split_heads(k) |> short_conv(2) |> l2norm; value split_heads(v); query split_heads(q)\n"
-        f"objective l2; update {rule}; retain 0.9 + 0.1 * sigmoid(r_); {more} }}\n",
+        "r_ = split_heads(r); key split_heads(k) |> short_conv(2) |> l2norm; value split_heads(v)\n"
+        f"query split_heads(q); objective l2; update {rule}; retain 0.9 + 0.1 * sigmoid(r_); {more} }}\n",
         dtype=torch.float64,
     )
     inputs = streams("k", "v", "q", "r")
