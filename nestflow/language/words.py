@@ -27,7 +27,7 @@ FOREIGN_WORDS = {
     "optimiser": "write `optimizer`",
     "layer": "write `level` or `flow`",
     "run": "how a spec is run stands in `execution { ... }`",
-    "loss": "write `loss = ...`",
+    "loss": "in a level the field is `objective`; a name is given as `loss = ...`",
 }
 EXAMPLES = {
     "USE": "use optimizers.adamw",

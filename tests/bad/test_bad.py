@@ -43,7 +43,7 @@ class TooSlow(BaseException):
 
 @contextmanager
 def limited() -> Iterator[list[str]]:
-    """Ends what uses more than 2 seconds of this process's time (a busy machine takes none of it); lists what ran or wrote."""
+    """Ends what uses over 2 seconds of this process (a busy machine takes none of them); lists what ran or wrote."""
     global _watching
 
     def stop(number: int, frame: FrameType | None) -> None:

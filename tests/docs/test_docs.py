@@ -29,7 +29,9 @@ class Block:
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    return [Block(m["kind"], m["text"], m["file"], text.count("\n", 0, m.start("text")) + 1) for m in _BLOCK.finditer(text)]
+    return [
+        Block(m["kind"], m["text"], m["file"], text.count("\n", 0, m.start("text")) + 1) for m in _BLOCK.finditer(text)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -1,4 +1,4 @@
-"""What must hold for every shipped architecture: small, in float64, against the interpreter that defines the meaning."""
+"""What must hold for every shipped architecture: small, in float64, beside the interpreter that defines the meaning."""
 
 from __future__ import annotations
 
