@@ -162,17 +162,25 @@ class RowsWriter:
             text = f"{self.word('carry')}({self.decay(decay)}, {drive}, {at})"
         self.source["new:" + carry.slot] = self.line(base, text, self.meaning(base, carry))
 
-    @staticmethod
-    def meaning(name: str, carry: Carry) -> str:
-        """`s_t = decay · s_(t−1) + rate · g_t`, for a comment."""
-        def one(n: Node, what: str) -> str:
-            return what if ops.is_const(n, 1) else f"{n.value} · {what}" if ops.is_const(n) else f"… {what}"
-
-        terms = [] if ops.is_const(carry.decay, 0) else [one(carry.decay, f"{name}_(t−1)")]
+    def meaning(self, name: str, carry: Carry) -> str:
+        """`s_t = beta s_(t−1) − lr g_t`, for a comment."""
+        parts = [] if ops.is_const(carry.decay, 0) else [(carry.decay, f"{name}_(t−1)")]
         for where, c in carry.drive:
             slot = where.partition(":")[2]
-            terms.append(one(c, "g_t" if where == "g" else f"{slot}_t" if where.startswith("new") else f"{slot}_(t−1)"))
-        return f"{name}_t = {' + '.join(terms) or '0'}"
+            parts.append((c, "g_t" if where == "g" else f"{slot}_t" if where.startswith("new") else f"{slot}_(t−1)"))
+        text = ""
+        for c, what in parts:
+            sign, factor = self.factor(c)
+            text += (f" {sign} " if text else "−" if sign == "−" else "") + (f"{factor} {what}" if factor else what)
+        return f"{name}_t = {text or '0'}"
+
+    def factor(self, c: Node) -> tuple[str, str]:
+        """A coefficient in words: its sign, and its number or name ("" is 1)."""
+        if c.op == "neg":
+            return "−", self.factor(c.args[0])[1]
+        if ops.is_const(c):
+            return "−" if c.value < 0 else "+", "" if abs(c.value) == 1 else f"{abs(c.value)}"
+        return "+", self.em.names.get(c, "rate" if c.args else c.op)
 
     def drive(self, carry: Carry) -> str:
         terms: list[str] = []

@@ -43,6 +43,16 @@ CHOSEN = [  # (setting, the pattern that must take it)
     (Setting("mlp2", "l2", "muon", every=4, chunk=4), "scan"),
     (Setting("gated", "huber", "muon", every=2, chunk=4, read="chunk_start"), "scan"),
     (Setting("matrix", "huber", "gd"), "scan"),
+    (Setting("matrix", "l2", "dgd"), "delta"),
+    (Setting("matrix", "dot", "dgd", read="before"), "delta"),
+    (Setting("matrix", "l2", "dgd", chunk=4), "chunk"),
+    (Setting("matrix", "l2", "dgd", every=3, chunk=6), "scan"),
+    (Setting("matrix", "huber", "dgd", every=2, chunk=2), "scan"),
+    (Setting("mlp2", "l2", "momentum", chunk=4, gradient="stop"), "chunk"),
+    (Setting("matrix", "dot", "momentum", gradient="stop"), "recurrence"),
+    (Setting("matrix", "l2", "gd", gradient="stop"), "delta"),
+    (Setting("mlp2", "l2", "momentum", gradient="stop"), "scan"),
+    (Setting("matrix", "dot", "lagged", gradient="stop"), "scan"),
 ]
 
 

@@ -26,6 +26,7 @@ class Setting:
     every: int = 1
     read: str = "after"
     retain: str = "a"
+    gradient: str = "through"
 
     @property
     def text(self) -> str:
@@ -33,7 +34,7 @@ class Setting:
         rule, _ = RULES[self.rule]
         retain = {"a": "retain a;", "none": "", "first": "retain decay_first(a);"}[self.retain]
         fields = (f"every {self.every} tokens; chunk {self.chunk}; read {self.read}; memory {memory}; key k; value v;"
-                  f" query q; objective {OBJECTIVES[self.objective][0]}; update {rule}; {retain}")
+                  f" query q; objective {OBJECTIVES[self.objective][0]}; update {rule}; {retain} gradient {self.gradient}")
         return (f"nestflow 1\n{FLOWS}\n" + "".join(f"input {n} : float[T, {D if n in 'kvq' else 1}]\n" for n in NAMES)
                 + f"output mem({', '.join(NAMES)})\nlevel mem({', '.join(NAMES)}) {{ {fields} }}\n")
 
@@ -126,8 +127,15 @@ RULES: dict[str, tuple[str, Step]] = {
     "gd": ("gd(lr)", _gd), "momentum": ("momentum(lr = lr, beta = b)", _momentum),
     "nesterov": ("nesterov(lr, b)", _nesterov), "lagged": ("lagged(lr)", _lagged),
     "clip": ("g |> clip_norm(0.5) |> gd(lr)", _gd), "adam": ("adam(lr = 0.01, beta1 = 0.9, beta2 = 0.99, eps = 0.01)", _adam),
+    "dgd": ("dgd(lr)", _gd),
     "muon": ("muon(lr = 0.01, beta = 0.5, iters = 2, nesterov = false)", _muon),
 }
+
+def erase_and_write(w: Tensor, grams: Tensor, g: Tensor, lr: Tensor) -> Tensor:
+    """dgd on a matrix: −η(W K + G), η = lr/(1 + lr tr K), K = Σ k kᵀ."""
+    trace = grams.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+    return -lr / (1 + lr * trace) * (w @ grams + g)
+
 
 def run(setting: Setting, x: dict[str, Tensor], weights: dict[str, Tensor]) -> Tensor:
     """The output [B, T, D], one token at a time."""
@@ -139,7 +147,7 @@ def run(setting: Setting, x: dict[str, Tensor], weights: dict[str, Tensor]) -> T
         theta = {"weight": x["k"].new_zeros(batch, D, D)}
     else:
         theta = {n.removeprefix(prefix): w.expand(batch, *w.shape) for n, w in weights.items()}
-    anchor, slots, total, ys = theta, {}, None, []
+    anchor, slots, total, ys, keys = theta, {}, None, [], []
     for t in range(1, ticks + 1):
         now = {n: i[:, t - 1] for n, i in x.items()}
         if (t - 1) % setting.chunk == 0:
@@ -157,7 +165,10 @@ def run(setting: Setting, x: dict[str, Tensor], weights: dict[str, Tensor]) -> T
             error = loss(function(leaves, now["k"]), now["v"])
             g = dict(zip(leaves, torch.autograd.grad(error, list(leaves.values()), create_graph=True)))
         total = g if total is None else {n: total[n] + g[n] for n in g}
+        keys.append(now["k"])
         if t % setting.every == 0:
+            grams = sum(k[..., :, None] * k[..., None, :] for k in keys)
+            keys = []
             if setting.rule == "clip":
                 norm = torch.cat([u.flatten(1) for u in total.values()], 1).norm(dim=1)
                 scale = (0.5 / (norm + 1e-6)).clamp(max=1)
@@ -165,6 +176,10 @@ def run(setting: Setting, x: dict[str, Tensor], weights: dict[str, Tensor]) -> T
             new = {}
             for n, w in theta.items():
                 delta = step(slots, n, total[n], w, number("lr", w), number("b", w), t // setting.every)
+                if setting.rule == "dgd":
+                    delta = erase_and_write(w, grams, total[n], number("lr", w))
+                if setting.gradient == "stop":
+                    delta = delta.detach()
                 base = w if setting.retain == "none" else number("a", w) * w
                 new[n] = base + delta
             theta, total = new, None

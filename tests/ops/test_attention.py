@@ -1,0 +1,51 @@
+"""Attention over kept pairs against masks written out, in one call and in any split."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestflow.ops.attention import append, attend
+
+OPTIONS = [{}, {"window": 3}, {"window": 1}, {"segment": 4}, {"window": 3, "sink": 2}, {"window": 5, "segment": 8},
+           {"segment": 4, "sink": 1}, {"window": 100}]
+
+
+def seen(t: int, s: int, window: int | None = None, segment: int | None = None, sink: int = 0) -> bool:
+    if s > t:
+        return False
+    near = (window is None or s > t - window) and (segment is None or s // segment == t // segment)
+    return near or s < sink
+
+
+def naive(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: int) -> Tensor:
+    n = q.shape[-2]
+    mask = torch.tensor([[seen(t, s, **options) for s in range(n)] for t in range(n)])
+    return ((scale * q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1)) @ v
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_attention_equals_masks_in_any_split(options: dict[str, int]) -> None:
+    g, rng = torch.Generator().manual_seed(0), random.Random(str(options))
+    q, k, v = (torch.randn(2, 3, 19, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    want = naive(q, k, v, 0.5, **options)
+    for _ in range(6):
+        cuts = sorted(rng.sample(range(1, 19), rng.randint(0, 8)))
+        kept = [torch.zeros(2, 3, 0, 4, dtype=torch.float64)] * 2
+        ys, t0 = [], 0
+        for end in [*cuts, 19]:
+            (keys, kept_k), (values, kept_v) = (append(x[..., t0:end, :], old, t0, **options) for x, old in zip((k, v), kept))
+            ys.append(attend(q[..., t0:end, :], keys, values, t0, scale=0.5, **options))
+            kept, t0 = [kept_k, kept_v], end
+        torch.testing.assert_close(torch.cat(ys, -2), want)
+        if "window" in options and "segment" not in options:
+            assert kept[0].shape[-2] <= options["window"] - 1 + options.get("sink", 0)
+
+
+def test_both_directions() -> None:
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(2, 5, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    torch.testing.assert_close(attend(q, k, v, 0, scale=0.5, causal=False), (0.5 * q @ k.mT).softmax(-1) @ v)
