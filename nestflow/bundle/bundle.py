@@ -105,7 +105,9 @@ class Bundle:
                 help="add `level outer { every 1 step; memory weights(model); objective loss; update adamw(3e-4) }`",
             )
         program = load_source(self.optim_source, f"{self.name}_optim")
-        return program.Optimizer(self.module.weights, total_steps=self._total_steps)
+        made: StepOptimizer = program.Optimizer(self.module.weights, total_steps=self._total_steps)
+        self.module.__dict__["_on_train"] = made.train  # `eval` of a rule: other weights while the module evaluates
+        return made
 
     def set_total_steps(self, steps: int) -> None:
         """The run's length in steps, for schedules without a `total` of their own."""
@@ -138,9 +140,10 @@ class Bundle:
         """One step of training: forward, one backward for each distinct objective, one tick of every level.
 
         batch: the spec's inputs by name. Returns {"loss": the first objective, "losses": all by name, "levels": for
-        each whether it learned now, its period, and its updates so far}.
+        each whether it learned now, its period, and its updates so far}. The module is put in training mode.
         """
         optimizer = self.optimizer
+        self.module.train()
         inputs = checked(
             self.graph.inputs, by_name(self.graph.inputs, (), batch), self.module.dtype, self.module.device
         )

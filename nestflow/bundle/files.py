@@ -122,6 +122,7 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
     }
     (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     for f in folder.iterdir():
+        f.chmod(0o666 & ~_umask())  # safetensors makes files that others cannot read
         with f.open("rb") as handle:
             os.fsync(handle.fileno())
 

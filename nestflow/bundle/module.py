@@ -104,11 +104,19 @@ class Module(Branch):
         return checked(graph.inputs, values, *self._kind())
 
     def forward(self, *args: Any, **inputs: Any) -> Tensor:
-        return self._call("forward", self.bind(args, inputs), None)[0]
+        return self._fresh("forward", self.bind(args, inputs), None)
 
     def losses(self, *args: Any, training: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
         """The objectives of the levels that learn on the step clock, by the name of the first level that has each."""
-        return self._call("losses", self.bind(args, inputs), None, training)[0]
+        return self._fresh("losses", self.bind(args, inputs), training)
+
+    def train(self, mode: bool = True) -> Module:
+        """As torch's. In a bundle whose optimizer evaluates with other weights (an average), `eval()` puts those in."""
+        super().train(mode)
+        follow = self.__dict__.get("_on_train")
+        if follow is not None:
+            follow(mode)
+        return self
 
     def initial_state(self, batch: int = 1) -> State:
         """The state of streams that begin; gradients reach the learned starts through it."""
@@ -124,37 +132,45 @@ class Module(Branch):
         other rows.
         """
         bound = self.bind(args, inputs)
-        return self._call("forward", bound, state, training)
-
-    def _call(
-        self, entry: str, bound: dict[str, Tensor], state: State | None, training: bool | None = None
-    ) -> tuple[Any, State]:
-        batch = next(iter(bound.values())).shape[0] if bound else 1
         if state is None:
-            state = self.initial_state(batch)
-        elif state.batch != batch:
+            state = self.initial_state(next(iter(bound.values())).shape[0] if bound else 1)
+        return self._run(bound, state, training)
+
+    def _fresh(self, entry: str, bound: dict[str, Tensor], training: bool | None) -> Any:
+        """Fresh streams, whose state is dropped. The number of rows stays symbolic for `torch.export`."""
+        batch = next(iter(bound.values())).shape[0] if bound else 1
+        start = self.__dict__["_program"].initial_state(self.weights, batch, *self._kind())
+        return self._compute(entry, bound, start, 0, training)[0]
+
+    def _compute(
+        self, entry: str, bound: dict[str, Tensor], tensors: dict[str, Tensor], t0: int, training: bool | None
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after."""
+        mode = self.training if training is None else training
+        c = Context(self.weights, tensors, t0, mode, *self._kind())
+        result = getattr(self.__dict__["_program"], entry)(c, *bound.values())
+        return result, {**tensors, **c.n}
+
+    def _run(self, bound: dict[str, Tensor], state: State, training: bool | None) -> tuple[Tensor, State]:
+        batch = next(iter(bound.values())).shape[0] if bound else 1
+        if state.batch != batch:
             raise fail(
                 "NF507",
                 f"the state has {state.batch} rows, and the inputs have {batch}",
                 help="`stream.reset(rows)` starts rows anew, `module.initial_state(batch)` opens streams",
             )
-        if len(state.groups) == 1:
-            result, group = self._group(entry, bound, state.groups[0], training)
-            return result, State((group,))
-        parts = []
+        ticks = next((bound[i.name].shape[1] for i in self.__dict__["_graph"].inputs if i.type.clock), 1)
+        outs, groups = [], []
         for g in state.groups:
-            which = torch.tensor(g.rows, device=self.device)
-            parts.append(self._group(entry, {n: x[which] for n, x in bound.items()}, g, training))
-        order = [r for _, g in parts for r in g.rows]
+            part = bound
+            if len(state.groups) > 1:
+                which = torch.tensor(g.rows, device=self.device)
+                part = {n: x[which] for n, x in bound.items()}
+            out, tensors = self._compute("forward", part, g.tensors, g.t, training)
+            outs.append(out)
+            groups.append(Group(g.rows, g.t + ticks, tensors))
+        if len(outs) == 1:
+            return outs[0], State(tuple(groups))
+        order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
-        return torch.cat([out for out, _ in parts])[back], State(tuple(g for _, g in parts))
-
-    def _group(self, entry: str, bound: dict[str, Tensor], group: Group, training: bool | None) -> tuple[Any, Group]:
-        """Rows at one position through the generated code."""
-        graph, program, (dtype, device) = self.__dict__["_graph"], self.__dict__["_program"], self._kind()
-        c = Context(
-            self.weights, group.tensors, group.t, self.training if training is None else training, dtype, device
-        )
-        result = getattr(program, entry)(c, *bound.values())
-        ticks = next((bound[i.name].shape[1] for i in graph.inputs if i.type.clock), 1)
-        return result, Group(group.rows, group.t + ticks, {**group.tensors, **c.n})
+        return torch.cat(outs)[back], State(tuple(groups))

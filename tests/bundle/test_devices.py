@@ -36,10 +36,11 @@ def test_the_meta_device_finds_a_stray_cpu_tensor() -> None:
 def test_no_tensor_is_made_on_another_device(spec: str) -> None:
     module = small(spec).module.to("meta")
     x = torch.zeros(2, 40, dtype=torch.long, device="meta")
-    losses, state = module._call("losses", {"tokens": x}, None, True)  # below the checks, which read values
+    # below the checks, which read values
+    losses, state = module._compute("losses", {"tokens": x}, module.initial_state(2).tensors, 0, True)
     (loss,) = losses.values()
     grads = torch.autograd.grad(loss, [w for w in module.parameters() if w.requires_grad], allow_unused=True)
-    assert {t.device.type for t in [loss, *state.tensors.values(), *(g for g in grads if g is not None)]} == {"meta"}
+    assert {t.device.type for t in [loss, *state.values(), *(g for g in grads if g is not None)]} == {"meta"}
 
 
 @pytest.mark.cuda

@@ -90,8 +90,12 @@ import sys, torch, nestflow
 from tests.bundle.specs import LM, MEMORY
 m = nestflow.compile({"flows": LM, "memories": MEMORY}[sys.argv[1]]).module
 x = torch.randint(0, 11, (3, 10))
+rows = torch.export.Dim("rows")
 program = torch.export.export(m, (), {"tokens": x})
 torch.testing.assert_close(program.module()(tokens=x), m(tokens=x))
+program = torch.export.export(m, (x,), dynamic_shapes=(({0: rows},),))
+more = torch.randint(0, 11, (8, 10))
+torch.testing.assert_close(program.module()(more), m(tokens=more))
 """
 
 
