@@ -14,6 +14,7 @@ from nestflow.graph.values import Distribution, Partial, Poison, Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Node
 from nestflow.language import tree
+from nestflow.vocabulary.later import LATER
 from nestflow.vocabulary.record import WORDS, Word, lookup
 
 MAX_INSTANCES = 100_000
@@ -167,7 +168,7 @@ class Elaborator:
         try:
             yield
         except ops.ShapeError as e:
-            raise self.failure("NF301", str(e), expr.span) from e
+            raise self.failure("NF301", str(e), expr.span, e.help) from e
         except RecursionError as e:
             raise self.failure("NF432", "this is nested too deeply", expr.span) from e
 
@@ -185,6 +186,8 @@ class Elaborator:
         )
 
     def unknown_name(self, name: str, span: Span | None, env: Env) -> NestflowError:
+        if name in LATER:
+            return self.not_yet(f"`{name}`", span)
         for w in WORDS.values():
             if name in w.also:
                 return self.failure(
