@@ -212,6 +212,10 @@ def tokenize(
         if kind == "COMMENT":
             if comments is not None:
                 comments.append(Comment(raw, start, end, line_empty))
+            else:
+                errors.error(
+                    "NF108", "`#` begins no comment here", Span(source, start, end), "put the comment outside the entry"
+                )
             continue
         line_empty = False
         if kind == "NAME":

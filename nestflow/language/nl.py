@@ -219,7 +219,8 @@ class _Run:
             if token.type in ("_SEP", "RBRACE", "$END"):
                 break
             if token.type == "LBRACE":  # a body whose head is wrong is read for mistakes of its own
-                for type in ("IFS", "BOOL"):
+                header = self.frames[-1][1] == 0 and self.tokens[0].type == "NESTFLOW"
+                for type in ("_SEP", "IFS", "BOOL") if header else ("IFS", "BOOL"):
                     self.state.feed_token(Token(type, "true", token.start, token.start, token.source))
                 break
             self.i += 1

@@ -46,7 +46,12 @@ def ordered(spec: T.Spec) -> T.Spec:
 
 def top(body: Body) -> Body:
     """Statements of the top of a file, or of a `for` or `if` there."""
-    return tuple(sorted((_inside_top(s) for s in body), key=lambda s: TOP_RANK[type(s)]))
+    return tuple(sorted((_inside_top(s) for s in body), key=_top_rank))
+
+
+def _top_rank(s: T.Statement) -> tuple[int, bool]:
+    """`output` comes before fields that belong elsewhere: YAML has a key for it alone."""
+    return TOP_RANK[type(s)], isinstance(s, T.Field) and s.name != "output"
 
 
 def level(body: Body) -> Body:

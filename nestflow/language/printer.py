@@ -9,7 +9,7 @@ from nestflow.language.yaml_printer import print_yaml
 __all__ = ["head", "in_text_order", "print_nl", "print_yaml", "simple"]
 
 LINE = 120
-ONE_LINE_BODY = 100
+ONE_LINE_BODY = 115
 Body = tuple[T.Statement, ...]
 
 
@@ -44,16 +44,32 @@ def _doc(text: str) -> str:
 def _body(body: Body, indent: int, top: bool = False) -> list[str]:
     lines: list[str] = []
     widths = _widths(body, top)
+    run: list[tuple[int, str]] = []  # neighbours with something at their line's end: where they are, and what it is
     was_block = False
     for i, s in enumerate(body):
-        text = _statement(s, indent, widths[i])
-        is_block = len(text) > 1 and text[-1].strip() == "}" and not s.comments
-        blank = s.blank or (top and (was_block or text[-1].strip() == "}"))
-        if blank and (lines or top):
+        above, main, tail = _statement(s, indent, widths[i])
+        is_block = main[-1].strip() == "}"
+        if (s.blank or (top and (was_block or is_block))) and (lines or top):
             lines.append("")
-        lines += text
-        was_block = is_block or text[-1].strip() == "}"
+            _put_tails(lines, run)
+        if above or len(main) > 1 or not tail:
+            _put_tails(lines, run)
+        lines += above + main
+        if tail:
+            run.append((len(lines) - 1, tail))
+        was_block = is_block
+    _put_tails(lines, run)
     return lines
+
+
+def _put_tails(lines: list[str], run: list[tuple[int, str]]) -> None:
+    """Docs and comments at the ends of neighbouring lines begin in one column, where there is room."""
+    column = max((len(lines[at]) for at, _ in run), default=0)
+    if any(column + 2 + len(tail) > LINE for _, tail in run):
+        column = 0
+    for at, tail in run:
+        lines[at] = f"{lines[at]:<{column}}  {tail}"
+    run.clear()
 
 
 def _widths(body: Body, top: bool) -> list[int]:
@@ -75,28 +91,20 @@ def _widths(body: Body, top: bool) -> list[int]:
     return widths
 
 
-def _statement(s: T.Statement, indent: int, width: int = 0) -> list[str]:
+def _statement(s: T.Statement, indent: int, width: int = 0) -> tuple[list[str], list[str], str]:
+    """The lines above a statement, its own, and what stands at the end of its last."""
     pad = " " * indent
-    lines = [pad + _comment(c) for c in s.comments]
-    body = _bodies(s)
-    doc_above = s.doc is not None
-    if body is None:
-        text = pad + simple(s, indent, width)
-        if (
-            s.doc is not None
-            and "\n" not in s.doc
-            and s.trailing is None
-            and len(text.split("\n")[-1] + s.doc) + 5 <= LINE
-        ):
-            text += "  " + _doc(s.doc)
-            doc_above = False
-        text += "  " + _comment(s.trailing) if s.trailing else ""
-        main = text.split("\n")
+    above = [pad + _comment(c) for c in s.comments]
+    if _bodies(s) is not None:
+        main, tail = _block(s, indent), ""
     else:
-        main = _block(s, indent)
-    if doc_above:
-        lines += [pad + _doc(d) for d in (s.doc or "").split("\n")]
-    return lines + main
+        main = (pad + simple(s, indent, width)).split("\n")
+        tail = _comment(s.trailing) if s.trailing else ""
+        if s.doc and "\n" not in s.doc and not tail and len(main[-1] + s.doc) + 5 <= LINE:
+            return above, main, _doc(s.doc)
+    if s.doc is not None:
+        above += [pad + _doc(d) for d in s.doc.split("\n")]
+    return above, main, tail
 
 
 def _bodies(s: T.Statement) -> Body | None:
@@ -198,7 +206,7 @@ def _one_line(s: T.Statement) -> str | None:
     if isinstance(s, (T.Execution, T.Extends)) or s.closing or (isinstance(s, T.If) and s.otherwise):
         return None
     body = in_text_order(_bodies(s) or ())
-    most = 4 if isinstance(s, T.MemoryPart) else 2
+    most = 4 if isinstance(s, T.MemoryPart) else 2 if isinstance(s, T.Template) else 1
     if isinstance(s, T.Level) and body:
         return None
     if len(body) > most or any(x.doc or x.comments or x.trailing or (x.blank and i > 0) for i, x in enumerate(body)):

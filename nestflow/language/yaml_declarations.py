@@ -9,11 +9,16 @@ import yaml
 
 from nestflow.diagnostics.suggest import nearest
 from nestflow.language.layout import OPENERS
-from nestflow.language.lexer import Token, tokenize
+from nestflow.language.lexer import RESERVED, Token, tokenize
 from nestflow.language.yaml_nodes import NULL, places
 from nestflow.language.yaml_tokens import Writer
 
 _USE = re.compile(r"(?:(?P<chosen>[^\s']+)\s+of\s+)?(?P<target>\S(?:.*?\S)?)(?:\s+as\s+(?P<alias>\S+))?", re.DOTALL)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text is one name of the language, and no reserved word."""
+    return re.fullmatch(r"[^\W\d](?:\w|\{\w+\})*", text) is not None and text not in (*RESERVED, "true", "false")
 
 
 class Declarations(Writer):
@@ -23,7 +28,7 @@ class Declarations(Writer):
         node, doc = self.with_doc(node)
         text = node.value.strip() if isinstance(node, yaml.ScalarNode) else ""
         m = _USE.fullmatch(text)
-        if m is None:
+        if m is None or '"' in m["target"].strip('"') or not all(is_name(m[k]) for k in ("chosen", "alias") if m[k]):
             self.error(
                 "NF125",
                 "an entry of `use` is a shipped name or a file",

@@ -23,7 +23,7 @@ from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Rela
 from nestflow.language.lexer import Comment, Places
 
 MAX_DEPTH = 100
-MAX_NODES = 100_000
+MAX_NODES = 20_000
 STR = "tag:yaml.org,2002:str"
 NULL = "tag:yaml.org,2002:null"
 _ALLOWED = frozenset((STR, NULL, "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"))
@@ -221,14 +221,14 @@ _HELP = [
 
 def _broken(e: yaml.YAMLError, source: Source) -> NestflowError:
     mark = getattr(e, "problem_mark", None) or getattr(e, "context_mark", None)
-    at = mark.index if mark is not None else getattr(e, "position", 0)
+    at = min(mark.index if mark is not None else getattr(e, "position", 0), max(0, len(source.text) - 1))
     said = getattr(e, "problem", None) or getattr(e, "reason", None) or str(e)
     if getattr(e, "context", None) == "expected a single document in the stream":
         said = "expected a single document"
     related: tuple[Related, ...] = ()
     context = getattr(e, "context_mark", None)
     if context is not None and mark is not None and context.line != mark.line:
-        related = (Related(Span(source, context.index, context.index + 1), "it began here"),)
+        related = (Related(Span(source, context.index, min(context.index + 1, len(source.text))), "it began here"),)
     for pattern, message, help in _HELP:
         m = re.match(pattern, str(said))
         if m:
