@@ -11,6 +11,7 @@ c: nestflow.ops.runtime.Context; p: the instance's path with a dot behind it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from nestflow.emit.expr import Emitter, Letters
@@ -73,15 +74,17 @@ class LevelCode:
     def readable(self) -> list[tuple[str, Node]]:
         """Names of the text, and the fields of the memories."""
         found = list(self.instance.names)
+        shared: Counter[Node] = Counter()
+        for m in self.instance.memories:
+            shared.update({number(a) for _, a in numbers_of(m)})
         for m in self.instance.memories:
             prefix = f"{m.name}_" if len(self.instance.memories) > 1 else ""
             for field in ("key", "value", "query"):
                 node = getattr(m, field)
                 if node is not None and node.op not in ("slot", "const"):
                     found.append((prefix + field, node))
-            numbers = [("retain", m.retain)] if m.retain is not None else []
-            numbers += [] if m.rule is None else [(n, m.rule.expand(a)) for n, a in m.rule.arguments]
-            found += [(prefix + n, number(a)) for n, a in numbers if a.type.is_number and a.op != "const"]
+            for name, a in numbers_of(m):
+                found.append((name if shared[number(a)] > 1 else prefix + name, number(a)))
         return [(n, x) for n, x in found if x.args]
 
     def body(self) -> None:
@@ -164,7 +167,7 @@ class LevelCode:
         return roots
 
     def rows_of(self, p: MemoryPlan, tensor: str) -> list[Node]:
-        return [self.nodes.rate(p.memory, n) for n in p.rules[tensor].coefficients()]
+        return list(self.nodes.rule(p, tensor).coefficients())
 
     def hoisted(self, roots: list[Node], loop: set[Node]) -> list[Node]:
         """The largest expressions that no state enters: evaluated before the loop, for all ticks at once."""
@@ -292,6 +295,8 @@ class LevelCode:
         for pairs in self.nodes.errors[m.name].values():
             for h, e in pairs:
                 self.inner.variable(h)
+                for look in looks_at_start(e, h):  # a delta rule uses it again
+                    self.inner.variable(look)
                 if not any(n.op == "solved" for n in walk(e)):
                     self.inner.variable(e, "e")
         for g in self.nodes.dense[m.name].values():
@@ -364,6 +369,20 @@ class LevelCode:
                 for new in news:
                     self.writer.line(f"    {new},")
                 self.writer.line(")")
+
+
+def looks_at_start(e: Node, h: Node) -> list[Node]:
+    """What the errors of a delta rule have computed of W h, at the chunk's first state."""
+    if not any(n.op == "solved" for n in walk(e)):
+        return []
+    return [n for n in walk(e) if n.op == "linear" and n.args[0] is h and n.args[1].op == "state"]
+
+
+def numbers_of(m: Memory) -> list[tuple[str, Node]]:
+    """The memory's gates and rates that are numbers of the tick, by name."""
+    found = [("retain", m.retain)] if m.retain is not None else []
+    found += [] if m.rule is None else [(n, m.rule.expand(a)) for n, a in m.rule.arguments]
+    return [(n, a) for n, a in found if a.type.is_number and a.op != "const"]
 
 
 def written(m: Memory) -> str:

@@ -13,12 +13,15 @@ Leaves of a loop, besides what the level's context gives:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import keeps_anchor, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.construct import rewrite
 from nestflow.ir.node import Node, Type, make, walk
+from nestflow.ir.pullback import times
+from nestflow.lowering.linear_rule import Carry, LinearRule
 from nestflow.lowering.patterns.delta import system
 from nestflow.lowering.patterns.setting import erasing
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
@@ -47,6 +50,8 @@ class Nodes:
         self.memo: dict[Node, Node] = {}
         self.errors: dict[str, dict[str, tuple[tuple[Node, Node], ...]]] = {}
         self.dense: dict[str, dict[str, Node]] = {}
+        self.rules: dict[tuple[str, str], LinearRule] = {}
+        self.folded: dict[tuple[str, str], Node] = {}  # rates that multiply the errors instead of their coefficients
 
     # context ---------------------------------------------------------------------------------------
 
@@ -112,7 +117,8 @@ class Nodes:
                 for h, e in pairs[1:]:
                     g = ops.binary("add", g, ops.outer(e, h))
             else:
-                g = ops.binary("mul", ops.const(0.0), make("each_tick", (state(m, tensor, "now", t.type),), per_tick(m, t.type.shape)))
+                each = make("each_tick", (state(m, tensor, "now", t.type),), per_tick(m, t.type.shape))
+                g = ops.binary("mul", ops.const(0.0), each)
             return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
 
         return shaped(self._function(m, key, theta, linear), n)
@@ -126,24 +132,63 @@ class Nodes:
             return
         if plan.pattern == "delta":
             (tensor, rule), = plan.rules.items()
-            _, h, a, b = system(m, plan.errors, rule)
-            h, a, b = self._at(m, [h, a, b])
-            u = make("solved", (h, h, a, b), per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
-            self.errors[m.name], self.dense[m.name] = {tensor: ((h, u),)}, {}
+            _, *parts = system(m, plan.errors, rule)
+            h, a, b = self._at(m, parts)
+            self.errors[m.name], self.dense[m.name] = {tensor: ((h, self._solved(plan, tensor, h, a, b)),)}, {}
             self._stop(m)
             return
         flat = self._at(m, plan.errors.nodes())
         at = iter(flat)
-        self.errors[m.name] = {t: tuple((next(at), next(at)) for _ in pairs) for t, pairs in plan.errors.factors.items()}
+        self.errors[m.name] = {t: tuple((next(at), next(at)) for _ in p) for t, p in plan.errors.factors.items()}
         self.dense[m.name] = {t: next(at) for t in plan.errors.dense}
-        for tensor, rule in plan.rules.items():
-            if rule.dgd is None:
-                continue
+        for tensor in plan.rules:
+            self._learn_by(plan, tensor)
+        self._stop(m)
+
+    def _learn_by(self, plan: MemoryPlan, tensor: str) -> None:
+        """Put a delta rule's own look at the weight, and a folded rate, into the errors of a tensor."""
+        m, rule = plan.memory, plan.rules[tensor]
+        self.rule(plan, tensor)
+        if rule.dgd is not None:
             (h, e), = self.errors[m.name][tensor]
             (a,) = self._at(m, [erasing(m, rule)])
-            u = make("solved", (h, h, a, e), per_tick(m, e.type.shape), memory=m.name, tensor=tensor)
-            self.errors[m.name][tensor] = ((h, u),)
-        self._stop(m)
+            self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, a, e)),)
+            return
+        rate = self.folded.get((m.name, tensor))
+        if rate is None:
+            return
+        if tensor in self.errors[m.name]:
+            pairs = self.errors[m.name][tensor]
+            self.errors[m.name][tensor] = tuple((h, ops.binary("mul", rate, e)) for h, e in pairs)
+        if tensor in self.dense[m.name]:
+            self.dense[m.name][tensor] = ops.binary("mul", rate, self.dense[m.name][tensor])
+
+    def _solved(self, plan: MemoryPlan, tensor: str, h: Node, a: Node, b: Node) -> Node:
+        m = plan.memory
+        self.rule(plan, tensor)
+        rate = self.folded.get((m.name, tensor))
+        args = (h, h, a, b) if rate is None else (h, h, a, b, times(ops.const(-1.0), rate))
+        return make("solved", args, per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
+
+    def rule(self, plan: MemoryPlan, tensor: str) -> LinearRule:
+        """The closed form of a tensor with its rates as loop expressions. A rate that depends on the state and multiplies g
+        in one place is folded into the errors: then tensors with other rates share the rows."""
+        m, key = plan.memory, (plan.memory.name, tensor)
+        if key in self.rules:
+            return self.rules[key]
+        carries = [Carry(c.slot, self.rate(m, c.decay), tuple((where, self.rate(m, k)) for where, k in c.drive))
+                   for c in plan.rules[tensor].carries]
+        places = [(i, j) for i, c in enumerate(carries) for j, (where, _) in enumerate(c.drive) if where == "g"]
+        if len(places) == 1 and m.every == 1:
+            (i, j), = places
+            rate = carries[i].drive[j][1]
+            if looped_nodes([rate]):
+                drive = list(carries[i].drive)
+                drive[j] = ("g", ops.const(1.0))
+                carries[i] = replace(carries[i], drive=tuple(drive))
+                self.folded[key] = rate
+        self.rules[key] = LinearRule(tuple(carries))
+        return self.rules[key]
 
     def _stop(self, m: Memory) -> None:
         """`gradient stop`: the steps are constants for slower levels."""
@@ -162,7 +207,7 @@ class Nodes:
         return self.context(rewrite(nodes, change))
 
     def rate(self, m: Memory, n: Node) -> Node:
-        """An expression of a rule or gate over the context; what it reads of errors' inputs is at the chunk's first state."""
+        """An expression of a rule or gate over the context; errors' inputs in it are at the chunk's first state."""
         return self._at(m, [n])[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from nestflow.emit.expr import Emitter
 from nestflow.emit.level_nodes import Nodes, per_tick
@@ -35,6 +35,7 @@ class RowsNames:
     of: dict[str, str]
     before: str | None = None
     raw: str = ""
+    decays: str = ""
 
 
 def starts_of(rule: LinearRule, every: int) -> tuple[str, ...]:
@@ -52,16 +53,8 @@ class Rows:
         self.decays: dict[str, str] = {}  # the text of a gate -> the variable with its products
 
     def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
-        m, rule = plan.memory, plan.rules[tensor_path]
-
-        def at(n: Node) -> Node:
-            return self.nodes.rate(m, n)  # rates that read the memory's own state differ from memory to memory
-
-        carries = tuple(Carry(c.slot, at(c.decay), tuple((where, at(k)) for where, k in c.drive)) for c in rule.carries)
-        return RowsKey(replace(rule, carries=carries, dgd=None), m.every, m.heads, m.gradient == "stop")
-
-    def coefficients(self, plan: MemoryPlan, tensor_path: str) -> list[Node]:
-        return [self.nodes.rate(plan.memory, n) for n in plan.rules[tensor_path].coefficients()]
+        m = plan.memory
+        return RowsKey(self.nodes.rule(plan, tensor_path), m.every, m.heads, m.gradient == "stop")
 
     def write(self, em: Emitter, plan: MemoryPlan, tensor_path: str, ticks: str, t0: str, pieces: bool) -> RowsNames:
         """The statements that make the rows. pieces: of all pieces at once, numbers cut by `pieces(x, sizes, K)`."""
@@ -70,6 +63,10 @@ class Rows:
             return self.names[key]
         starts = starts_of(key.rule, m.every)
         one = RowsWriter(self, em, m, starts, ticks, pieces)
+        if not pieces and len(starts) == 1 and len(key.rule.carries[0].drive) == 1 and ops.is_const(
+                key.rule.carries[0].drive[0][1], 1):
+            self.names[key] = one.running(key.rule.carries[0])
+            return self.names[key]
         if m.every > 1:
             one.clock("sum(sizes)" if pieces else ticks, t0)
         for carry in key.rule.carries:
@@ -101,6 +98,11 @@ class Rows:
         if place == "after":
             return names.of[""]
         if names.before is None:
+            if names.decays:
+                before = self.writer.use(COEFFICIENTS, "running_before")
+                names.before = self.fresh("before")
+                self.writer.line(f"{names.before} = {before}({names.decays})")
+                return names.before
             lag, read = self.writer.use(COEFFICIENTS, "lag"), self.writer.use(COEFFICIENTS, "reading")
             names.before = self.fresh("before")
             count = len(starts_of(key.rule, key.every))
@@ -146,6 +148,12 @@ class RowsWriter:
             call = f"{self.word('decays')}({text}, {self.ticks}, c.dtype, c.device)"
             self.rows.decays[text] = self.line("kept", call)
         return self.rows.decays[text]
+
+    def running(self, carry: Carry) -> RowsNames:
+        """The plainest rule: a decaying sum of errors that carry their rates themselves."""
+        kept = self.decay(self.number(carry.decay, stop=False))
+        name = self.line("w_at", f"{self.word('running')}({kept})", self.meaning("w", carry))
+        return RowsNames({"": name}, decays=kept)
 
     def carry(self, carry: Carry) -> None:
         base = identifier(carry.slot) if carry.slot else "w"

@@ -74,16 +74,19 @@ class Special:
         self.em.writer.use("nestflow.ops.delta", "solve_errors")
         self.em.writer.use("nestflow.ops.delta", "delta_system")
         rows, starts = self.starts(n)
-        x, h, a, b = n.args
+        x, h, a, b, *eta = n.args
         number = NodeType(batch=True, clock="T", heads=n.type.heads)
-        scale = tensor(self.em, a, number).text
-        look = self.em.done[x].text
-        text = f"delta_system({look}, {self.em.done[h].text}, {scale}, {rows})"
+        for arg in (x, h, a, *eta):  # they are written twice below
+            if arg.op != "const":
+                self.em.variable(arg)
+        scale, look = tensor(self.em, a, number).text, self.em.done[x].text
+        rate = f", rate={tensor(self.em, eta[0], number).text}" if eta else ""
+        text = f"delta_system({look}, {self.em.done[h].text}, {scale}, {rows}{rate})"
         if text not in self.systems:
             self.systems[text] = self.level.variable("system")
             self.em.writer.line(f"{self.systems[text]} = {text}")
         first = self.first_look(n)
-        return f"solve_errors({self.systems[text]}, {look}, {scale}, {self.operand(b, n)}, {rows}, {starts}{first})"
+        return f"solve_errors({self.systems[text]}, {look}, {scale}, {self.operand(b, n)}, {rows}, {starts}{first}{rate})"
 
     def first_look(self, n: Node) -> str:
         """x W where the errors have computed it already: the piece begins its chunk, so both see one state."""

@@ -125,6 +125,20 @@ def reading(rows: Tensor, starts: int, end: bool = True) -> At:
     return At(tuple(old), new, tuple(end_old), end_new.mT)
 
 
+def running(decay: Decays) -> At:
+    """The rows of x_t = decay_t x_{t−1} + g_t, ready to read."""
+    last = decay.matrix.shape[-2] - 1
+    end = decay.matrix.narrow(-2, last, 1)
+    return At((decay.start[..., None],), decay.matrix, (decay.start.narrow(-1, last, 1)[..., None],), end.mT)
+
+
+def running_before(decay: Decays) -> At:
+    """The rows of x_{t−1} for the same x."""
+    n = decay.matrix.shape[-2]
+    old = F.pad(decay.start.narrow(-1, 0, n - 1), (1, 0), value=1.0)
+    return At((old[..., None],), F.pad(decay.matrix.narrow(-2, 0, n - 1), (0, 0, 1, 0)))
+
+
 def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[At, ...]:
     """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]), ready to read, one for each."""
     if rows.dim() == 2:

@@ -19,20 +19,22 @@ from torch import Tensor
 from nestflow.ops.coefficients import At
 
 
-def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At) -> Tensor:
+def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: Tensor | None = None) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
     x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [..., n]
-    or a number; before: the rows of W_{t−1}.
+    or a number; before: the rows of W_{t−1}; rate η [..., n]: errors are −η (a W x + b) and not a W x + b.
     """
     system = (x @ h.mT) * before.new
     if isinstance(scale, Tensor):
-        return -scale[..., None] * system
-    return -system if scale == 1 else -scale * system
+        system = scale[..., None] * system
+    elif scale != 1:
+        system = scale * system
+    return -system if rate is None else rate[..., None] * system
 
 
 def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: At, starts: Sequence[Tensor],
-                 first: Tensor | None = None) -> Tensor:
+                 first: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
     """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
 
     error b [..., n, out]; starts: p of [..., out, in]; first: x X_0ᵀ where it is known.
@@ -45,6 +47,8 @@ def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor
     elif scale != 1:
         seen = scale * seen
     right = seen + error
+    if rate is not None:
+        right = -rate[..., None] * right
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     return torch.linalg.solve_triangular(
         system.expand(*lead, *system.shape[-2:]), right.expand(*lead, *right.shape[-2:]),
