@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestflow.reference.model import Reference
 from tests.lowering.compiled import Compiled, error, gradients
 
 SELF_MODIFYING = """
@@ -92,6 +93,17 @@ def test_patterns_equal_scan_in_any_split(name: str) -> None:
         sizes = [b - a for a, b in zip([0, *cuts], [*cuts, 14])]
         assert error(fast(x, w, sizes), got) < 1e-11
         assert error(slow(x, w, sizes), got) < 1e-10
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_compiled_equals_the_interpreter(name: str) -> None:
+    fast, x = compiled(LEVELS[name]), draw(2, 9, 1)
+    w = fast.weights()
+    got, want = fast(x, w), Reference(fast.graph, w)(**x)
+    assert error(got, want) < 1e-10
+    leaves = [*x.values(), *w.values()]
+    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
+        assert error(a, b) < 1e-9, path
 
 
 def test_patterns_of_levels() -> None:
