@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,8 +75,9 @@ def terms_of(level: StepLevel, batch: Mapping[str, Tensor]) -> int:
                 "leave the mask out, or use another update",
             )
         if node.op in ("cross_entropy", "mean_all"):
-            t = node.args[0].type
-            short = max(a.type.short for a in node.args)
+            operands = list(node.args)
+            t, short = operands[0].type, max(a.type.short for a in operands)
             ticks = next((list(x.shape)[1] for x in batch.values() if x.ndim > 1), 1) if t.clock else 1
-            return max(1, rows * (ticks - short))
+            each = math.prod(t.shape) if node.op == "mean_all" else 1
+            return max(1, rows * (ticks - short) * each)
     return rows

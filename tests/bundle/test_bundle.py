@@ -123,6 +123,23 @@ def test_types_and_schedules_come_back(tmp_path: Path) -> None:
         assert b.step(BATCH) == again.step(BATCH)
 
 
+def test_eval_mode_uses_the_weights_that_the_rule_names(tmp_path: Path) -> None:
+    spec = LM.replace("adamw(3e-3)", "averaged(adamw(3e-3))").replace("g |> clip_norm(1) |> ", "")
+    b = nestflow.compile(spec)
+    for _ in range(5):
+        b.step(BATCH)
+    trained = b.module(TOKENS)
+    averaged = b.module.eval()(TOKENS)
+    assert not torch.allclose(averaged, trained)
+    assert torch.equal(b.module.train()(TOKENS), trained)
+    b.module.eval()
+    b.save(tmp_path / "b")
+    again = nestflow.load(tmp_path / "b")
+    assert torch.equal(again.module(TOKENS), averaged)
+    assert b.step(BATCH) == again.step(BATCH)
+    assert torch.equal(again.module(TOKENS), b.module(TOKENS))
+
+
 def test_the_saved_spec_needs_no_other_file(tmp_path: Path) -> None:
     (tmp_path / "parts.nl").write_text("nestflow 1\nflow part(x) { return x |> linear |> silu }\n")
     (tmp_path / "main.nl").write_text(
