@@ -158,11 +158,13 @@ class Site:
         return None if value is None else int(self.number(value, "axis"))
 
     def reduce(self, op: str, x: Node, axis: int | None) -> Node:
-        """sum and mean reduce everything outside flows and token-level fields, feature axes inside."""
+        """sum, mean and max reduce everything outside flows and token-level fields, feature axes inside."""
+        if x.type.like and axis is not None:
+            raise self.env.elab.not_yet(f"`axis` of {self.word} in an update rule", self.span)
         if axis is None and self.env.place == "top" and x.type.batch:
             if op == "mean":
                 return ops.mean_all(x, self.span)
-            self.fail("NF311", "sum over the batch depends on its size", "use `mean`, or name an axis")
+            self.fail("NF311", f"{self.word} over the batch depends on its size", "use `mean`, or name an axis")
         return ops.reduce(op, x, axis, span=self.span)
 
     # heads -----------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+import operator
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.ir.node import Node, Type, make
@@ -54,7 +56,11 @@ COMPARE = frozenset(["lt", "le", "gt", "ge", "eq", "ne"])
 
 
 class ShapeError(Exception):
-    """A plain sentence about shapes or types that do not fit."""
+    """A plain sentence about shapes or types that do not fit; help: a way out, where one is known."""
+
+    def __init__(self, message: str, help: str | None = None) -> None:
+        super().__init__(message)
+        self.help = help
 
 
 def const(value: float | int | bool, span: Span | None = None) -> Node:
@@ -104,28 +110,37 @@ def carried(*types: Type) -> Type:
 
 def _mix_check(types: tuple[Type, ...]) -> None:
     """A whole value of features beside a per-head one is an error; numbers, weights and constants stretch."""
-    if any(t.heads for t in types):
-        for t in types:
-            if t.heads is None and t.batch and not t.is_number and not t.like:
-                raise ShapeError("a whole value meets a per-head value")
+    per_head = next((t for t in types if t.heads), None)
+    if per_head is None or per_head.heads is None:
+        return
+    for whole in types:
+        if whole.heads is None and whole.batch and not whole.is_number and not whole.like:
+            fits = bool(whole.shape) and whole.shape[-1] % per_head.heads == 0
+            share = whole.shape[-1] // per_head.heads if fits else 0
+            split = f"`split_heads` gives each of the {per_head.heads} heads {share} features of the whole value"
+            merge = "`merge_heads` joins the per-head value to a whole one"
+            raise ShapeError(
+                f"a whole value meets a per-head value: {whole} and {per_head}", f"{split}; {merge}" if fits else merge
+            )
 
 
-_FOLD = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
+_SIGNS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "pow": "^", "mod": "%", "floordiv": "//"}
+_FOLD: dict[str, Callable[[Any, Any], Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
     "max": max,
     "min": min,
-    "lt": lambda a, b: a < b,
-    "le": lambda a, b: a <= b,
-    "gt": lambda a, b: a > b,
-    "ge": lambda a, b: a >= b,
-    "eq": lambda a, b: a == b,
-    "ne": lambda a, b: a != b,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "ne": operator.ne,
     "and": lambda a, b: bool(a) and bool(b),
     "or": lambda a, b: bool(a) or bool(b),
-    "mod": lambda a, b: a % b,
-    "floordiv": lambda a, b: a // b,
+    "mod": operator.mod,
+    "floordiv": operator.floordiv,
 }
 
 
@@ -157,25 +172,36 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
 
 
 def _fold(op: str, a: float, b: float) -> float | int | bool | None:
+    if op in ("div", "mod", "floordiv") and b == 0:
+        raise ShapeError("division by zero")
+    try:
+        return _finite(_folded(op, a, b))
+    except (OverflowError, ZeroDivisionError, ValueError) as e:
+        raise ShapeError(f"{_SIGNS.get(op, op)} of {a} and {b} is no number") from e
+
+
+def _folded(op: str, a: float, b: float) -> float | int | bool | None:
     if op == "div":
-        if b == 0:
-            raise ShapeError("division by zero")
         if isinstance(a, int) and isinstance(b, int) and not isinstance(a, bool) and a % b == 0:
             return a // b
         return a / b
-    if op in ("mod", "floordiv") and b == 0:
-        raise ShapeError("division by zero")
     if op == "pow":
-        try:
-            if abs(b) > 4096 or (isinstance(a, int) and abs(a) > 1 and abs(b) * math.log2(abs(a)) > 64):
-                a = float(a)
-            value = a**b
-        except (OverflowError, ZeroDivisionError, ValueError) as e:
-            raise ShapeError(f"{a} ^ {b} is no number") from e
+        if abs(b) > 4096 or (isinstance(a, int) and abs(a) > 1 and abs(b) * math.log2(abs(a)) > 64):
+            a = float(a)
+        value: Any = a**b
         if isinstance(value, complex):
             raise ShapeError(f"{a} ^ {b} is no real number")
         return value
     return _FOLD[op](a, b) if op in _FOLD else None
+
+
+def _finite(value: float | int | bool | None) -> float | int | bool | None:
+    """Integers beyond 64 bits go on as floats, so that no chain of products grows without end."""
+    if isinstance(value, int) and abs(value) >= 2**63:
+        value = float(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise OverflowError
+    return value
 
 
 def unary(op: str, x: Node, span: Span | None = None) -> Node:
@@ -187,27 +213,28 @@ def unary(op: str, x: Node, span: Span | None = None) -> Node:
     return make(op, (x,), x.type.with_(dtype=dtype), span)
 
 
-def _fold_unary(op: str, v: float) -> float | bool | None:
+_FOLD_UNARY: dict[str, Callable[[Any], float | int | bool]] = {
+    "neg": operator.neg,
+    "not": operator.not_,
+    "abs": abs,
+    "square": lambda v: v * v,
+    "sqrt": math.sqrt,
+    "exp": math.exp,
+    "log": math.log,
+    "tanh": math.tanh,
+    "sigmoid": lambda v: 1 / (1 + math.exp(-v)) if v > -700 else math.exp(max(v, -740.0)),
+    "softplus": lambda v: math.log1p(math.exp(v)) if v < 30 else float(v),
+    "inverse_softplus": lambda v: math.log(math.expm1(v)) if v < 30 else float(v),
+}
+
+
+def _fold_unary(op: str, v: float) -> float | int | bool | None:
+    if op not in _FOLD_UNARY:
+        return None
     try:
-        if op == "neg":
-            return -v
-        if op == "not":
-            return not v
-        if op == "abs":
-            return abs(v)
-        if op == "square":
-            return v * v
-        if op in ("sqrt", "exp", "log", "tanh"):
-            return getattr(math, op)(v)
-        if op == "sigmoid":
-            return 1 / (1 + math.exp(-v))
-        if op == "softplus":
-            return math.log1p(math.exp(v)) if v < 30 else float(v)
-        if op == "inverse_softplus":
-            return math.log(math.expm1(v))
+        return _finite(_FOLD_UNARY[op](v))
     except (ValueError, OverflowError) as e:
         raise ShapeError(f"{op}({v}) is no number") from e
-    return None
 
 
 def where(c: Node, a: Node, b: Node, span: Span | None = None) -> Node:
@@ -304,6 +331,8 @@ def rowwise(op: str, x: Node, *weights: Node, span: Span | None = None, **attrs:
 
 
 def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
+    if not xs:
+        raise ShapeError("concat needs a value")
     _mix_check(tuple(x.type for x in xs))
     lead = {x.type.shape[:-1] for x in xs}
     if len(lead) != 1 or not all(x.type.shape for x in xs):
@@ -320,6 +349,8 @@ def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
 
 
 def stack(xs: tuple[Node, ...], span: Span | None = None) -> Node:
+    if not xs:
+        raise ShapeError("stack needs a value")
     _mix_check(tuple(x.type for x in xs))
     shape = broadcast_shapes(*(x.type.shape for x in xs))
     return make(
@@ -368,8 +399,10 @@ def rope(x: Node, base: float = 10000.0, reset: int | None = None, span: Span | 
 def split_heads(x: Node, heads: int, span: Span | None = None) -> Node:
     if x.type.heads:
         raise ShapeError("split_heads of a value that is already per head")
-    if not x.type.shape or x.type.shape[-1] % heads:
-        raise ShapeError(f"{heads} heads do not divide a width of {x.type.shape[-1] if x.type.shape else 'no axis'}")
+    if not x.type.shape:
+        raise ShapeError("split_heads of a number: there is nothing to share")
+    if x.type.shape[-1] % heads:
+        raise ShapeError(f"{heads} heads do not divide a width of {x.type.shape[-1]}")
     return make(
         "split_heads", (x,), x.type.with_(heads=heads, shape=(*x.type.shape[:-1], x.type.shape[-1] // heads)), span
     )

@@ -26,8 +26,8 @@ class Gradients:
     """factors: for each wanted weight the pairs (h, e) of the linears it is the weight of; its gradient is Σ e hᵀ.
     dense: the gradient of its other uses, with the weight's own feature axes (absent: none)."""
 
-    factors: dict[Node, list[tuple[Node, Node]]] = field(default_factory=dict)
-    dense: dict[Node, Node] = field(default_factory=dict)
+    factors: dict[Node, list[tuple[Node, Node]]] = field(default_factory=dict[Node, list[tuple[Node, Node]]])
+    dense: dict[Node, Node] = field(default_factory=dict[Node, Node])
 
 
 def gradient(objective: Node, wrt: Collection[Node], seed: Node | None = None) -> Gradients:
@@ -132,7 +132,7 @@ def _mul(n: Node, g: Node) -> tuple[Node | None, ...]:
 
 
 def _div(n: Node, g: Node) -> tuple[Node | None, ...]:
-    a, b = n.args
+    b = n.args[1]
     ga = ops.binary("div", g, b)
     return ga, None if b.op == "const" else ops.unary("neg", ops.binary("mul", ga, n))
 
@@ -195,7 +195,8 @@ def _sum(n: Node, g: Node) -> tuple[Node | None, ...]:
 
 
 def _mean(n: Node, g: Node) -> tuple[Node | None, ...]:
-    count = math.prod(n.args[0].type.shape[i] for i in n["axes"])
+    axes: tuple[int, ...] = n["axes"]
+    count = math.prod(n.args[0].type.shape[i] for i in axes)
     return (times(_kept(n, g), ops.const(1.0 / count)),)
 
 
@@ -310,7 +311,7 @@ def _index(n: Node, g: Node) -> tuple[Node | None, ...]:
     if len(x.type.shape) > 2:
         raise NotDifferentiable("an index into more than two feature axes has no derivative inside a memory")
     flip = len(x.type.shape) == 2
-    start, stop = (item, item + 1) if isinstance(item, int) else item
+    start, stop = (item, item + 1) if isinstance(item, int) else (item[0], item[1])
     g = filled(g, n)
     piece = ops.reshape(g, (1, *g.type.shape)) if isinstance(item, int) else g
     piece = ops.transpose(piece) if flip else piece

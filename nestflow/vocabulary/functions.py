@@ -174,9 +174,12 @@ for _name, _op2, _doc in [
 
 def _extremum(name: str) -> None:
     def build(site: Any, a: Any, b: Any, axis: Any) -> Node:
-        if b is None:
-            return ops.reduce("a" + name, site.node(a, name), site.axis(axis), span=site.span)
-        return ops.binary(name, site.node(a, name), site.node(b, name), site.span)
+        if b is not None:
+            return ops.binary(name, site.node(a, name), site.node(b, name), site.span)
+        x = site.node(a, name)
+        if name == "max":
+            return site.reduce("amax", x, site.axis(axis))
+        return ops.unary("neg", site.reduce("amax", ops.unary("neg", x), site.axis(axis)), site.span)
 
     word(f"{name}(a, b = none, axis = none)", doc=f"the {name} of two values, or of one value over its axes")(build)
 
