@@ -171,8 +171,8 @@ class Nodes:
         return make("solved", args, per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
 
     def rule(self, plan: MemoryPlan, tensor: str) -> LinearRule:
-        """The closed form of a tensor with its rates as loop expressions. A rate that depends on the state and multiplies g
-        in one place is folded into the errors: then tensors with other rates share the rows."""
+        """The closed form of a tensor with its rates as loop expressions. A rate that depends on the state and
+        multiplies g in one place is folded into the errors: then tensors with other rates share the rows."""
         m, key = plan.memory, (plan.memory.name, tensor)
         if key in self.rules:
             return self.rules[key]

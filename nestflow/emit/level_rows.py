@@ -44,7 +44,8 @@ def starts_of(rule: LinearRule, every: int) -> tuple[str, ...]:
 
 
 class Rows:
-    """Writes the rows of the rules of one level, once each; whole sequences at once where no rate depends on the state."""
+    """Writes the rows of the rules of one level, once each; whole sequences at once where no rate depends on the
+    state."""
 
     def __init__(self, writer: Writer, nodes: Nodes, fresh: Callable[[str], str]) -> None:
         self.writer, self.nodes, self.fresh = writer, nodes, fresh
@@ -212,7 +213,8 @@ class RowsWriter:
     def of(self, where: str) -> str:
         """The rows of a source; those of a slot's old value are its new ones, a tick later."""
         if where not in self.source and where == "g":
-            self.source["g"] = self.line("g", f"{self.word('errors')}({self.ticks}, {len(self.starts)}, c.dtype, c.device)")
+            text = f"{self.word('errors')}({self.ticks}, {len(self.starts)}, c.dtype, c.device)"
+            self.source["g"] = self.line("g", text)
         elif where not in self.source:
             slot = where.removeprefix("old:")
             text = f"{self.word('lag')}({self.source['new:' + slot]}, {self.starts.index(slot)})"

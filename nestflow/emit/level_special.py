@@ -85,8 +85,8 @@ class Special:
         if text not in self.systems:
             self.systems[text] = self.level.variable("system")
             self.em.writer.line(f"{self.systems[text]} = {text}")
-        first = self.first_look(n)
-        return f"solve_errors({self.systems[text]}, {look}, {scale}, {self.operand(b, n)}, {rows}, {starts}{first}{rate})"
+        values = ", ".join([self.systems[text], look, scale, self.operand(b, n), rows, starts])
+        return f"solve_errors({values}{self.first_look(n)}{rate})"
 
     def first_look(self, n: Node) -> str:
         """x W where the errors have computed it already: the piece begins its chunk, so both see one state."""

@@ -104,7 +104,8 @@ class StateNames:
         for p in self.level.plan.looped:
             m = p.memory
             for t in state_tensors(m) if keeps_anchor(m) else ():
-                chunk, now = (self.names[state(m, t.path, when, Type(shape=t.shape, heads=m.heads))] for when in ("chunk", "now"))
+                type_ = Type(shape=t.shape, heads=m.heads)
+                chunk, now = (self.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
                 chunks.setdefault(m.chunk, []).append((chunk, now))
         for chunk, pairs in chunks.items():
             with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):

@@ -87,7 +87,7 @@ def _number(slot: RuleSlot) -> Init:
 
 def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:
     """Pairs are appended, and those that no later query sees are dropped: the length is what is visible."""
-    slots = []
+    slots: list[StateSlot] = []
     for role, node in (("key", memory.key), ("value", memory.value)):
         if node is not None:
             name = memory_path(path, memory.name, role)

@@ -315,12 +315,12 @@ def _index(n: Node, g: Node) -> tuple[Node | None, ...]:
     g = filled(g, n)
     piece = ops.reshape(g, (1, *g.type.shape)) if isinstance(item, int) else g
     piece = ops.transpose(piece) if flip else piece
-    lead = piece.type.shape[:-1]
+    lead, size = piece.type.shape[:-1], x.type.shape[0] if x.type.shape else 0
 
     def zeros(width: int) -> list[Node]:
         return [ops.leaf("fill", Type(shape=(*lead, width)), kind="zeros")] if width else []
 
-    whole = ops.concat((*zeros(start), piece, *zeros(x.type.shape[0] - stop)))
+    whole = ops.concat((*zeros(start), piece, *zeros(size - stop)))
     return (ops.transpose(whole) if flip else whole,)
 
 

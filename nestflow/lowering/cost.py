@@ -12,8 +12,9 @@ from nestflow.lowering.plan import MemoryPlan
 
 _FUNCTIONS: dict[str, Callable[..., float]] = {
     "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: a / b,
-    "pow": lambda a, b: a**b, "neg": lambda a: -a, "exp": math.exp, "log": math.log, "sqrt": math.sqrt, "tanh": math.tanh,
-    "sigmoid": lambda a: 1 / (1 + math.exp(-a)), "softplus": lambda a: math.log1p(math.exp(a)), "abs": abs,
+    "pow": lambda a, b: a**b, "neg": lambda a: -a, "exp": math.exp, "log": math.log, "sqrt": math.sqrt,
+    "tanh": math.tanh,
+    "sigmoid": lambda a: 1 / (1 + math.exp(-a)), "softplus": lambda a: math.log1p(math.exp(a)), "abs": math.fabs,
     "where": lambda c, a, b: a if c else b, "gt": lambda a, b: a > b, "ge": lambda a, b: a >= b,
     "lt": lambda a, b: a < b, "le": lambda a, b: a <= b, "max": max, "min": min, "square": lambda a: a * a,
     "sum": lambda a: a, "mean": lambda a: a, "index": lambda a: a, "reshape": lambda a: a, "stop": lambda a: a,
@@ -22,8 +23,8 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
 
 
 def at_start(node: Node) -> float | None:
-    """A gate's or rate's value where what it computes from its input is zero, as it is on average at the start; None where
-    that says nothing (the gate is the input itself, or differs from head to head)."""
+    """A gate's or rate's value where what it computes from its input is zero, as it is on average at the start; None
+    where that says nothing (the gate is the input itself, or differs from head to head)."""
     known: dict[Node, float | None] = {}
     for n in walk(node):
         if n.op == "const":
@@ -40,8 +41,8 @@ def at_start(node: Node) -> float | None:
 
 
 def half_life(memory: Memory) -> float | None:
-    """Ticks after which half of what was stored is left, at the start: ln 2 / −ln(retain), in learning ticks times `every`.
-    inf where nothing is forgotten; None where it is not known."""
+    """Ticks after which half of what was stored is left, at the start: ln 2 / −ln(retain), in learning ticks times
+    `every`. inf where nothing is forgotten; None where it is not known."""
     if memory.retain is None:
         return math.inf
     gate = at_start(memory.retain)
@@ -53,14 +54,16 @@ def half_life(memory: Memory) -> float | None:
 
 
 def states(plan: MemoryPlan) -> int:
-    """How many tensors of the memory's size move along: itself, the rule's slots, a pending sum, the chunk's first state."""
+    """How many tensors of the memory's size move along: itself, the rule's slots, a pending sum, the chunk's first
+    state."""
     m = plan.memory
     slots = 0 if m.rule is None else sum(s.like != "number" for s in m.rule.slots)
     return 1 + slots + (m.every > 1) + keeps_anchor(m)
 
 
 def multiply_adds(plan: MemoryPlan, size: int) -> int | None:
-    """Multiply-adds of one token and head, forward (backward is about twice that); None for a cache, which grows with T."""
+    """Multiply-adds of one token and head, forward (backward is about twice that); None for a cache, which grows with
+    T."""
     m = plan.memory
     if m.kind == "cache":
         return None

@@ -14,8 +14,8 @@ from nestflow.ir.pullback import NotDifferentiable, gradient
 
 @dataclass(frozen=True)
 class Errors:
-    """factors: tensor path -> pairs (h, e), the gradient of the tick is Σ e hᵀ. dense: tensor path -> the gradient itself.
-    Nodes are over theta(tensor), the state at which errors are taken, and recalls of the level (mode "chunk").
+    """factors: tensor path -> pairs (h, e), the gradient of the tick is Σ e hᵀ. dense: tensor path -> the gradient
+    itself. Nodes are over theta(tensor), the state at which errors are taken, and recalls of the level (mode "chunk").
     A tensor in neither never learns."""
 
     factors: dict[str, tuple[tuple[Node, Node], ...]]
@@ -55,7 +55,8 @@ def as_linear(args: tuple[Node, ...]) -> Node | None:
 
 
 def errors_of(memory: Memory) -> Errors:
-    """Reverse mode through the objective and the memory's function. Raises NestflowError NF551 where that has no derivative."""
+    """Reverse mode through the objective and the memory's function. Raises NestflowError NF551 where that has no
+    derivative."""
     if memory.objective is None or memory.function is None:
         return Errors({}, {})
 

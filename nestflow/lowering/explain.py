@@ -22,9 +22,9 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Explanation:
-    """One memory. row: its name in the level table. pattern: how it is lowered (`how` in words), always exact. reasons: why the
-    faster patterns did not apply. half_life: ticks until half of what is stored is left, at the start (None: not known).
-    multiply_adds: per token and head, forward. state: numbers kept per sequence."""
+    """One memory. row: its name in the level table. pattern: how it is lowered (`how` in words), always exact.
+    reasons: why the faster patterns did not apply. half_life: ticks until half of what is stored is left, at the
+    start (None: not known). multiply_adds: per token and head, forward. state: numbers kept per sequence."""
 
     row: str
     count: int
@@ -71,10 +71,9 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
 def note_of(m: Memory, p: MemoryPlan) -> str | None:
     """What a user may want to change."""
     if p.pattern == "scan" and m.every == 1:
-        return "one update per token, in order: with `chunk 16` errors are taken together" if m.chunk == 1 else (
-            "the rule is not linear in g, so each token's update is made on the tensors; `every 16 tokens` makes one of 16")
-    if p.pattern != "scan" or m.every == 1:
-        return None
+        if m.chunk == 1:
+            return "one update per token, in order: with `chunk 16` the errors of 16 tokens are taken together"
+        return "the rule is not linear in g, so each token updates the tensors: `every 16 tokens` makes it one of 16"
     return None
 
 
@@ -82,7 +81,9 @@ def duration(ticks: float | None) -> str:
     """`280 tokens`, `for ever`, `not known here`."""
     if ticks is None:
         return "depends on its input"
-    return "for ever (nothing is forgotten)" if math.isinf(ticks) else f"{ticks:,.3g} tokens" if ticks < 1000 else f"{ticks:,.0f} tokens"
+    if math.isinf(ticks):
+        return "for ever (nothing is forgotten)"
+    return f"{ticks:,.3g} tokens" if ticks < 1000 else f"{ticks:,.0f} tokens"
 
 
 def explain(target: Any) -> str:
@@ -90,7 +91,8 @@ def explain(target: Any) -> str:
     plan = plan_of(target)
     blocks = [text_of(e) for e in explanations(plan)]
     for s in plan.graph.step_levels:
-        how = "frozen: it never learns" if s.rule is None else f"one torch optimizer, {len(s.weights)} weights, every {s.every} step" + "s" * (s.every > 1)
+        steps = f"every {s.every} step" + "s" * (s.every > 1)
+        how = "frozen: it never learns" if s.rule is None else f"one torch optimizer, {len(s.weights)} weights, {steps}"
         blocks.append(f"{s.name}\n  how        {how}")
     return "\n\n".join(blocks) if blocks else "nothing here learns or remembers: plain functions"
 
@@ -100,7 +102,8 @@ def text_of(e: Explanation) -> str:
     lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
     lines += [f"  not        {r}" for r in e.reasons]
     if e.multiply_adds is not None:
-        lines.append(f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; {e.state:,} numbers of state a sequence")
+        lines.append(f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; "
+                     f"{e.state:,} numbers of state a sequence")
         lines.append(f"  half-life  at the start: {duration(e.half_life)}")
     else:
         lines.append("  cost       grows with the number of kept pairs")

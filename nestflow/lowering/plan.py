@@ -1,7 +1,7 @@
 """LevelGraph to Plan: for each memory of each token-level level the fastest pattern that computes exactly its meaning.
 
-Patterns are tried in order, each a function (memory, level) -> Match or the reason why not (`nestflow.lowering.patterns`).
-The last one, `scan`, takes everything.
+Patterns are tried in order, each a function (memory, level) -> Match or the reason why not
+(`nestflow.lowering.patterns`). The last one, `scan`, takes everything.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are o
 @dataclass(frozen=True)
 class MemoryPlan:
     """pattern: recurrence, delta, chunk, scan or cache. rules: the linear rule of each tensor (closed forms only).
-    reasons: why each faster pattern did not apply. boundary: pieces of a call must end at its multiples (None: anywhere)."""
+    reasons: why each faster pattern did not apply. boundary: pieces of a call must end at its multiples (None:
+    anywhere)."""
 
     memory: Memory
     pattern: str
@@ -110,7 +111,8 @@ def boundary(memory: Memory, pattern: str, setting: Setting) -> int | None:
 
 
 def shorter(chunk: int) -> int:
-    """A piece of at most LONGEST ticks that divides the chunk (errors are taken at the chunk's first state all the same)."""
+    """A piece of at most LONGEST ticks that divides the chunk (errors are taken at the chunk's first state all the
+    same)."""
     if chunk <= LONGEST:
         return chunk
     for n in range(LONGEST, LONGEST // 4 - 1, -1):

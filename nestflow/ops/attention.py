@@ -1,8 +1,8 @@
 """Softmax attention over kept pairs, in one piece or as a stream.
 
-Positions count from the stream's start. `window` W: a query at position t sees the keys t − W + 1 … t. `segment` S: those of
-its own segment of S positions. `sink` s: the first s positions always. The kept pairs are the shortest past that later queries
-can see, sinks first.
+Positions count from the stream's start. `window` W: a query at position t sees the keys t − W + 1 … t. `segment` S:
+those of its own segment of S positions. `sink` s: the first s positions always. The kept pairs are the shortest past
+that later queries can see, sinks first.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def key_positions(count: int, end: int, sink: int) -> list[int]:
     return [*range(sinks), *range(end - (count - sinks), end)]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float, window: int | None = None, segment: int | None = None,
-           sink: int = 0, causal: bool = True) -> Tensor:
-    """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T pairs are
-    those of the queries' own ticks."""
+def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float, window: int | None = None,
+           segment: int | None = None, sink: int = 0, causal: bool = True) -> Tensor:
+    """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T pairs
+    are those of the queries' own ticks."""
     ticks, count = q.shape[-2], k.shape[-2]
     if window is None and segment is None and before == 0 and (causal or not count):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)

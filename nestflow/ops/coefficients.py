@@ -5,9 +5,10 @@ combination of p *starts* (the memory and the rule's slots as the block began) a
 
     X_t = Σ_j P[t, j] X_j + Σ_{s ≤ t} L[t, s] G_s
 
-`rows` [..., n, p + n] holds [P | L]: row t says what X_t is made of. Rows are built from few words, in the order a rule is
-written: `decays` (products of a gate), `errors` (the rows of g), `accumulate` and `carry` (decaying sums), `lag` (the tick
-before), and scaling by numbers. All exact for gates of any sign, 0 and 1 included: no logarithm, no division.
+`rows` [..., n, p + n] holds [P | L]: row t says what X_t is made of. Rows are built from few words, in the order a
+rule is written: `decays` (products of a gate), `errors` (the rows of g), `accumulate` and `carry` (decaying sums),
+`lag` (the tick before), and scaling by numbers. All exact for gates of any sign, 0 and 1 included: no logarithm, no
+division.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 
 def chunk_sizes(ticks: int, before: int, size: int) -> list[int]:
-    """Lengths of the pieces of a call of `ticks` ticks that follows `before` ticks: each ends at a multiple of `size`."""
+    """Lengths of the pieces of a call of `ticks` ticks that follows `before` ticks: each ends at a multiple of
+    `size`."""
     sizes = [min(ticks, size - before % size)]
     rest = ticks - sizes[0]
     sizes += [size] * (rest // size)
@@ -42,7 +44,8 @@ def decay_matrix(decay: Tensor) -> Tensor:
 
 
 class Decays(NamedTuple):
-    """matrix D [..., n, n]: what is left at tick t of what came in at tick s. start [..., n]: of what was there before."""
+    """matrix D [..., n, n]: what is left at tick t of what came in at tick s. start [..., n]: of what was there
+    before."""
 
     matrix: Tensor
     start: Tensor
@@ -58,7 +61,8 @@ def decays(decay: Tensor | float, ticks: int, dtype: torch.dtype, device: torch.
 
 
 def accumulate(decay: Decays, rate: Tensor | float, start: int, starts: int) -> Tensor:
-    """Rows of x_t = decay_t x_{t−1} + rate_t g_t, where x began as start number `start` of `starts`. rate [..., n] or a number."""
+    """Rows of x_t = decay_t x_{t−1} + rate_t g_t, where x began as start number `start` of `starts`. rate [..., n] or
+    a number."""
     weight = rate[..., None, :] if isinstance(rate, Tensor) else rate
     past = decay.matrix * weight
     return torch.cat([_column(decay.start, past, start, starts), past], -1)
@@ -71,7 +75,8 @@ def _column(gamma: Tensor, past: Tensor, start: int, starts: int) -> Tensor:
 
 
 def carry(decay: Decays, drive: Tensor, start: int) -> Tensor:
-    """Rows of x_t = decay_t x_{t−1} + drive_t, where x began as start number `start`. drive, the result: [..., n, p + n]."""
+    """Rows of x_t = decay_t x_{t−1} + drive_t, where x began as start number `start`. drive, the result: [..., n, p +
+    n]."""
     width = drive.shape[-1]
     return decay.matrix @ drive + F.pad(decay.start[..., None], (start, width - 1 - start))
 
@@ -105,8 +110,9 @@ def piece_length(sizes: list[int], size: int) -> int:
 
 
 class At(NamedTuple):
-    """Rows taken apart for reading: old, p of [..., n, 1], what each start weighs at each tick; new [..., n, n], what each error
-    does; end_old, p of [..., 1, 1], and end_new [..., n, 1]: the same at the last tick (empty where nothing asks)."""
+    """Rows taken apart for reading: old, p of [..., n, 1], what each start weighs at each tick; new [..., n, n], what
+    each error does; end_old, p of [..., 1, 1], and end_new [..., n, 1]: the same at the last tick (empty where
+    nothing asks)."""
 
     old: tuple[Tensor, ...]
     new: Tensor
@@ -140,7 +146,8 @@ def running_before(decay: Decays) -> At:
 
 
 def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[At, ...]:
-    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]), ready to read, one for each."""
+    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]), ready to read, one
+    for each."""
     if rows.dim() == 2:
         made = {n: reading(rows[:n, : starts + n], starts) for n in set(sizes)}
         return tuple(made[n] for n in sizes)

@@ -5,8 +5,8 @@ of the block's earlier errors. With the rows of W_{t−1} (`lag`) this is linear
 
     (I − a ⊙ tril₋(x hᵀ ⊙ L⁻)) U = a ⊙ Σ_j P⁻_j ⊙ (x X_jᵀ) + b
 
-Solved by substitution. (The log-depth product of the Neumann series is not: with nearly equal keys, which ordinary text has, it
-loses all digits in float32.)
+Solved by substitution. (The log-depth product of the Neumann series is not: with nearly equal keys, which ordinary
+text has, it loses all digits in float32.)
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from nestflow.ops.coefficients import At
 def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: Tensor | None = None) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
-    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [..., n]
-    or a number; before: the rows of W_{t−1}; rate η [..., n]: errors are −η (a W x + b) and not a W x + b.
+    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [...,
+    n] or a number; before: the rows of W_{t−1}; rate η [..., n]: errors are −η (a W x + b) and not a W x + b.
     """
     system = (x @ h.mT) * before.new
     if isinstance(scale, Tensor):

@@ -41,8 +41,9 @@ class Compiled:
     def __call__(self, x: dict[str, Tensor], w: dict[str, Tensor], sizes: Sequence[int] | None = None) -> Tensor:
         return self.run(x, w, sizes)[0]
 
-    def run(self, x: dict[str, Tensor], w: dict[str, Tensor],
-            sizes: Sequence[int] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    def run(
+        self, x: dict[str, Tensor], w: dict[str, Tensor], sizes: Sequence[int] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The output and the state after it; sizes: lengths of the calls."""
         first = next(iter(x.values()))
         batch, ticks, dtype = first.shape[0], first.shape[1], first.dtype

@@ -22,21 +22,30 @@ SELF_MODIFYING = """
   retain sigmoid(gates(u) + 5)
   return store(u) |> rmsnorm |> merge_heads |> linear(8)
 """
+MLP = "memory mlp(depth = 2, expand = 1); key l2norm(x); value x; query x; objective l2"
 LEVELS = {
     "five memories, dgd": "chunk 4; heads 2;" + SELF_MODIFYING + "update dgd(lr = 0.2 * sigmoid(rates(u)))",
-    "five memories, gd, read before": "chunk 4; read before; heads 2;" + SELF_MODIFYING + "update gd(0.1 * sigmoid(rates(u)))",
+    "five memories, gd, read before": "chunk 4; read before; heads 2;"
+    + SELF_MODIFYING
+    + "update gd(0.1 * sigmoid(rates(u)))",
     "five memories, momentum": "chunk 3; heads 2;" + SELF_MODIFYING + "update momentum(0.1 * sigmoid(rates(u)), 0.5)",
     "five memories, chunk 1": "heads 2;" + SELF_MODIFYING + "update dgd(lr = 0.2 * sigmoid(rates(u)))",
-    "five memories, clipped together": "chunk 4; heads 2;" + SELF_MODIFYING
+    "five memories, clipped together": "chunk 4; heads 2;"
+    + SELF_MODIFYING
     + "update g |> clip_norm(0.3) |> gd(0.1 * sigmoid(rates(u)))",
-    "five memories, steps constant": "chunk 4; gradient stop; heads 2;" + SELF_MODIFYING
+    "five memories, steps constant": "chunk 4; gradient stop; heads 2;"
+    + SELF_MODIFYING
     + "update dgd(lr = 0.2 * sigmoid(rates(u)))",
     "clocks that differ": """heads 2
   k = x |> linear |> l2norm
   memory fast : matrix { key k; value linear(x); objective dot; update gd(0.1); retain 0.9 }
   memory delta : matrix { key k; value linear(x); objective l2; update gd(sigmoid(linear(x, 1))) }
-  memory slow : mlp(depth = 2, expand = 1) { every 2 tokens; chunk 6; key k; value linear(x); objective l2; update momentum(0.1, 0.5) }
-  memory slower : mlp(depth = 2, expand = 1) { every 4 tokens; key k; value linear(x); objective l2; update muon(0.01, iters = 2) }
+  memory slow : mlp(depth = 2, expand = 1) {
+    every 2 tokens; chunk 6; key k; value linear(x); objective l2; update momentum(0.1, 0.5)
+  }
+  memory slower : mlp(depth = 2, expand = 1) {
+    every 4 tokens; key k; value linear(x); objective l2; update muon(0.01, iters = 2)
+  }
   q = x |> linear |> l2norm
   return concat(fast(q) + delta(q), slow(q) * slower(q)) |> merge_heads |> linear(8)""",
     "a memory feeds another": """
@@ -51,24 +60,25 @@ LEVELS = {
     "rates per tensor": """chunk 4
   memory mlp(depth = 2, expand = 1, bias = true); key l2norm(x); value x; query x; objective l2
   update -(0.1 if ndim(w) >= 2 else 0.05) * g - 0.01 * w""",
-    "schedule-free inside": "chunk 4; memory mlp(depth = 2, expand = 1); key l2norm(x); value x; query x; objective l2; update schedule_free(0.05)",
-    "adam inside": "chunk 4; memory mlp(depth = 2, expand = 1); key l2norm(x); value x; query x; objective l2; update adam(0.01, eps = 0.01)",
+    "schedule-free inside": f"chunk 4; {MLP}; update schedule_free(0.05)",
+    "adam inside": f"chunk 4; {MLP}; update adam(0.01, eps = 0.01)",
     "a rule with a period": """chunk 4; memory mlp(depth = 2, expand = 1); key l2norm(x); value x; query x; objective l2
   update m3(lr = 0.01, beta1 = 0.3, beta2 = 0.1, beta3 = 0.2, alpha = 0.5, eps = 0.1, period = 3)""",
-    "dgd by part": """chunk 4; memory mlp(depth = 2, expand = 1, bias = true); key l2norm(x); value x; query x; objective l2
+    "dgd by part": """chunk 4; memory mlp(depth = 2, expand = 1, bias = true); key l2norm(x); value x; query x
+  objective l2
   update dgd(lr = 0.1, only = "linear.*", normalize = true)""",
     "retain by key": """memory matrix; key l2norm(x); value x; query x; objective l2; update gd(0.2)
   retain 0.9 + 0.1 * sigmoid(linear(x))""",
     "retain by value": """memory matrix; key l2norm(x); value x; query x; objective dot; update gd(0.2)
   retain on_value(0.9 + 0.1 * sigmoid(linear(x)))""",
-    "the objective by hand": """memory matrix; erase = l2norm(x); keep = x |> linear |> l2norm; erased = M(erase); key keep; value x; query x
-  objective inner(erased, M(0.3 * erase)) - inner(M(keep), value); update gd(1); retain 0.95""",
+    "the objective by hand": """memory matrix; erase = l2norm(x); keep = x |> linear |> l2norm; key keep; value x
+  query x
+  objective inner(memory(erase), M(0.3 * erase)) - inner(M(keep), value); update gd(1); retain 0.95""",
 }
 
 
 def compiled(fields: str, patterns: list[str] | None = None) -> Compiled:
     sep = "" if "every" in fields.split(";")[0] else "every 1 token; "
-    fields = fields.replace("erased = M(erase); ", "").replace("inner(erased,", "inner(memory(erase),")
     text = f"nestflow 1\ninput x : float[T, 8]\noutput mem(x)\nlevel mem(x) {{ {sep}{fields} }}\n"
     return Compiled(text, patterns) if patterns else Compiled(text)
 

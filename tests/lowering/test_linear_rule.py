@@ -39,15 +39,18 @@ def shape(r: LinearRule) -> list[tuple[str, list[str]]]:
     return [(c.slot, [where for where, _ in c.drive]) for c in r.carries]
 
 
-@pytest.mark.parametrize(("update", "expected"), [
-    ("gd(a)", [("", ["g"])]),
-    ("-0.1 * g", [("", ["g"])]),
-    ("(g / n_ticks) |> gd(0.1)", [("", ["g"])]),
-    ("momentum(0.1, a)", [("s", ["g"]), ("", ["new:s"])]),
-    ("nesterov(0.1, 0.9)", [("m", ["g"]), ("", ["g", "new:m"])]),
-    ("schedule_free(0.1)", [("z", ["g"]), ("x", ["new:z"]), ("", ["new:z", "new:x"])]),
-    ("dgd(0.1)", [("", ["g"])]),
-])
+@pytest.mark.parametrize(
+    ("update", "expected"),
+    [
+        ("gd(a)", [("", ["g"])]),
+        ("-0.1 * g", [("", ["g"])]),
+        ("(g / n_ticks) |> gd(0.1)", [("", ["g"])]),
+        ("momentum(0.1, a)", [("s", ["g"]), ("", ["new:s"])]),
+        ("nesterov(0.1, 0.9)", [("m", ["g"]), ("", ["g", "new:m"])]),
+        ("schedule_free(0.1)", [("z", ["g"]), ("x", ["new:z"]), ("", ["new:z", "new:x"])]),
+        ("dgd(0.1)", [("", ["g"])]),
+    ],
+)
 def test_linear(update: str, expected: list[tuple[str, list[str]]]) -> None:
     assert shape(rule(update)) == expected
 
@@ -65,11 +68,20 @@ def test_facts_differ_from_tensor_to_tensor() -> None:
     assert matrix.carries[-1].decay is not vector.carries[-1].decay
 
 
-@pytest.mark.parametrize(("update", "why"), [
-    ("adam(0.1)", "applies"), ("muon(0.1)", "newton_schulz"), ("g |> clip_norm(1) |> gd(0.1)", "norm_all"),
-    ("lion(0.1)", "sign"), ("-0.1 * g * g", "mul"), ("-0.1 * sign(g)", "sign"), ("-0.1 * (g + 1)", "does not come from g"),
-    ("-0.1 * (w - w0)", "w0"), ("two_way(0.1)", "read each other"),
-])
+@pytest.mark.parametrize(
+    ("update", "why"),
+    [
+        ("adam(0.1)", "applies"),
+        ("muon(0.1)", "newton_schulz"),
+        ("g |> clip_norm(1) |> gd(0.1)", "norm_all"),
+        ("lion(0.1)", "sign"),
+        ("-0.1 * g * g", "mul"),
+        ("-0.1 * sign(g)", "sign"),
+        ("-0.1 * (g + 1)", "does not come from g"),
+        ("-0.1 * (w - w0)", "w0"),
+        ("two_way(0.1)", "read each other"),
+    ],
+)
 def test_not_linear(update: str, why: str) -> None:
     with pytest.raises(NotLinear, match=why):
         rule(update)

@@ -63,8 +63,14 @@ def inputs(batch: int, ticks: int, seed: int) -> dict[str, Tensor]:
         return torch.randn(batch, ticks, width, generator=g, dtype=torch.float64)
 
     unit = torch.nn.functional.normalize
-    x = {"k": unit(draw(D), dim=-1), "v": 0.5 * draw(D), "q": unit(draw(D), dim=-1), "lr": 0.1 * draw(1).sigmoid(),
-         "b": 0.8 * draw(1).sigmoid(), "a": 0.9 + 0.1 * draw(1).sigmoid()}
+    x = {
+        "k": unit(draw(D), dim=-1),
+        "v": 0.5 * draw(D),
+        "q": unit(draw(D), dim=-1),
+        "lr": 0.1 * draw(1).sigmoid(),
+        "b": 0.8 * draw(1).sigmoid(),
+        "a": 0.9 + 0.1 * draw(1).sigmoid(),
+    }
     return {n: i.requires_grad_() for n, i in x.items()}
 
 
@@ -105,9 +111,15 @@ def test_random_settings(seed: int) -> None:
     rng = random.Random(seed)
     every = rng.choice([1, 1, 2, 3])
     chunk = every * rng.choice([1, 2, 5])
-    setting = Setting(rng.choice(list(MEMORIES)), rng.choice(["l2", "dot", "huber"]),
-                      rng.choice(["gd", "momentum", "nesterov", "lagged"]), chunk, every,
-                      rng.choice(["after", "before", "chunk_start"]), rng.choice(["a", "none"]))
+    setting = Setting(
+        rng.choice(list(MEMORIES)),
+        rng.choice(["l2", "dot", "huber"]),
+        rng.choice(["gd", "momentum", "nesterov", "lagged"]),
+        chunk,
+        every,
+        rng.choice(["after", "before", "chunk_start"]),
+        rng.choice(["a", "none"]),
+    )
     ticks = rng.randint(2, 17)
     x = inputs(rng.randint(1, 2), ticks, seed)
     cut = rng.randint(1, ticks - 1)
@@ -116,7 +128,9 @@ def test_random_settings(seed: int) -> None:
     check(setting, Compiled(setting.text, ["cache", "scan"]), x)
 
 
-@pytest.mark.parametrize("setting", [CHOSEN[0][0], CHOSEN[2][0], CHOSEN[7][0], CHOSEN[8][0], CHOSEN[14][0], CHOSEN[15][0]], ids=str)
+@pytest.mark.parametrize(
+    "setting", [CHOSEN[0][0], CHOSEN[2][0], CHOSEN[7][0], CHOSEN[8][0], CHOSEN[14][0], CHOSEN[15][0]], ids=str
+)
 @pytest.mark.parametrize("kind", ["zero gates", "ones", "negative gates", "equal keys", "zero keys", "no rate"])
 def test_corners(setting: Setting, kind: str) -> None:
     x = {n: i.detach().clone() for n, i in inputs(2, 10, 5).items()}
@@ -150,7 +164,11 @@ def test_long_chunk_is_worked_in_pieces() -> None:
     compiled = Compiled(setting.text)
     (level,) = compiled.plan.levels.values()
     assert 16 <= level.size < 96
-    check(setting, compiled, {n: (i if n != "lr" else 0.02 * i).detach().requires_grad_() for n, i in inputs(1, 110, 4).items()})
+    check(
+        setting,
+        compiled,
+        {n: (i if n != "lr" else 0.02 * i).detach().requires_grad_() for n, i in inputs(1, 110, 4).items()},
+    )
 
 
 def test_float32_stays_near_float64() -> None:

@@ -23,8 +23,10 @@ m = ops.leaf("slot", Type(shape=(D, 3), batch=True, clock="T"), name="m")
 w = ops.leaf("slot", Type(shape=(5, D)), name="w")
 gain, bias = ops.leaf("slot", Type(shape=(D,)), name="gain"), ops.leaf("slot", Type(shape=(D,)), name="bias")
 LEAVES = {n: n["name"] for n in (x, y, m, w, gain, bias)}
-_BACKWARD = {"gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
-             "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")'}
+_BACKWARD = {
+    "gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
+    "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")',
+}
 
 
 def values(seed: int = 0) -> dict[str, Tensor]:
@@ -42,11 +44,13 @@ def evaluate(node: Node, given: dict[str, Tensor]) -> Tensor:
             return _BACKWARD[n.op].format(*(em.value(a) for a in n.args))
         return None
 
-    em = Emitter(writer, {n: v for n, v in LEAVES.items()}, special=special, ticks=str(T), batch=str(B))
+    em = Emitter(writer, dict(LEAVES), special=special, ticks=str(T), batch=str(B))
     body = em.value(node)
     lines = "\n".join("    " + line for line in [*writer.lines, f"return {body}"])
-    text = (f"import torch\nimport torch.nn.functional as F\nfrom nestflow.ops.blocks import *\n\n\n"
-            f"def f(c, {', '.join(given)}):\n{lines}\n")
+    text = (
+        f"import torch\nimport torch.nn.functional as F\nfrom nestflow.ops.blocks import *\n\n\n"
+        f"def f(c, {', '.join(given)}):\n{lines}\n"
+    )
     result = load_source(text, "expression.py").f(Context({}, {}, 0, True, torch.float64, torch.device("cpu")), **given)
     return torch.as_tensor(result, dtype=torch.float64)
 
@@ -64,27 +68,60 @@ def b(op: str) -> Callable[[], Node]:
 
 
 CASES: dict[str, Callable[[], Node]] = {
-    **{op: u(op) for op in ["neg", "exp", "abs", "square", "relu", "sigmoid", "tanh", "silu", "gelu", "gelu_tanh", "softplus", "elu1", "log_sigmoid"]},
+    **{
+        op: u(op)
+        for op in [
+            "neg",
+            "exp",
+            "abs",
+            "square",
+            "relu",
+            "sigmoid",
+            "tanh",
+            "silu",
+            "gelu",
+            "gelu_tanh",
+            "softplus",
+            "elu1",
+            "log_sigmoid",
+        ]
+    },
     **{op: positive(op) for op in ("log", "sqrt", "inverse_softplus")},
     **{op: b(op) for op in ("add", "sub", "mul", "div", "max", "min")},
     "broadcast": lambda: ops.binary("mul", x, gain),
     "number": lambda: ops.binary("mul", ops.index(x, 0), y),
-    "pow 3": lambda: ops.binary("pow", x, ops.const(3)), "pow 2": lambda: ops.binary("pow", x, ops.const(2)),
+    "pow 3": lambda: ops.binary("pow", x, ops.const(3)),
+    "pow 2": lambda: ops.binary("pow", x, ops.const(2)),
     "pow y": lambda: ops.binary("pow", ops.binary("add", ops.unary("square", x), ops.const(0.5)), y),
-    "tie": lambda: ops.binary("max", x, x), "where": lambda: ops.where(ops.binary("gt", x, y), x, ops.unary("square", y)),
-    "sum": lambda: ops.binary("mul", ops.reduce("sum", x), y), "sum keep": lambda: ops.binary("mul", ops.reduce("sum", m, 0, True), m),
-    "mean": lambda: ops.reduce("mean", m, 1), "amax": lambda: ops.binary("mul", ops.reduce("amax", x), y),
-    "amax axis": lambda: ops.reduce("amax", m, 0), "linear": lambda: ops.linear(x, w), "linear rows": lambda: ops.linear(ops.transpose(m), w),
-    "matmul": lambda: ops.matmul(x, m), "matmul right": lambda: ops.matmul(ops.transpose(m), x),
-    "matmul two": lambda: ops.matmul(ops.transpose(m), m), "matmul one": lambda: ops.matmul(x, y),
-    "transpose": lambda: ops.transpose(m), "outer": lambda: ops.outer(x, y), "inner": lambda: ops.inner(x, y),
+    "tie": lambda: ops.binary("max", x, x),
+    "where": lambda: ops.where(ops.binary("gt", x, y), x, ops.unary("square", y)),
+    "sum": lambda: ops.binary("mul", ops.reduce("sum", x), y),
+    "sum keep": lambda: ops.binary("mul", ops.reduce("sum", m, 0, True), m),
+    "mean": lambda: ops.reduce("mean", m, 1),
+    "amax": lambda: ops.binary("mul", ops.reduce("amax", x), y),
+    "amax axis": lambda: ops.reduce("amax", m, 0),
+    "linear": lambda: ops.linear(x, w),
+    "linear rows": lambda: ops.linear(ops.transpose(m), w),
+    "matmul": lambda: ops.matmul(x, m),
+    "matmul right": lambda: ops.matmul(ops.transpose(m), x),
+    "matmul two": lambda: ops.matmul(ops.transpose(m), m),
+    "matmul one": lambda: ops.matmul(x, y),
+    "transpose": lambda: ops.transpose(m),
+    "outer": lambda: ops.outer(x, y),
+    "inner": lambda: ops.inner(x, y),
     "inner rows": lambda: ops.inner(ops.transpose(m), x),
-    "softmax": lambda: ops.rowwise("softmax", x), "log_softmax": lambda: ops.rowwise("log_softmax", x),
-    "l2norm": lambda: ops.rowwise("l2norm", x, eps=1e-6), "rmsnorm": lambda: ops.rowwise("rmsnorm", x, gain, eps=1e-6),
+    "softmax": lambda: ops.rowwise("softmax", x),
+    "log_softmax": lambda: ops.rowwise("log_softmax", x),
+    "l2norm": lambda: ops.rowwise("l2norm", x, eps=1e-6),
+    "rmsnorm": lambda: ops.rowwise("rmsnorm", x, gain, eps=1e-6),
     "layernorm": lambda: ops.rowwise("layernorm", x, gain, bias, eps=1e-5),
-    "concat": lambda: ops.concat((x, y)), "concat rows": lambda: ops.concat((m, ops.outer(x, y))),
-    "index": lambda: ops.index(x, 2), "slice": lambda: ops.index(x, (1, 3)), "index rows": lambda: ops.index(m, 1),
-    "reshape": lambda: ops.reshape(m, (3, D)), "stop": lambda: ops.binary("mul", ops.stop(x), y),
+    "concat": lambda: ops.concat((x, y)),
+    "concat rows": lambda: ops.concat((m, ops.outer(x, y))),
+    "index": lambda: ops.index(x, 2),
+    "slice": lambda: ops.index(x, (1, 3)),
+    "index rows": lambda: ops.index(m, 1),
+    "reshape": lambda: ops.reshape(m, (3, D)),
+    "stop": lambda: ops.binary("mul", ops.stop(x), y),
 }
 
 
@@ -105,7 +142,9 @@ def test_pullback_equals_autograd(name: str) -> None:
         for h, e in found.factors.get(leaf, ()):
             hv, ev = evaluate(h, given).flatten(0, -2), evaluate(e, given).flatten(0, -2)
             total = total + ev.mT @ hv
-        torch.testing.assert_close(total, torch.zeros_like(total) if expected is None else expected, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            total, torch.zeros_like(total) if expected is None else expected, rtol=1e-10, atol=1e-10
+        )
 
 
 def summed(g: Tensor, like: Tensor) -> Tensor:
@@ -126,7 +165,7 @@ def test_seed_multiplies_the_error() -> None:
     rate = ops.leaf("slot", Type(batch=True, clock="T"), name="rate")
     p = ops.linear(x, w)
     found = gradient(ops.reduce("sum", p), [w], rate)
-    (h, e), = found.factors[w]
+    ((h, e),) = found.factors[w]
     assert h is x and any(n is rate for n in (e, *e.args, *(a for b_ in e.args for a in b_.args)))
 
 

@@ -1,6 +1,6 @@
 """The meaning of a memory written once more, token by token, for random settings: torch.autograd takes every error.
 
-    θ_a: the state as the chunk began    G_t = weight · ∇ℓ(M(k_t; θ_a), v_t)    at multiples of N: the rule, from Σ G
+θ_a: the state as the chunk began    G_t = weight · ∇ℓ(M(k_t; θ_a), v_t)    at multiples of N: the rule, from Σ G
 """
 
 from __future__ import annotations
@@ -33,16 +33,28 @@ class Setting:
         memory, _, _ = MEMORIES[self.memory]
         rule, _ = RULES[self.rule]
         retain = {"a": "retain a;", "none": "", "first": "retain decay_first(a);"}[self.retain]
-        fields = (f"every {self.every} tokens; chunk {self.chunk}; read {self.read}; memory {memory}; key k; value v;"
-                  f" query q; objective {OBJECTIVES[self.objective][0]}; update {rule}; {retain} gradient {self.gradient}")
-        return (f"nestflow 1\n{FLOWS}\n" + "".join(f"input {n} : float[T, {D if n in 'kvq' else 1}]\n" for n in NAMES)
-                + f"output mem({', '.join(NAMES)})\nlevel mem({', '.join(NAMES)}) {{ {fields} }}\n")
+        fields = (
+            f"every {self.every} tokens; chunk {self.chunk}; read {self.read}; memory {memory}; key k; value v;"
+            f" query q; objective {OBJECTIVES[self.objective][0]}; update {rule}; {retain} gradient {self.gradient}"
+        )
+        return (
+            f"nestflow 1\n{FLOWS}\n"
+            + "".join(f"input {n} : float[T, {D if n in 'kvq' else 1}]\n" for n in NAMES)
+            + f"output mem({', '.join(NAMES)})\nlevel mem({', '.join(NAMES)}) {{ {fields} }}\n"
+        )
 
 
 NAMES = ("k", "v", "q", "lr", "b", "a")
-FLOWS = """flow gated(x) { h = x |> linear(8); m = silu(h) * (x |> linear(8, bias = true)); return x + (m |> rmsnorm |> linear(6)) }
+FLOWS = """flow gated(x) {
+  h = x |> linear(8)
+  m = silu(h) * (x |> linear(8, bias = true))
+  return x + (m |> rmsnorm |> linear(6))
+}
 flow deep(x) { return x |> linear(7) |> tanh |> linear(5, bias = true) |> gelu |> linear(6) |> l2norm }
-optimizer lagged(lr) { memory s : like(w) { value g; update gd(1); retain 0.8 }; step -lr * before(s) - 0.1 * lr * w }"""
+optimizer lagged(lr) {
+  memory s : like(w) { value g; update gd(1); retain 0.8 }
+  step -lr * before(s) - 0.1 * lr * w
+}"""
 Weights = dict[str, Tensor]  # [B, *shape] each
 
 
@@ -71,11 +83,14 @@ def matrix(w: Weights, x: Tensor) -> Tensor:
 
 
 MEMORIES: dict[str, tuple[str, Callable[[Weights, Tensor], Tensor], bool]] = {
-    "matrix": ("matrix", matrix, False), "mlp2": ("mlp(depth = 2, expand = 2, residual = true)", mlp2, True),
-    "gated": ("gated", gated, True), "deep": ("deep", deep, True),
+    "matrix": ("matrix", matrix, False),
+    "mlp2": ("mlp(depth = 2, expand = 2, residual = true)", mlp2, True),
+    "gated": ("gated", gated, True),
+    "deep": ("deep", deep, True),
 }
 OBJECTIVES: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
-    "l2": ("l2", lambda p, v: 0.5 * (p - v).square().sum()), "dot": ("dot", lambda p, v: -(p * v).sum()),
+    "l2": ("l2", lambda p, v: 0.5 * (p - v).square().sum()),
+    "dot": ("dot", lambda p, v: -(p * v).sum()),
     "lp": ("lp(3)", lambda p, v: (p - v).abs().pow(3).sum() / 3),
     "huber": ("huber(0.3)", lambda p, v: F.huber_loss(p, v, delta=0.3, reduction="sum")),
 }
@@ -124,12 +139,16 @@ def _muon(s: Weights, n: str, g: Tensor, w: Tensor, lr: Tensor, b: Tensor, t: in
 
 Step = Callable[[Weights, str, Tensor, Tensor, Tensor, Tensor, int], Tensor]
 RULES: dict[str, tuple[str, Step]] = {
-    "gd": ("gd(lr)", _gd), "momentum": ("momentum(lr = lr, beta = b)", _momentum),
-    "nesterov": ("nesterov(lr, b)", _nesterov), "lagged": ("lagged(lr)", _lagged),
-    "clip": ("g |> clip_norm(0.5) |> gd(lr)", _gd), "adam": ("adam(lr = 0.01, beta1 = 0.9, beta2 = 0.99, eps = 0.01)", _adam),
+    "gd": ("gd(lr)", _gd),
+    "momentum": ("momentum(lr = lr, beta = b)", _momentum),
+    "nesterov": ("nesterov(lr, b)", _nesterov),
+    "lagged": ("lagged(lr)", _lagged),
+    "clip": ("g |> clip_norm(0.5) |> gd(lr)", _gd),
+    "adam": ("adam(lr = 0.01, beta1 = 0.9, beta2 = 0.99, eps = 0.01)", _adam),
     "dgd": ("dgd(lr)", _gd),
     "muon": ("muon(lr = 0.01, beta = 0.5, iters = 2, nesterov = false)", _muon),
 }
+
 
 def erase_and_write(w: Tensor, grams: Tensor, g: Tensor, lr: Tensor) -> Tensor:
     """dgd on a matrix: −η(W K + G), η = lr/(1 + lr tr K), K = Σ k kᵀ."""
@@ -167,7 +186,7 @@ def run(setting: Setting, x: dict[str, Tensor], weights: dict[str, Tensor]) -> T
         total = g if total is None else {n: total[n] + g[n] for n in g}
         keys.append(now["k"])
         if t % setting.every == 0:
-            grams = sum(k[..., :, None] * k[..., None, :] for k in keys)
+            grams = torch.stack([k[..., :, None] * k[..., None, :] for k in keys]).sum(0)
             keys = []
             if setting.rule == "clip":
                 norm = torch.cat([u.flatten(1) for u in total.values()], 1).norm(dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +11,16 @@ from torch import Tensor
 
 from nestflow.ops.attention import append, attend
 
-OPTIONS = [{}, {"window": 3}, {"window": 1}, {"segment": 4}, {"window": 3, "sink": 2}, {"window": 5, "segment": 8},
-           {"segment": 4, "sink": 1}, {"window": 100}]
+OPTIONS = [
+    {},
+    {"window": 3},
+    {"window": 1},
+    {"segment": 4},
+    {"window": 3, "sink": 2},
+    {"window": 5, "segment": 8},
+    {"segment": 4, "sink": 1},
+    {"window": 100},
+]
 
 
 def seen(t: int, s: int, window: int | None = None, segment: int | None = None, sink: int = 0) -> bool:
@@ -28,7 +37,7 @@ def naive(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: int) -> Tens
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_attention_equals_masks_in_any_split(options: dict[str, int]) -> None:
+def test_attention_equals_masks_in_any_split(options: dict[str, Any]) -> None:
     g, rng = torch.Generator().manual_seed(0), random.Random(str(options))
     q, k, v = (torch.randn(2, 3, 19, 4, generator=g, dtype=torch.float64) for _ in range(3))
     want = naive(q, k, v, 0.5, **options)
@@ -37,7 +46,9 @@ def test_attention_equals_masks_in_any_split(options: dict[str, int]) -> None:
         kept = [torch.zeros(2, 3, 0, 4, dtype=torch.float64)] * 2
         ys, t0 = [], 0
         for end in [*cuts, 19]:
-            (keys, kept_k), (values, kept_v) = (append(x[..., t0:end, :], old, t0, **options) for x, old in zip((k, v), kept))
+            (keys, kept_k), (values, kept_v) = (
+                append(x[..., t0:end, :], old, t0, **options) for x, old in zip((k, v), kept)
+            )
             ys.append(attend(q[..., t0:end, :], keys, values, t0, scale=0.5, **options))
             kept, t0 = [kept_k, kept_v], end
         torch.testing.assert_close(torch.cat(ys, -2), want)

@@ -36,7 +36,9 @@ def gates(*shape: int) -> Tensor:
     return a
 
 
-@pytest.mark.parametrize(("ticks", "before", "size"), [(1, 0, 4), (3, 2, 4), (9, 3, 4), (8, 0, 4), (2, 7, 16), (40, 5, 8)])
+@pytest.mark.parametrize(
+    ("ticks", "before", "size"), [(1, 0, 4), (3, 2, 4), (9, 3, 4), (8, 0, 4), (2, 7, 16), (40, 5, 8)]
+)
 def test_chunk_sizes(ticks: int, before: int, size: int) -> None:
     sizes = chunk_sizes(ticks, before, size)
     assert sum(sizes) == ticks and all(1 <= n <= size for n in sizes)
@@ -86,8 +88,12 @@ def test_gradients_are_finite_at_zero_gates() -> None:
 
 
 def test_a_number_is_the_same_at_all_ticks() -> None:
-    torch.testing.assert_close(decays(0.9, 5, F64, CPU).matrix, decays(torch.full((5,), 0.9, dtype=F64), 5, F64, CPU).matrix)
-    torch.testing.assert_close(decays(rand(2, 1), 5, F64, CPU).start, decays(rand(2, 1).expand(2, 5), 5, F64, CPU).start)
+    torch.testing.assert_close(
+        decays(0.9, 5, F64, CPU).matrix, decays(torch.full((5,), 0.9, dtype=F64), 5, F64, CPU).matrix
+    )
+    torch.testing.assert_close(
+        decays(rand(2, 1), 5, F64, CPU).start, decays(rand(2, 1).expand(2, 5), 5, F64, CPU).start
+    )
 
 
 @pytest.mark.parametrize(("ticks", "before"), [(3, 0), (11, 0), (10, 3), (4, 2), (2, 5), (8, 4)])
@@ -98,7 +104,9 @@ def test_rows_of_pieces_equal_rows_made_alone(ticks: int, before: int) -> None:
     rows = accumulate(decays(pieces(a, sizes, k), k, F64, CPU), pieces(r, sizes, k), 0, 1)
     for at, x, y in zip(split_rows(rows, sizes, 1), a.split(sizes, -1), r.split(sizes, -1), strict=True):
         alone = reading(accumulate(decays(x, x.shape[-1], F64, CPU), y, 0, 1), 1)
-        for got, want in zip((at.old[0], at.new, at.end_old[0], at.end_new), (alone.old[0], alone.new, alone.end_old[0], alone.end_new)):
+        for got, want in zip(
+            (at.old[0], at.new, at.end_old[0], at.end_new), (alone.old[0], alone.new, alone.end_old[0], alone.end_new)
+        ):
             torch.testing.assert_close(got, want)
 
 
@@ -119,13 +127,17 @@ def test_readings_of_a_matrix_equal_the_matrix_formed() -> None:
     torch.testing.assert_close(advance(at, starts, gradient=full), each[:, -1])
     numbers = tensor_at(at, (starts[0][:, 0, 0], starts[1][:, 0, 0]), full[..., 0, 0], 0)
     torch.testing.assert_close(numbers, each[..., 0, 0])
-    torch.testing.assert_close(advance(at, (starts[0][:, 0, 0], starts[1][:, 0, 0]), gradient=full[..., 0, 0], rank=0), numbers[:, -1])
+    torch.testing.assert_close(
+        advance(at, (starts[0][:, 0, 0], starts[1][:, 0, 0]), gradient=full[..., 0, 0], rank=0), numbers[:, -1]
+    )
 
 
 KEYS = {
     "random": lambda n, d: torch.nn.functional.normalize(rand(2, n, d, seed=6), dim=-1),
     "equal": lambda n, d: torch.nn.functional.normalize(rand(2, 1, d, seed=6), dim=-1).expand(2, n, d).contiguous(),
-    "correlated": lambda n, d: torch.nn.functional.normalize(rand(2, 1, d, seed=6) + 0.05 * rand(2, n, d, seed=7), dim=-1),
+    "correlated": lambda n, d: torch.nn.functional.normalize(
+        rand(2, 1, d, seed=6) + 0.05 * rand(2, n, d, seed=7), dim=-1
+    ),
     "zero": lambda n, d: torch.zeros(2, n, d, dtype=F64),
 }
 

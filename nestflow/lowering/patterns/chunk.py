@@ -1,5 +1,5 @@
-"""Any memory whose errors are taken at its chunk's first state, any linear rule: all errors of a chunk at once, then the
-rule in closed form; recalls see each tick's own state without forming it. Titans, TTT, Hope."""
+"""Any memory whose errors are taken at its chunk's first state, any linear rule: all errors of a chunk at once, then
+the rule in closed form; recalls see each tick's own state without forming it. Titans, TTT, Hope."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
 """A matrix whose error looks at its own state of the tick before, linearly: the delta rule in WY form.
 
-DeltaNet and Gated DeltaNet, with any linear rule (momentum too) and dgd: the errors of a block solve one triangular system.
+DeltaNet and Gated DeltaNet, with any linear rule (momentum too) and dgd: the errors of a block solve one triangular
+system.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from nestflow.graph.model import Memory
 from nestflow.ir import ops
@@ -61,13 +64,14 @@ def system(m: Memory, errors: Errors, rule: LinearRule) -> tuple[str, Node, Node
     return tensor, h, a, b
 
 
-def affine(e: Node, is_look: object) -> tuple[Node, Node] | None:
+Part = tuple[Node, Node | None]
+
+
+def affine(e: Node, is_look: Callable[[Node], bool]) -> tuple[Node, Node] | None:
     """e = a · look + b with a number a: (a, b), or None."""
-    test = is_look
-    assert callable(test)
-    memo: dict[Node, tuple[Node, Node | None] | None] = {}
+    memo: dict[Node, Part | None] = {}
     for n in walk(e):
-        memo[n] = _affine(n, memo, test)
+        memo[n] = _affine(n, memo, is_look)
     found = memo[e]
     if found is None:
         return None
@@ -75,12 +79,11 @@ def affine(e: Node, is_look: object) -> tuple[Node, Node] | None:
     return a, ops.binary("mul", ZERO, e) if b is None else b
 
 
-def _affine(n: Node, memo: dict[Node, tuple[Node, Node | None] | None], test: object) -> tuple[Node, Node | None] | None:
-    assert callable(test)
-    if test(n):
+def _affine(n: Node, memo: dict[Node, Part | None], is_look: Callable[[Node], bool]) -> Part | None:
+    if is_look(n):
         return ONE, None
     if n.op == "theta":
-        return None if n.type.shape == () else (ZERO, n)  # only read through `linear`: caught by the first test
+        return ZERO, n  # read through `linear`, which the first test knows; else the next one refuses it
     parts = [memo[a] for a in n.args]
     if all(p is not None and ops.is_const(p[0], 0) for p in parts):
         return (ZERO, n) if not depends(n, lambda x: x.op == "theta") else None

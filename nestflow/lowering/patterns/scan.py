@@ -1,4 +1,5 @@
-"""Everything: errors of the ticks between two updates at once, then the rule on the tensors themselves, update by update."""
+"""Everything: errors of the ticks between two updates at once, then the rule on the tensors themselves, update by
+update."""
 
 from __future__ import annotations
 

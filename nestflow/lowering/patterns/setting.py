@@ -79,7 +79,8 @@ def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> Line
         return "dgd with several recalls in one objective"
     if not s.exact:
         return rule
-    square = ops.reduce("sum", ops.unary("square", pairs[0][0]))
+    (h, _), *_ = pairs
+    square = ops.reduce("sum", ops.unary("square", h))
     trace = ops.binary("mul", erasing(m, rule), square)
     rate = ops.binary("div", s.lr, ops.binary("add", ONE, ops.binary("mul", s.lr, trace)))
     *others, last = rule.carries
