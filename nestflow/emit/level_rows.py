@@ -74,7 +74,8 @@ class Rows:
             one.carry(carry)
         self.names[key] = RowsNames({c.slot: one.source["new:" + c.slot] for c in key.rule.carries})
         if m.every > 1:
-            self.names[key].of["@pending"] = one.source["g"]
+            rest = f"(1 - {one.learns})[..., None] * {one.source['g']}"
+            self.names[key].of["@pending"] = one.line("rest", rest, "nothing waits after an update")
         self.names[key].raw = self.names[key].of[""]
         if not pieces:
             read = self.writer.use(COEFFICIENTS, "reading")

@@ -53,11 +53,11 @@ class Decays(NamedTuple):
 
 def decays(decay: Tensor | float, ticks: int, dtype: torch.dtype, device: torch.device | str) -> Decays:
     """The products of a gate over a piece. decay [..., n], [..., 1] or a number: the same at all ticks."""
-    if not isinstance(decay, Tensor):
-        decay = torch.full((ticks,), float(decay), dtype=dtype, device=device)
-    decay = decay.to(dtype).expand(*decay.shape[:-1], ticks)
-    matrix = decay_matrix(decay)
-    return Decays(matrix, matrix[..., 0] * decay[..., :1])
+    exact = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype  # products of many gates near 1
+    gate = decay.to(exact) if isinstance(decay, Tensor) else torch.full((ticks,), decay, dtype=exact, device=device)
+    gate = gate.expand(*gate.shape[:-1], ticks)
+    matrix = decay_matrix(gate)
+    return Decays(matrix.to(dtype), (matrix[..., 0] * gate[..., :1]).to(dtype))
 
 
 def accumulate(decay: Decays, rate: Tensor | float, start: int, starts: int) -> Tensor:

@@ -50,6 +50,8 @@ def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor
     if rate is not None:
         right = -rate[..., None] * right
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
-    return torch.linalg.solve_triangular(
-        system.expand(*lead, *system.shape[-2:]), right.expand(*lead, *right.shape[-2:]),
+    exact = torch.float32 if right.dtype in (torch.float16, torch.bfloat16) else right.dtype
+    solved = torch.linalg.solve_triangular(
+        system.to(exact).expand(*lead, *system.shape[-2:]), right.to(exact).expand(*lead, *right.shape[-2:]),
         upper=False, unitriangular=True)
+    return solved.to(right.dtype)

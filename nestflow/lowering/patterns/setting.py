@@ -75,7 +75,7 @@ def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> Line
         return "dgd sums K over the ticks between its updates"
     if s.normalize or s.only != "**":
         return "dgd with `normalize` or `only` erases along other vectors than it writes"
-    if len(pairs) > 1:
+    if len(pairs) != 1:
         return "dgd with several recalls in one objective"
     if not s.exact:
         return rule
