@@ -91,7 +91,8 @@ class LevelCode:
         result = self.instance.result
         assert result is not None
         cached = frozenset(p.memory.name for p in self.plan.caches)
-        self.front = frontier(result, cached)
+        pairs = [n for p in self.plan.caches for n in (p.memory.key, p.memory.value) if n is not None]
+        self.front = frontier([result, *pairs], cached)
         if self.plan.looped:
             self.loop(result)
         self.cache.finish()
@@ -359,9 +360,13 @@ class LevelCode:
             pairs = [f"({self.inner.value(h)}, {self.inner.value(e)})" for h, e in errors]
             extra = [f"gradient={self.inner.value(g)}"] if g is not None else []
             extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
-            starts = f"({names[0]},)" if len(names) == 1 else f"({', '.join(names)})"
-            news = [f"{advance}({', '.join([rows.of[slot], starts, *pairs, *extra])})"
-                    for slot in starts_of(rule, m.every)]
+            order = starts_of(rule, m.every)
+            news = []
+            for slot in order:
+                support = rule.support(slot, m.every > 1)
+                starts = [name if other in support else "None" for name, other in zip(names, order)]
+                text = f"({starts[0]},)" if len(starts) == 1 else f"({', '.join(starts)})"
+                news.append(f"{advance}({', '.join([rows.of[slot], text, *pairs, *extra])})")
             if len(news) == 1:
                 self.writer.line(f"{names[0]} = {news[0]}")
             else:

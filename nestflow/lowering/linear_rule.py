@@ -24,6 +24,10 @@ ONE, ZERO = ops.const(1.0), ops.const(0.0)
 Form = dict[Node, Node]
 
 
+def is_zero(n: Node) -> bool:
+    return ops.is_const(n, 0)
+
+
 class NotLinear(Exception):
     """A plain sentence: why the rule has no closed form."""
 
@@ -51,6 +55,19 @@ class LinearRule:
         """The order of the starts: the memory first."""
         return ("", *(c.slot for c in self.carries if c.slot))
 
+    def support(self, slot: str, pending: bool) -> frozenset[str]:
+        """The starts that a state is made of: its own, and those of what drives it ("@pending" where errors are summed)."""
+        found: dict[str, frozenset[str]] = {}
+        for c in self.carries:
+            names = frozenset() if is_zero(c.decay) else frozenset({c.slot})
+            if pending:  # between updates every state stays as it is
+                names |= {c.slot, "@pending"}
+            for where, _ in c.drive:
+                if where != "g":
+                    names |= found[where.partition(":")[2]] | {where.partition(":")[2]}
+            found[c.slot] = names
+        return found[slot] if slot in found else frozenset({slot})
+
     def coefficients(self) -> tuple[Node, ...]:
         return tuple(n for c in self.carries for n in (c.decay, *(k for _, k in c.drive)))
 
@@ -74,7 +91,7 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
 
     def change(n: Node, args: tuple[Node, ...]) -> Node | None:
         if n.op == "hyper":
-            value = rule.expand(arguments[n["name"]])
+            value = put(rule.expand(arguments[n["name"]]))  # it may count updates too
             return number(value) if value.type.is_number else value
         if n.op == "fact" and n["name"] in facts:
             return ops.const(facts[n["name"]])

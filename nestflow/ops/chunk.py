@@ -16,17 +16,22 @@ from nestflow.ops.coefficients import At
 Factors = tuple[Tensor, Tensor]
 
 
-def linear_at(x: Tensor, at: At, starts: Sequence[Tensor], *factors: Factors) -> Tensor:
+def linear_at(x: Tensor, at: At, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
     """W_t x_t for every tick: Σ_j P_j ⊙ (x X_jᵀ) + ((x hᵀ) ⊙ L) e.
 
-    x [..., n, in]; starts: p of [..., out, in]; factors (h [..., n, in], e [..., n, out]).
+    x [..., n, in]; starts: p of [..., out, in] (None: it does not enter); factors (h [..., n, in], e [..., n, out]).
     """
-    y = at.old[0] * (x @ starts[0].mT)
-    for weight, start in zip(at.old[1:], starts[1:]):
-        y = y + weight * (x @ start.mT)
-    for h, e in factors:
-        y = y + ((x @ h.mT) * at.new) @ e
-    return y
+    terms = [weight * (x @ start.mT) for weight, start in zip(at.old, starts) if start is not None]
+    terms += [((x @ h.mT) * at.new) @ e for h, e in factors]
+    return summed(terms)
+
+
+def summed(terms: Sequence[Tensor]) -> Tensor:
+    """Their sum, from the left."""
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
 
 
 def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> Tensor:
@@ -45,22 +50,19 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     return y.reshape(*y.shape[:-1], *shape)
 
 
-def advance(at: At, starts: Sequence[Tensor], *factors: Factors, gradient: Tensor | None = None,
+def advance(at: At, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None,
             rank: int = 2) -> Tensor:
     """The state after the piece: Σ_j P_j X_j + Σ_s L_s G_s, from the rows' last tick.
 
-    starts: p of [..., *shape], `rank` feature axes each; factors: pairs (h, e) of a matrix; gradient [..., n, *shape]:
-    errors given in full.
+    starts: p of [..., *shape], `rank` feature axes each (None: it does not enter); factors: pairs (h, e) of a matrix;
+    gradient [..., n, *shape]: errors given in full.
     """
     assert at.end_new is not None
-    x = _number(at.end_old[0], rank) * starts[0]
-    for weight, start in zip(at.end_old[1:], starts[1:]):
-        x = x + _number(weight, rank) * start
-    for h, e in factors:
-        x = x + (e * at.end_new).mT @ h
+    terms = [_number(weight, rank) * start for weight, start in zip(at.end_old, starts) if start is not None]
+    terms += [(e * at.end_new).mT @ h for h, e in factors]
     if gradient is not None:
-        x = x + (gradient * at.end_new.reshape(*at.end_new.shape[:-1], *[1] * rank)).sum(-1 - rank)
-    return x
+        terms.append((gradient * at.end_new.reshape(*at.end_new.shape[:-1], *[1] * rank)).sum(-1 - rank))
+    return summed(terms)
 
 
 def _number(x: Tensor, rank: int) -> Tensor:
