@@ -33,8 +33,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
+# Threads that spin while they wait for a busy core would cost more than they bring.
 demo: $(STAMP)
-	$(BIN)/python -m nestflow.train.demo --out out/hope $(DEMO_ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m nestflow.train.demo --out out/hope $(DEMO_ARGS)
 
 test: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m pytest -q -n $(JOBS) -m "not slow" $(PYTEST_ARGS)

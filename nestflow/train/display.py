@@ -19,15 +19,19 @@ from rich.text import Text
 def token_levels_line(graph: Any, length: int) -> str:
     """How often the fast levels learn inside one window of `length` tokens; empty if the graph has none.
 
-    For example `inside a window of 256: titans learns every token (256 times), x2`.
+    The memories of one level are named together:
+    `inside a window of 256: titans learns every token (256 times), in 2 places`.
     """
-    parts: list[str] = []
+    groups: dict[tuple[str, int, int], int] = {}
     for level in getattr(graph, "levels", ()) or ():
-        if level.clock != "token" or level.every < 1:
-            continue
-        often = "every token" if level.every == 1 else f"every {level.every} tokens"
-        times = f" ×{level.count}" if level.count > 1 else ""
-        parts.append(f"{level.title} {often}, {length // level.every} times{times}")
+        if level.clock == "token" and level.every >= 1:
+            key = (level.title.split(".")[0], level.every, level.count)
+            groups[key] = groups.get(key, 0) + 1
+    parts: list[str] = []
+    for (title, every, count), memories in groups.items():
+        who = title if memories == 1 else f"{title} ({memories} memories)"
+        often = "every token" if every == 1 else f"every {every} tokens"
+        parts.append(f"{who} learns {often} ({length // every} times)" + (f", in {count} places" if count > 1 else ""))
     return f"inside a window of {length}: " + "; ".join(parts) if parts else ""
 
 

@@ -151,7 +151,7 @@ def test_display_tells_what_each_level_did():
     console = Console(record=True, width=200, force_terminal=False, file=io.StringIO())
     train(fake.FakeBundle(), TEXT, 4, console=console, **{**SMALL, "show": True})
     text = console.export_text()
-    assert "inside a window of 24: memory every token, 24 times ×2" in text
+    assert "inside a window of 24: memory learns every token (24 times), in 2 places" in text
     assert "fast every step → updated (4)" in text and "slow every 4 → updated (1)" in text
     assert "bits per byte" in text and "tokens/s" in text
 
