@@ -7,21 +7,20 @@ from typing import Any
 from nestflow.diagnostics.core import NestflowError, Related
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph import describe
+from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
-from nestflow.graph.model import InputSpec, Instance, LevelGraph, ParamValue, StateSlot, WeightSpec
+from nestflow.graph.model import InputSpec, Instance, LevelGraph, StateSlot, WeightSpec
+from nestflow.graph.names import check_name, check_slots
 from nestflow.graph.rules import RuleBuilder
 from nestflow.graph.state import state_slots
 from nestflow.graph.steps import StepLevels
 from nestflow.graph.substitute import substitute
-from nestflow.graph.templates import check_name, items_of
+from nestflow.graph.templates import items_of
 from nestflow.graph.values import Quiet
-from nestflow.ir import ops
-from nestflow.ir.node import Node, Type
+from nestflow.ir.node import Node
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
-
-AXES = ("T",)
 
 
 def build(program: Any) -> LevelGraph:
@@ -40,15 +39,17 @@ class _Top:
         self.program = elab.program
         self.inputs: list[InputSpec] = []
         self.output: tree.Field | None = None
+        self.taken: dict[str, tree.Statement] = {}
         self.execution: list[tuple[str, Any]] = []
 
     def build(self) -> LevelGraph:
         self.read(self.program.body)
+        self.check_overrides()
         self.elab.collector.stop_on_errors()
         standing = [
             t
             for t in self.elab.declared.values()
-            if isinstance(t, tree.Level) and t.slots is None and not self.called(t)
+            if isinstance(t, tree.Level) and t.slots is None  # a level with slots is called in a flow
         ]
         steps = StepLevels(self.elab, standing)
         output = self.evaluate_output()
@@ -97,35 +98,42 @@ class _Top:
                 self.elab.collector.take(e)
             except Quiet:
                 continue
-        known = set(self.elab.params)
-        wrong = {s.name for s in body if isinstance(s, tree.Param)} - known
+
+    def check_overrides(self) -> None:
+        """`--set` of a param that is not there."""
+        known = [n for n, s in self.taken.items() if isinstance(s, tree.Param)]
         for name, value in self.program.overrides:
-            if name not in known and name not in wrong:
-                self.elab.collector.error(
-                    "NF240",
-                    f"there is no param `{name}` to set",
-                    value.span,
-                    did_you_mean(name, known) or f"the params are {', '.join(sorted(known))}",
-                )
+            if name not in known:
+                listed = f"the params are {', '.join(sorted(known))}" if known else "this spec has no params"
+                message = f"there is no param `{name}` to set"
+                self.elab.collector.error("NF240", message, value.span, did_you_mean(name, known) or listed)
 
     def statement(self, s: tree.Statement) -> None:
         e = self.elab
         if isinstance(s, tree.Param):
-            self.param(s)
+            self.once(s.name, s)
+            param(e, s)
         elif isinstance(s, tree.Input):
-            self.input(s)
+            self.once(s.name, s)
+            self.inputs.append(input_(e, s))
         elif isinstance(s, tree.Assign):
             for n in s.names:
-                check_name(e, n, s)
-                self.once(n, e.names.get(n), s)
+                self.once(n, s)
                 e.names[n] = s
+                check_name(e, n, s.span)
         elif isinstance(s, tree.Template):
-            check_name(e, s.name, s)
-            self.once(s.name, e.declared.get(s.name), s)
+            self.once(s.name, s)
             e.declared[s.name] = s
+            check_name(e, s.name, s.name_span or s.span)
+            check_slots(e, s)
         elif isinstance(s, tree.Field) and s.name == "output":
+            if self.output is not None and self.output is not s:
+                related = (Related(self.output.span, "given here first"),) if self.output.span else ()
+                help_ = "keep one of them"
+                raise e.failure("NF222", "`output` is given twice", s.span, help_, related)
             self.output = s
         elif isinstance(s, tree.For):
+            check_name(e, s.variable, s.span)
             for item in items_of(s, e.top):
                 self.read(e.keep(substitute(s.body, s.variable, item)))
         elif isinstance(s, tree.If):
@@ -161,8 +169,9 @@ class _Top:
         else:
             raise e.failure("NF217", f"a `{type(s).__name__.lower()}` cannot stand at the top of a spec", s.span)
 
-    def once(self, name: str, other: tree.Statement | None, s: tree.Statement) -> None:
-        if other is not None and other is not s:
+    def once(self, name: str, s: tree.Statement) -> None:
+        other = self.taken.setdefault(name, s)
+        if other is not s:
             related = (Related(other.span, "given here first"),) if other.span else ()
             raise self.elab.failure(
                 "NF220", f"`{name}` is given twice", s.span, "give one of them another name", related
@@ -175,114 +184,7 @@ class _Top:
         if not condition.value:
             raise self.elab.failure("NF241", s.message or "this assert does not hold", s.condition.span)
 
-    def param(self, s: tree.Param) -> None:
-        check_name(self.elab, s.name, s)
-        given = dict(self.program.overrides).get(s.name)
-        default = evaluate(s.default, self.elab.top)
-        value = default if given is None else evaluate(given, self.elab.top)
-        if isinstance(value, Node) and value.op != "const":
-            raise self.elab.failure(
-                "NF302", f"param `{s.name}` must be known when compiling", (given or s.default).span
-            )
-        plain = value.value if isinstance(value, Node) else value
-        base = default.value if isinstance(default, Node) else default
-        self.check_param(s, plain, base, given)
-        origin = s.span.where() if given is None and s.span else "--set"
-        self.elab.params[s.name] = ParamValue(s.name, plain, base, s.doc, origin)
-        self.elab.values[s.name] = value
-
-    def check_param(self, s: tree.Param, value: Any, default: Any, given: tree.Expr | None) -> None:
-        span = (given or s.default).span or s.span
-        want = s.type.name if s.type else None
-        kinds = {"int": (int,), "float": (int, float), "bool": (bool,), "string": (str,)}
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if want in kinds and (not isinstance(value, kinds[want]) or (isinstance(value, bool) and want != "bool")):
-            raise self.elab.failure("NF324", f"param `{s.name}` is {want}, and this is {value!r}", span)
-        if given is not None and want is None and isinstance(default, (bool, str, int, float)):
-            fits = (
-                number
-                if isinstance(default, (int, float)) and not isinstance(default, bool)
-                else isinstance(value, type(default))
-            )
-            if not fits or (isinstance(default, int) and not isinstance(default, bool) and value != int(value)):
-                raise self.elab.failure("NF324", f"param `{s.name}` is like {default!r}, and this is {value!r}", span)
-        domain = s.domain or (s.type.domain if s.type else None)
-        if domain is None:
-            return
-        if domain.values is not None:
-            allowed = [self.plain(v) for v in domain.values]
-            if value not in allowed:
-                raise self.elab.failure(
-                    "NF325", f"param `{s.name}` is one of {', '.join(map(str, allowed))}, and this is {value}", span
-                )
-            return
-        low, high = self.plain(domain.low), self.plain(domain.high)
-        inside = (
-            number
-            and (low is None or value > low or (value == low and not domain.low_open))
-            and (high is None or value < high or (value == high and not domain.high_open))
-        )
-        if not inside:
-            bounds = f"{'(' if domain.low_open else '['}{low}, {high}{')' if domain.high_open else ']'}"
-            raise self.elab.failure("NF325", f"param `{s.name}` is in {bounds}, and this is {value}", span)
-
-    def plain(self, expr: tree.Expr | None) -> Any:
-        if expr is None:
-            return None
-        value = evaluate(expr, self.elab.top)
-        if isinstance(value, Node):
-            if value.op != "const":
-                raise self.elab.failure("NF302", "a bound must be known when compiling", expr.span)
-            return value.value
-        return value if isinstance(value, str) else getattr(value, "name", value)
-
-    def input(self, s: tree.Input) -> None:
-        check_name(self.elab, s.name, s)
-        if s.name in self.elab.inputs:
-            raise self.elab.failure("NF220", f"two inputs are called `{s.name}`", s.span)
-        if s.type.name not in ("int", "float", "bool"):
-            raise self.elab.failure(
-                "NF326",
-                f"`{s.type.name}` is no type of an input",
-                s.type.span or s.span,
-                did_you_mean(s.type.name, ("int", "float", "bool")) or "int, float or bool",
-            )
-        clock, shape = None, []
-        for i, d in enumerate(s.type.dims):
-            if isinstance(d, tree.Name) and d.name in AXES and i == 0:
-                clock = d.name
-            elif isinstance(d, tree.Name) and d.name == "N":
-                raise self.elab.not_yet("the axis N of a task's examples", d.span)
-            else:
-                n = self.plain(d)
-                if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= 2**31:
-                    raise self.elab.failure(
-                        "NF303",
-                        f"an axis of an input is a whole number, and this is {n}",
-                        d.span,
-                        "`float[T, 64]`; T comes first",
-                    )
-                shape.append(n)
-        type_ = Type(s.type.name, tuple(shape), True, clock)
-        low, high = self.bounds(s.type.domain)
-        self.elab.inputs[s.name] = ops.leaf("slot", type_, s.span, name=s.name)
-        self.inputs.append(InputSpec(s.name, type_, low, high, s.span))
-
-    def bounds(self, domain: tree.Domain | None) -> tuple[Any, Any]:
-        if domain is None or domain.values is not None:
-            return None, None
-        low, high = self.plain(domain.low), self.plain(domain.high)
-        if isinstance(high, int) and domain.high_open:
-            high -= 1
-        if isinstance(low, int) and domain.low_open:
-            low += 1
-        return low, high
-
     # the root --------------------------------------------------------------------------------------
-
-    def called(self, level: tree.Level) -> bool:
-        """A level without slots is one of the step clock; `level f() {…}` written with brackets is called."""
-        return level.slots is not None
 
     def evaluate_output(self) -> Node | None:
         if self.output is None:

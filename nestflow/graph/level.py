@@ -9,9 +9,10 @@ from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MemoryBuild
 from nestflow.graph.model import Instance
+from nestflow.graph.names import check_name
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.substitute import substitute
-from nestflow.graph.templates import LEVEL_FIELDS, check_name, items_of
+from nestflow.graph.templates import LEVEL_FIELDS, items_of
 from nestflow.graph.values import MemoryValue, Poison, Quiet, SelfReference
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
@@ -57,7 +58,7 @@ class LevelBuilder:
         for s in body:
             if isinstance(s, tree.Assign):
                 for n in s.names:
-                    check_name(self.elab, n, s)
+                    check_name(self.elab, n, s.span)
                     if n in self.exprs:
                         raise self.elab.failure(
                             "NF220", f"`{n}` is given twice in this level", s.span, "in a level a name is given once"
@@ -125,6 +126,7 @@ class LevelBuilder:
         return did_you_mean(s.name, known) or "the fields are " + ", ".join(known)
 
     def part(self, s: tree.MemoryPart) -> None:
+        check_name(self.elab, s.name, s.span)
         if s.name in self.parts:
             raise self.elab.failure("NF220", f"two memories are called `{s.name}`", s.span)
         fields: dict[str, tree.Field] = {}

@@ -512,11 +512,18 @@ class MemoryBuild:
             )
         return update_rule(self.elab, f, self.env("update"))
 
+    def updates(self) -> Node:
+        """`t` of `retain`: the updates so far, this one included (1 at the ticks before the first, where nothing learns)."""
+        position, (every, _) = ops.leaf("position", Type("int", (), True, "T")), self.clock()
+        if every == 1:
+            return position
+        return ops.binary("max", ops.binary("floordiv", position, ops.const(every)), ops.const(1))
+
     def retention(self) -> tuple[Node | None, Any, bool]:
         f = self.field("retain")
         if f is None:
             return None, "number", False
-        value = evaluate(f.value, self.env("retain"))
+        value = evaluate(f.value, self.env("retain").extend({"t": self.updates()}))
         first = isinstance(value, DecayFirst)
         if isinstance(value, DecayFirst):
             value = value.gate

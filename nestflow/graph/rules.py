@@ -7,9 +7,10 @@ from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.expressions import apply, evaluate, integer
+from nestflow.graph.names import check_name
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
-from nestflow.graph.templates import check_name, items_of, partial
+from nestflow.graph.templates import items_of, partial
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make, rebuild
@@ -271,7 +272,7 @@ class Program:
                 self.declare(s)
 
     def declare(self, s: tree.MemoryPart) -> None:
-        check_name(self.elab, s.name, s)
+        check_name(self.elab, s.name, s.span)
         if s.name in self.mine:
             raise self.elab.failure("NF220", f"two memories are called `{s.name}`", s.span)
         unique = s.name
@@ -322,7 +323,7 @@ class Program:
     def statement(self, s: tree.Statement) -> None:
         if isinstance(s, tree.Assign):
             for n in s.names:
-                check_name(self.elab, n, s)
+                check_name(self.elab, n, s.span)
             value = evaluate(s.value, self.env)
             if len(s.names) > 1:
                 self.elab.unpack(s.names, value, s, self.local)

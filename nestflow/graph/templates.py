@@ -7,6 +7,7 @@ from typing import Any
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.model import Instance
+from nestflow.graph.names import check_name
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.substitute import substitute, text_of
 from nestflow.graph.values import Partial, Poison, Quiet, SharedValue
@@ -334,7 +335,7 @@ class Body:
     def statement(self, s: tree.Statement) -> None:
         if isinstance(s, tree.Assign):
             for n in s.names:
-                check_name(self.elab, n, s)
+                check_name(self.elab, n, s.span)
             value = evaluate(s.value, self.env)
             if len(s.names) > 1:
                 self.elab.unpack(s.names, value, s, self.local)
@@ -345,6 +346,7 @@ class Body:
                     if isinstance(self.local[n], Node) and self.local[n].op not in ("const", "slot"):
                         self.names[n] = self.local[n]
         elif isinstance(s, tree.Shared):
+            check_name(self.elab, s.name, s.span)
             self.local[s.name] = self.share(s)
         elif isinstance(s, tree.Return):
             self.result = evaluate(s.value, self.env)
@@ -373,6 +375,7 @@ class Body:
             )
 
     def loop(self, s: tree.For) -> None:
+        check_name(self.elab, s.variable, s.span)
         for i, item in enumerate(items_of(s, self.env)):
             outer = self.env
             self.env = outer.with_(for_key=(*outer.for_key, (id(s), i)))
@@ -380,6 +383,8 @@ class Body:
             self.env = outer
 
     def repeat(self, s: tree.Repeat) -> None:
+        if s.variable is not None:
+            check_name(self.elab, s.variable, s.span)
         count = integer(s.count, self.env, "the count of repeat")
         if not 0 <= count <= MAX_REPEAT:
             raise self.elab.failure("NF434", f"`repeat` {count:,} times is outside 0 … {MAX_REPEAT:,}", s.count.span)
@@ -448,14 +453,6 @@ def items_of(s: tree.For, env: Env) -> list[tree.Expr]:
     if not isinstance(value, list) or not all(isinstance(v, Node) and v.op == "const" for v in value):
         raise env.elab.failure("NF318", "`for` goes over a list", s.items.span, "`for m in [keys, values] { … }`")
     return [tree.Number(v.value, span=s.items.span) for v in value]
-
-
-def check_name(elab: Any, name: str, s: tree.Node) -> None:
-    given = {"y", "M", "head", "t", "g", "n_ticks", "w", "w0", "w_chunk", "w_in", "age", "training"}
-    if name in given:
-        raise elab.failure(
-            "NF219", f"`{name}` is a given name and cannot be hidden", s.span, f"choose another: `{name}_`"
-        )
 
 
 __all__ = ["Templates", "text_of"]
