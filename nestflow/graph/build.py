@@ -7,6 +7,7 @@ from typing import Any
 from nestflow.diagnostics.core import NestflowError, Related
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph import describe
+from nestflow.graph.body import items_of
 from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
@@ -16,8 +17,7 @@ from nestflow.graph.rules import RuleBuilder
 from nestflow.graph.state import state_slots
 from nestflow.graph.steps import StepLevels
 from nestflow.graph.substitute import substitute
-from nestflow.graph.templates import items_of
-from nestflow.graph.values import Quiet
+from nestflow.graph.values import Abort, Quiet
 from nestflow.ir.node import Node
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
@@ -28,7 +28,7 @@ def build(program: Any) -> LevelGraph:
     top = _Top(Elaborator(program))
     try:
         return top.build()
-    except Quiet:
+    except (Quiet, Abort):
         top.elab.collector.stop_on_errors()
         raise
 
@@ -134,8 +134,10 @@ class _Top:
             self.output = s
         elif isinstance(s, tree.For):
             check_name(e, s.variable, s.span)
-            for item in items_of(s, e.top):
-                self.read(e.keep(substitute(s.body, s.variable, item)))
+            items = items_of(s, e.top)
+            with e.turns(len(items), "for", s.span):
+                for item in items:
+                    self.read(e.keep(substitute(s.body, s.variable, item)))
         elif isinstance(s, tree.If):
             condition = e.as_node(evaluate(s.condition, e.top), s.condition)
             if condition.op != "const":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,16 +11,18 @@ from nestflow.diagnostics.core import Collector, NestflowError, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Init, ParamValue
 from nestflow.graph.scope import Builder, Env
-from nestflow.graph.values import Distribution, Partial, Poison, Quiet
+from nestflow.graph.values import Abort, Distribution, Partial, Poison, Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Node
 from nestflow.language import tree
+from nestflow.vocabulary.fields import GIVEN, SLOTS_ALSO, SYNTAX, word_for
 from nestflow.vocabulary.later import LATER
 from nestflow.vocabulary.record import WORDS, Word, lookup
 
 MAX_INSTANCES = 100_000
 MAX_WEIGHTS = 20_000_000_000
-MAX_DEPTH = 64
+MAX_DEPTH = 60
+MAX_TURNS = 10_000
 
 
 class Elaborator:
@@ -40,6 +43,7 @@ class Elaborator:
         self.instances = 0
         self.weight_count = 0
         self.busy: list[str] = []
+        self.turns_now = 1
         self._kept: list[Any] = []
         self.top = Env(self, self.root, self.find_top, "top")
 
@@ -141,24 +145,34 @@ class Elaborator:
 
     def count_weights(self, shape: tuple[int, ...], heads: int | None, expr: tree.Expr) -> None:
         """Keep a typo from asking for terabytes: nothing is allocated before the sum is known."""
-        n = heads or 1
-        for d in shape:
-            n *= d
-        self.weight_count += n
-        if self.weight_count > MAX_WEIGHTS:
-            raise self.failure(
-                "NF430",
-                f"this spec asks for more than {MAX_WEIGHTS:,} weights (this one is {list(shape)})",
-                expr.span,
-                "is a size a typo?",
-            )
+        self.count(math.prod(shape) * (heads or 1), expr)
 
-    def count_instance(self, expr: tree.Expr) -> None:
-        self.instances += 1
+    def count(self, weights: int, expr: tree.Expr) -> None:
+        self.weight_count += weights
+        if self.weight_count > MAX_WEIGHTS:
+            message = f"this spec asks for more than {MAX_WEIGHTS:,} weights (here for {weights:,} of them)"
+            raise self.fatal("NF430", message, expr.span, "is a size a typo?")
+
+    def count_instance(self, expr: tree.Expr, instances: int = 1) -> None:
+        self.instances += instances
         if self.instances > MAX_INSTANCES:
-            raise self.failure(
-                "NF431", f"this spec makes more than {MAX_INSTANCES:,} instances", expr.span, "is a `repeat` a typo?"
-            )
+            message = f"this spec makes more than {MAX_INSTANCES:,} instances"
+            raise self.fatal("NF431", message, expr.span, "is a `repeat` a typo?")
+
+    @contextmanager
+    def turns(self, count: int, what: str, span: Span | None) -> Iterator[None]:
+        """Loops inside each other: how often what stands in them is run is bounded before it is run."""
+        if not 0 <= count <= MAX_TURNS:
+            raise self.failure("NF434", f"`{what}` {count:,} times is outside 0 … {MAX_TURNS:,}", span)
+        before = self.turns_now
+        self.turns_now *= max(count, 1)
+        try:
+            if self.turns_now > MAX_TURNS:
+                message = f"these loops inside each other make {self.turns_now:,} turns; {MAX_TURNS:,} are the most"
+                raise self.failure("NF434", message, span)
+            yield
+        finally:
+            self.turns_now = before
 
     # mistakes --------------------------------------------------------------------------------------
 
@@ -177,6 +191,11 @@ class Elaborator:
     ) -> NestflowError:
         return fail(code, message, span, help, related)
 
+    def fatal(self, code: str, message: str, span: Span | None, help: str | None = None) -> Abort:
+        """A spent budget: going on would take without end, so this is the last that is told."""
+        self.collector.error(code, message, span, help)
+        return Abort()
+
     def not_yet(self, what: str, span: Span | None) -> NestflowError:
         return self.failure(
             "NF490",
@@ -186,29 +205,35 @@ class Elaborator:
         )
 
     def unknown_name(self, name: str, span: Span | None, env: Env) -> NestflowError:
-        if name in LATER:
-            return self.not_yet(f"`{name}`", span)
-        for w in WORDS.values():
-            if name in w.also:
-                return self.failure(
-                    "NF201", f"`{name}` is not known here", span, f"nestflow's word is `{w.name}`: {w.doc}"
-                )
         from nestflow.language.shipped import shipped_words
 
+        if name in LATER:
+            return self.not_yet(f"`{name}`", span)
+        message = f"`{name}` is not known here"
+        if name in GIVEN:
+            what, where = GIVEN[name]
+            return self.failure("NF201", message, span, f"`{name}` is {what}; it stands {where}")
+        syntax = SYNTAX.get(name)
+        if syntax is not None:
+            what = f"`{name}` opens a {syntax.kind}; it is no value"
+            return self.failure("NF201", message, span, what)
+        other = word_for(name)
+        if other is not None:
+            return self.failure("NF201", message, span, f"nestflow's word is `{other.name}`: {other.doc}")
         known = {*self.values, *self.inputs, *self.names, *self.declared, *WORDS, *shipped_words(), *self.visible(env)}
-        return self.failure(
-            "NF201",
-            f"`{name}` is not known here",
-            span,
-            did_you_mean(name, known) or "define it with `=`, or `use` the file that does",
-        )
+        help_ = did_you_mean(name, known) or "define it with `=`, or `use` the file that does"
+        return self.failure("NF201", message, span, help_)
 
     def visible(self, env: Env) -> set[str]:
-        names = getattr(env.lookup, "visible", None)
-        return set(names()) if names else set()
+        """Names of the place: slots, names and memories of the flow, level or optimiser."""
+        names: Callable[[], set[str]] | None = getattr(env.lookup, "visible", None)
+        return set() if names is None else names()
 
     def unknown_slot(self, function: str, name: str, slots: list[str], site: tree.Expr) -> NestflowError:
-        help_ = did_you_mean(name, slots) or f"`{function}` has the slots " + ", ".join(f"`{s}`" for s in slots)
+        listed = f"`{function}` has the slots " + ", ".join(f"`{s}`" for s in slots) if slots else "it has no slots"
+        other = SLOTS_ALSO.get(name.lower())
+        near = f"nestflow's word is `{other}`" if other in slots else did_you_mean(name, slots)
+        help_ = near or listed
         return self.failure("NF202", f"`{function}` has no slot `{name}`", site.span, help_)
 
 

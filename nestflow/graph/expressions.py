@@ -18,6 +18,7 @@ from nestflow.graph.values import (
 from nestflow.ir import ops
 from nestflow.ir.node import Node
 from nestflow.language import tree
+from nestflow.language.expressions import expression
 from nestflow.vocabulary.record import REQUIRED, Word
 
 _BINARY = {
@@ -108,13 +109,24 @@ def _binary(expr: tree.Binary, env: Env) -> Any:
 
 
 def apply_binary(expr: tree.Binary, a: Any, b: Any, env: Env) -> Any:
-    if expr.op in ("==", "!=") and not (isinstance(a, Node) and isinstance(b, Node)):
+    plain = (str, Partial)
+    if expr.op in ("==", "!=") and (isinstance(a, plain) or isinstance(b, plain)):
         same = a == b if type(a) is type(b) else getattr(a, "name", a) == getattr(b, "name", b)
         return ops.const(same == (expr.op == "=="), expr.span)
     x, y = env.elab.as_node(a, expr.left), env.elab.as_node(b, expr.right)
-    if expr.op == "@":
-        return ops.matmul(x, y, expr.span)
-    return ops.binary(_BINARY[expr.op], x, y, expr.span)
+    try:
+        if expr.op == "@":
+            return ops.matmul(x, y, expr.span)
+        return ops.binary(_BINARY[expr.op], x, y, expr.span)
+    except ops.ShapeError as e:
+        sides = f"`{brief(expr.left)}` is {x.type}, `{brief(expr.right)}` is {y.type}"
+        raise ops.ShapeError(str(e), sides if e.help is None else f"{sides}; {e.help}") from e
+
+
+def brief(expr: tree.Expr) -> str:
+    """An expression as written, on one short line."""
+    text = " ".join(expr.span.text.split()) if expr.span is not None else expression(expr)
+    return text if len(text) <= 48 else text[:45] + "..."
 
 
 def _conditional(expr: tree.Conditional, env: Env) -> Any:
@@ -161,14 +173,7 @@ def _index(expr: tree.Index, env: Env) -> Any:
         raise env.elab.failure("NF313", "an index has one entry: feature axis 0", expr.span)
     item = expr.items[0]
     if isinstance(item, tree.Slice):
-        n = len(value) if isinstance(value, list) else env.elab.as_node(value, expr.value).type.shape[0]
-        start = 0 if item.start is None else integer(item.start, env)
-        stop = n if item.stop is None else integer(item.stop, env)
-        return (
-            value[start:stop]
-            if isinstance(value, list)
-            else ops.index(value, (start % n if start < 0 else start, stop % n if stop < 0 else stop), expr.span)
-        )
+        return _slice(expr, value, item, env)
     i = integer(item, env)
     if isinstance(value, list):
         # a list of levels or flows is taken in turn (i modulo their number)
@@ -178,6 +183,21 @@ def _index(expr: tree.Index, env: Env) -> Any:
     if isinstance(value, (Partial, SharedValue)):
         return value
     return ops.index(env.elab.as_node(value, expr.value), i, expr.span)
+
+
+def _slice(expr: tree.Index, value: Any, item: tree.Slice, env: Env) -> Any:
+    """`x[i:j]` on feature axis 0, or of a list; negative ends count from the end."""
+    items: list[Any] | None = value if isinstance(value, list) else None
+    node = None if items is not None else env.elab.as_node(value, expr.value)
+    if node is not None and not node.type.shape:
+        raise ops.ShapeError(f"{node.type} has no axis to index")
+    n = len(items) if items is not None else node.type.shape[0] if node is not None else 0
+    start = 0 if item.start is None else integer(item.start, env)
+    stop = n if item.stop is None else integer(item.stop, env)
+    start, stop = start + n if start < 0 else start, stop + n if stop < 0 else stop
+    if items is not None:
+        return items[max(start, 0) : max(stop, 0)]
+    return ops.index(env.elab.as_node(value, expr.value), (start, stop), expr.span)
 
 
 def integer(expr: tree.Expr, env: Env, what: str = "an index") -> int:
@@ -219,6 +239,18 @@ def call(
         raise env.elab.failure("NF211", "a keyword is given twice", site.span)
     base = called_name(function, value, env)
     return apply(value, values, named, env, site, base)
+
+
+def partial(expr: tree.Expr, env: Env) -> Any:
+    """An expression without its first input: `mlp(depth = 2)`, `embed(vocab, dim)`, `titans`."""
+    if isinstance(expr, tree.Call):
+        value = evaluate(expr.function, env)
+        if isinstance(value, Partial):
+            args = tuple(evaluate(a, env) for a in expr.args)
+            kwargs = tuple((k, evaluate(v, env)) for k, v in expr.kwargs)
+            return Partial(value.target, value.name, (*value.args, *args), (*value.kwargs, *kwargs), shift=True)
+        return call(expr.function, [], expr.args, expr.kwargs, env, expr)
+    return evaluate(expr, env)
 
 
 def called_name(function: tree.Expr, value: Any, env: Env) -> str:
@@ -274,9 +306,12 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
         if [x.name for x in word.slots] == ["p", "v"] and all(b is not None for b in bound):  # `l2(p, v)` of outputs
             return word.build(s, *(elab.as_node(b, site, f"`{word.name}`") for b in bound))
         return Partial(word, word.name, tuple(args), tuple(kwargs.items()))
-    if word.variadic:
-        return word.build(s, *args, **{k: v for k, v in kwargs.items()})
-    return word.build(s, *bound)
+    try:
+        return word.build(s, *bound, **kwargs) if word.variadic else word.build(s, *bound)
+    except ops.ShapeError as e:
+        given = ", ".join(f"{a.type}" for a in args if isinstance(a, Node))
+        told = f"`{word.signature}` is given {given}" if given else f"`{word.signature}`"
+        raise ops.ShapeError(str(e), told if e.help is None else f"{e.help} ({told})") from e
 
 
 def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: tree.Expr) -> list[Any]:
@@ -286,6 +321,10 @@ def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: t
         if k not in names:
             raise elab.unknown_slot(word.name, k, names, site)
     if word.variadic:
+        # slots before the `...` are given by position
+        fixed = sum(s.required for s in word.slots)
+        if len(args) < fixed or any(s.required and s.name in kwargs for s in word.slots):
+            raise elab.failure("NF214", f"`{word.name}` needs `{names[0]}` first", site.span, f"`{word.signature}`")
         return list(args)
     if len(args) > len(names):
         raise elab.failure(
@@ -320,4 +359,4 @@ def special(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, site:
     raise env.elab.failure("NF205", f"`{word.name}` cannot stand here", site.span, word.doc)
 
 
-__all__ = ["REQUIRED", "apply", "call", "evaluate", "integer"]
+__all__ = ["REQUIRED", "apply", "call", "evaluate", "integer", "partial"]

@@ -6,13 +6,14 @@ from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.body import items_of
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MemoryBuild
 from nestflow.graph.model import Instance
 from nestflow.graph.names import check_name
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.substitute import substitute
-from nestflow.graph.templates import LEVEL_FIELDS, items_of
+from nestflow.graph.templates import LEVEL_FIELDS
 from nestflow.graph.values import MemoryValue, Poison, Quiet, SelfReference
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type

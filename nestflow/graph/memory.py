@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import NestflowError
-from nestflow.graph.expressions import apply, evaluate, integer
+from nestflow.graph.expressions import apply, evaluate, integer, partial
 from nestflow.graph.model import CacheSpec, Init, Memory, MemoryFunction, MemoryTensor, Texts, WeightSpec
 from nestflow.graph.scope import Builder, Env
-from nestflow.graph.templates import partial
 from nestflow.graph.values import DecayFirst, Distribution, MemoryValue, OnValue, Partial, SelfReference
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
@@ -304,6 +303,8 @@ class MemoryBuild:
                 "NF229", f"a recall takes one key, and this gives {len(given)}", site.span, f"`{self.name}(q)`"
             )
         x = self.elab.as_node(given[0], site, "a recall")  # type: ignore[arg-type]
+        if self.cache is not None and mode != "return":
+            raise self.elab.not_yet(f"a recall of the cache `{self.name}` outside `return`", site.span)
         if self.cache is not None:
             value = self.context("value")
             assert value is not None

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
-from nestflow.graph.expressions import apply, evaluate, integer
+from nestflow.graph.body import items_of
+from nestflow.graph.expressions import apply, evaluate, integer, partial
 from nestflow.graph.names import check_name
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
-from nestflow.graph.templates import items_of, partial
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make, rebuild

@@ -53,6 +53,22 @@ class Builder:
 
 
 @dataclass(frozen=True)
+class Names:
+    """A lookup: the names of a place, then those around it."""
+
+    names: Mapping[str, Any]
+    outer: Lookup
+
+    def __call__(self, name: str) -> Any:
+        return self.names[name] if name in self.names else self.outer(name)
+
+    def visible(self) -> set[str]:
+        """For suggestions: what may be meant by a misspelt name."""
+        around: Callable[[], set[str]] | None = getattr(self.outer, "visible", None)
+        return {*self.names, *(around() if around is not None else ())}
+
+
+@dataclass(frozen=True)
 class Env:
     """place: flow, level, rule or top (what is not resolved at compile time differs a little between them)."""
 
@@ -77,10 +93,7 @@ class Env:
         """The same place with more names, which come first."""
         outer = self.lookup
 
-        def find(name: str) -> Any:
-            return names[name] if name in names else outer(name)
-
-        return replace(self, lookup=find)
+        return replace(self, lookup=Names(names, outer))
 
     def path(self, base: str) -> str:
         return f"{self.prefix}.{base}" if self.prefix else base

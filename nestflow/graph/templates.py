@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
+from nestflow.graph.body import Body
+from nestflow.graph.declarations import bounds
+from nestflow.graph.elaborate import MAX_DEPTH
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.model import Instance
-from nestflow.graph.names import check_name
 from nestflow.graph.scope import Builder, Env
-from nestflow.graph.substitute import substitute, text_of
-from nestflow.graph.values import Partial, Poison, Quiet, SharedValue
+from nestflow.graph.values import Partial, Quiet, SharedValue
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
@@ -38,7 +40,6 @@ LEVEL_FIELDS = (
     "rounds",
     "return",
 )
-MAX_REPEAT = 10_000
 
 
 class Templates:
@@ -46,6 +47,8 @@ class Templates:
 
     def __init__(self, elab: Any) -> None:
         self.elab = elab
+        self.made: dict[Any, tuple[Instance, int]] = {}
+        self.root_keys: dict[str, Any] = {}
 
     # calls -----------------------------------------------------------------------------------------
 
@@ -62,8 +65,8 @@ class Templates:
             raise self.elab.failure(
                 "NF209", f"`{value.name}` is a {value.kind}, and an update cannot call it", site.span
             )
-        if env.depth > 60:
-            raise self.elab.failure("NF433", f"`{value.name}` calls itself without end", site.span)
+        if env.depth > MAX_DEPTH:
+            raise self.elab.fatal("NF433", f"`{value.name}` calls itself without end", site.span)
         self.elab.count_instance(site)
         slots, overrides = self.bind(value, template, args, kwargs, site)
         if env.builder.memory is not None:
@@ -101,25 +104,25 @@ class Templates:
                 raise self.elab.failure(
                     "NF214", f"`{value.name}` needs `{s.name}`", site.span, f"its slots are {', '.join(names)}"
                 )
-            self.in_domain(s, given.get(s.name), site)
+            self.fits(value.name, s, given.get(s.name), site)
         return given, overrides
 
-    def in_domain(self, s: tree.Slot, value: Any, site: tree.Expr) -> None:
-        """A slot with bounds (`depth = 2 in [1, 16]`) takes a number inside them."""
-        domain = s.domain
-        if (
-            domain is None
-            or domain.low is None
-            or domain.high is None
-            or not isinstance(value, Node)
-            or value.op != "const"
-        ):
+    def fits(self, function: str, s: tree.Slot, value: Any, site: tree.Expr) -> None:
+        """A slot with bounds (`depth = 2 in [1, 16]`) takes a number inside them, one with a type a value of it."""
+        domain = s.domain or (s.type.domain if s.type else None)
+        if domain is not None and isinstance(value, Node) and value.op == "const":
+            allowed = bounds(self.elab, domain)
+            if not allowed.allow(value.value):
+                raise self.elab.failure("NF325", f"`{s.name}` is {allowed.text}, and this is {value.value}", site.span)
+        if s.type is None or not isinstance(value, Node):
             return
-        low, high = (self.elab.as_node(evaluate(e, self.elab.top), e).value for e in (domain.low, domain.high))
-        v = value.value
-        if not (low < v < high or (v == low and not domain.low_open) or (v == high and not domain.high_open)):
-            bounds = f"{'(' if domain.low_open else '['}{low}, {high}{')' if domain.high_open else ']'}"
-            raise self.elab.failure("NF325", f"`{s.name}` is in {bounds}, and this is {v}", site.span)
+        axes = [d for d in s.type.dims if not (isinstance(d, tree.Name) and d.name == "T")]
+        shape = tuple(integer(d, self.elab.top, "an axis") for d in axes)
+        kind = value.type.dtype if value.type.dtype in ("int", "bool") else "float"
+        if value.op != "const" and (shape != value.type.shape or (s.type.name != kind and s.type.name != "float")):
+            want = f"{s.type.name}[{', '.join(map(str, shape))}]"
+            message = f"`{s.name}` of `{function}` is {want}, and this is {value.type}"
+            raise self.elab.failure("NF301", message, site.span)
 
     def root_call(
         self,
@@ -136,33 +139,23 @@ class Templates:
         if known is not None:
             inputs = {k: v for k, v in slots.items() if self.is_input(v)}
             want = dict(known.slots)
-            if set(inputs) == set(want) and all(inputs[k].type == want[k] for k in want):
-                result = known.result
-                assert result is not None
-                return make(
-                    "call",
-                    tuple(inputs[k] for k in want),
-                    self.call_type(result.type, list(inputs.values())),
-                    site.span,
-                    child=rel,
-                    names=tuple(want),
-                )
+            same = self.root_keys.get(rel) == signature(template, slots, overrides)
+            if same and known.result is not None:
+                given = tuple(inputs[k] for k in want)
+                return make("call", given, known.result.type, site.span, child=rel, names=tuple(want))
             raise self.elab.failure(
                 "NF317",
                 f"`{rel}` has one root instance, and this call gives it other inputs",
                 site.span,
                 "give it the same inputs, or write a second flow",
             )
+        self.root_keys[rel] = signature(template, slots, overrides)
         self.elab.root.name((rel,), rel, ())
         return self.instantiate(template, rel, slots, overrides, env, site)
 
     @staticmethod
     def is_input(value: Any) -> bool:
         return isinstance(value, Node) and value.op != "const"
-
-    @staticmethod
-    def call_type(result: Type, args: list[Any]) -> Type:
-        return result
 
     def instantiate(
         self,
@@ -196,6 +189,28 @@ class Templates:
         return ops.leaf("slot", type_, site.span, name="(broken)")
 
     def build(
+        self,
+        template: tree.Template,
+        path: str,
+        slots: dict[str, Any],
+        overrides: dict[str, Any],
+        depth: int,
+        site: tree.Expr,
+    ) -> Instance:
+        key = signature(template, slots, overrides)
+        if key is not None and key in self.made:
+            # instances of one template with slots of the same kinds differ in their paths only
+            instance, weights = self.made[key]
+            self.elab.count_instance(site, sum(1 for _ in instance.walk()) - 1)
+            self.elab.count(weights, site)
+            return moved(instance, path)
+        before, told = self.elab.weight_count, len(self.elab.collector.errors)
+        instance = self.make(template, path, slots, overrides, depth, site)
+        if key is not None and len(self.elab.collector.errors) == told:
+            self.made[key] = instance, self.elab.weight_count - before
+        return instance
+
+    def make(
         self,
         template: tree.Template,
         path: str,
@@ -307,152 +322,33 @@ class Templates:
         )
 
 
-class Body:
-    """The statements of a flow, run with the names they make."""
-
-    def __init__(self, templates: Templates, env: Env, local: dict[str, Any], names: dict[str, Node] | None) -> None:
-        self.templates, self.env, self.local, self.names = templates, env, local, names
-        self.elab = templates.elab
-        self.result: Any = None
-        self.turns = 1  # how often the statement in hand is run, by the repeats around it
-
-    def statements(self, body: tuple[tree.Statement, ...]) -> None:
-        for s in body:
-            try:
-                self.statement(s)
-            except NestflowError as e:
-                self.elab.collector.take(e)
-                self.poison(s)
-            except Quiet:
-                self.poison(s)
-
-    def poison(self, s: tree.Statement) -> None:
-        for n in getattr(s, "names", ()) or ((s.name,) if isinstance(s, tree.Shared) else ()):
-            self.local[n] = Poison()
-        if isinstance(s, tree.Return):
-            self.result = Poison()
-
-    def statement(self, s: tree.Statement) -> None:
-        if isinstance(s, tree.Assign):
-            for n in s.names:
-                check_name(self.elab, n, s.span)
-            value = evaluate(s.value, self.env)
-            if len(s.names) > 1:
-                self.elab.unpack(s.names, value, s, self.local)
-            else:
-                self.local[s.names[0]] = value
-            if self.names is not None:
-                for n in s.names:
-                    if isinstance(self.local[n], Node) and self.local[n].op not in ("const", "slot"):
-                        self.names[n] = self.local[n]
-        elif isinstance(s, tree.Shared):
-            check_name(self.elab, s.name, s.span)
-            self.local[s.name] = self.share(s)
-        elif isinstance(s, tree.Return):
-            self.result = evaluate(s.value, self.env)
-        elif isinstance(s, tree.If):
-            condition = self.elab.as_node(evaluate(s.condition, self.env), s.condition)
-            if condition.op != "const":
-                raise self.elab.failure(
-                    "NF302",
-                    "the condition of `if` must be known when compiling",
-                    s.condition.span,
-                    "use `a if c else b` for a choice at each tick",
-                )
-            self.statements(s.body if condition.value else s.otherwise)
-        elif isinstance(s, tree.For):
-            self.loop(s)
-        elif isinstance(s, tree.Repeat):
-            self.repeat(s)
-        elif isinstance(s, tree.Emit):
-            raise self.elab.not_yet("`emit`", s.span)
-        else:
-            raise self.elab.failure(
-                "NF217",
-                "this statement cannot stand in a flow",
-                s.span,
-                "a flow has names, `shared`, `repeat`, `for`, `if` and `return`",
-            )
-
-    def loop(self, s: tree.For) -> None:
-        check_name(self.elab, s.variable, s.span)
-        for i, item in enumerate(items_of(s, self.env)):
-            outer = self.env
-            self.env = outer.with_(for_key=(*outer.for_key, (id(s), i)))
-            self.statements(self.elab.keep(substitute(s.body, s.variable, item)))
-            self.env = outer
-
-    def repeat(self, s: tree.Repeat) -> None:
-        if s.variable is not None:
-            check_name(self.elab, s.variable, s.span)
-        count = integer(s.count, self.env, "the count of repeat")
-        if not 0 <= count <= MAX_REPEAT:
-            raise self.elab.failure("NF434", f"`repeat` {count:,} times is outside 0 … {MAX_REPEAT:,}", s.count.span)
-        self.turns *= max(count, 1)
-        if self.turns > MAX_REPEAT:
-            raise self.elab.failure(
-                "NF434",
-                f"these repeats inside each other make {self.turns:,} turns; {MAX_REPEAT:,} are the most",
-                s.count.span,
-            )
-        outer = self.env
-        for i in range(count):
-            body = s.body
-            if s.variable is not None:
-                body = fill_marker(self.elab, body, s.variable, i)
-                self.local[s.variable] = ops.const(i)
-            self.env = outer.with_(indices=(*outer.indices, i))
-            before = len(self.elab.collector.errors)
-            self.statements(body)
-            if len(self.elab.collector.errors) > before:
-                break
-        self.env = outer
-        self.turns //= max(count, 1)
-        if s.variable is not None:
-            self.local.pop(s.variable, None)
-
-    def share(self, s: tree.Shared) -> Any:
-        value = partial(s.value, self.env)
-        if not isinstance(value, Partial):
-            raise self.elab.failure(
-                "NF218",
-                "`shared` names one instance of a function, flow or level",
-                s.span,
-                "`shared emb = embed(vocab, dim)`",
-            )
-        return SharedValue(value, s.name, s.value, self.env.builder)
+def signature(template: tree.Template, slots: dict[str, Any], overrides: dict[str, Any]) -> Any:
+    """What an instance's body depends on: equal signatures, equal bodies. None: it is not known to be equal."""
+    parts: list[Any] = [id(template)]
+    for name, value in (*slots.items(), ("", None), *overrides.items()):
+        kind = _kind(value)
+        if kind is None:
+            return None
+        parts.append((name, kind))
+    return tuple(parts)
 
 
-def fill_marker(elab: Any, body: Any, variable: str, i: int) -> Any:
-    """`{i}` of a repeat inside names and strings. Elsewhere the variable is a constant in scope, so that call sites stay the same
-    from turn to turn."""
-    if "{" + variable + "}" not in repr(body):
-        return body
-    return elab.keep(substitute(body, variable, tree.Number(i)))
+def _kind(value: Any) -> Any:
+    if isinstance(value, Node):
+        return ("const", repr(value.value)) if value.op == "const" else ("input", value.type)
+    if value is None or isinstance(value, str):
+        return ("text", value)
+    if isinstance(value, Partial):
+        inner = [_kind(v) for v in (*value.args, *(v for _, v in value.kwargs))]
+        names = tuple(k for k, _ in value.kwargs)
+        return None if None in inner else ("partial", id(value.target), value.name, value.shift, names, *inner)
+    if isinstance(value, list):
+        items = [_kind(v) for v in value]  # type: ignore[reportUnknownVariableType]
+        return None if None in items else ("list", *items)
+    return None
 
 
-def partial(expr: tree.Expr, env: Env) -> Any:
-    """An expression without its first input: `mlp(depth = 2)`, `embed(vocab, dim)`, `titans`."""
-    if isinstance(expr, tree.Call):
-        from nestflow.graph.expressions import call
-
-        value = evaluate(expr.function, env)
-        if isinstance(value, Partial):
-            args = tuple(evaluate(a, env) for a in expr.args)
-            kwargs = tuple((k, evaluate(v, env)) for k, v in expr.kwargs)
-            return Partial(value.target, value.name, (*value.args, *args), (*value.kwargs, *kwargs), shift=True)
-        return call(expr.function, [], expr.args, expr.kwargs, env, expr)
-    return evaluate(expr, env)
-
-
-def items_of(s: tree.For, env: Env) -> list[tree.Expr]:
-    """The items of a `for`, as expressions to put in place of the variable."""
-    if isinstance(s.items, tree.ListExpr):
-        return list(s.items.items)
-    value = evaluate(s.items, env)
-    if not isinstance(value, list) or not all(isinstance(v, Node) and v.op == "const" for v in value):
-        raise env.elab.failure("NF318", "`for` goes over a list", s.items.span, "`for m in [keys, values] { … }`")
-    return [tree.Number(v.value, span=s.items.span) for v in value]
-
-
-__all__ = ["Templates", "text_of"]
+def moved(instance: Instance, path: str) -> Instance:
+    """The same instance at another path."""
+    children = tuple((rel, moved(c, f"{path}.{rel}")) for rel, c in instance.children)
+    return replace(instance, path=path, children=children)

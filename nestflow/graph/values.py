@@ -23,6 +23,11 @@ class Partial:
     shift: bool = False
 
     @property
+    def is_name(self) -> bool:
+        """A bare word: nothing has been given to it."""
+        return not self.args and not self.kwargs
+
+    @property
     def kind(self) -> str:
         if isinstance(self.target, Word):
             return "word"
@@ -69,13 +74,6 @@ class DecayFirst:
     gate: Any
 
 
-@dataclass(frozen=True)
-class RootFlow:
-    """A flow or level named outside flows: its one root instance."""
-
-    partial: Partial
-
-
 @dataclass
 class Poison:
     """What a name is whose own mistake has been told already: uses of it say nothing more."""
@@ -85,6 +83,10 @@ class Poison:
 
 class Quiet(Exception):
     """Raised on a use of a Poison."""
+
+
+class Abort(Exception):
+    """Raised once a budget is spent: what was gathered so far is told, and nothing more is tried."""
 
 
 class SelfReference(Exception):

@@ -1,6 +1,12 @@
 """Everything a spec may name, one small record each."""
 
-from nestflow.vocabulary import functions, losses
+from nestflow.vocabulary import fields, functions, losses
 from nestflow.vocabulary.record import REQUIRED, WORDS, Word, lookup
 
-__all__ = ["REQUIRED", "WORDS", "Word", "functions", "lookup", "losses"]
+
+def find(name: str) -> Word | None:
+    """The record of any word: a function, a memory, an update; or a field, a statement, a given name."""
+    return lookup(name) or fields.SYNTAX.get(name)
+
+
+__all__ = ["REQUIRED", "WORDS", "Word", "fields", "find", "functions", "lookup", "losses"]

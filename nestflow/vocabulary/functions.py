@@ -232,7 +232,7 @@ def norm(site: Any, x: Any) -> Node:
     if x.type.like:
         return make("norm_w", (x,), x.type.with_(like=False, shape=()), site.span)
     squares = ops.reduce("sum", ops.unary("square", x), -1, keep=True)
-    return ops.unary("sqrt", squares, site.span)
+    return ops.root(squares, site.span)
 
 
 @word("rms(x)")
@@ -240,7 +240,7 @@ def rms(site: Any, x: Any) -> Node:
     """√mean x² over the last axis, kept at size 1; in an optimiser over the whole weight, a number."""
     x = site.node(x, "rms")
     squares = ops.reduce("mean", ops.unary("square", x), None if x.type.like else -1, keep=True)
-    return ops.unary("sqrt", squares, site.span)
+    return ops.unary("sqrt", squares, site.span) if x.type.like else ops.root(squares, site.span)
 
 
 @word("inner(a, b)", also="dot_product")

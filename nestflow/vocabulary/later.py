@@ -3,10 +3,47 @@
 from __future__ import annotations
 
 LATER = frozenset(
-    """
-    windowed kl lq replace prox hypergradient curvature precondition es ticks average emitted grouped ball
-    patches conv2d max_pool upsample solve root eigenvectors qr gram diag eye trace poly groupnorm
-    dropout noise bernoulli log_prob square_distance py
-    adafactor shampoo soap sophia delta_momentum deep_momentum plastic
-    """.split()
+    [
+        "windowed",
+        "kl",
+        "lq",
+        "replace",
+        "prox",
+        "hypergradient",
+        "curvature",
+        "precondition",
+        "es",
+        "ticks",
+        "average",
+        "emitted",
+        "grouped",
+        "ball",
+        "patches",
+        "conv2d",
+        "max_pool",
+        "upsample",
+        "solve",
+        "root",
+        "eigenvectors",
+        "qr",
+        "gram",
+        "diag",
+        "eye",
+        "trace",
+        "poly",
+        "groupnorm",
+        "dropout",
+        "noise",
+        "bernoulli",
+        "log_prob",
+        "square_distance",
+        "py",
+        "adafactor",
+        "shampoo",
+        "soap",
+        "sophia",
+        "delta_momentum",
+        "deep_momentum",
+        "plastic",
+    ]
 )

@@ -25,7 +25,8 @@ class SlotDef:
 
 @dataclass(frozen=True)
 class Word:
-    """kind: function, memory, objective, update, retention, schedule, distribution, loss, special or field.
+    """kind: function, memory, objective, update, retention, schedule, distribution, loss or special; of the words that
+    make statements (`nestflow.vocabulary.fields`) field, statement or given name.
     elementwise: acts on each element of a list. also: words people type instead (for `help:` only)."""
 
     name: str
@@ -38,6 +39,7 @@ class Word:
     also: tuple[str, ...] = ()
     elementwise: bool = False
     variadic: bool = False
+    example: str = ""
 
 
 WORDS: dict[str, Word] = {}

@@ -1,0 +1,179 @@
+"""Params and inputs: their types, their bounds, and the values that `--set` gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.elaborate import Elaborator
+from nestflow.graph.expressions import evaluate
+from nestflow.graph.model import InputSpec, ParamValue
+from nestflow.graph.names import check_name
+from nestflow.graph.values import Partial, Poison
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type
+from nestflow.language import tree
+
+AXES = ("T",)
+INPUT_TYPES = ("int", "float", "bool")
+PARAM_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "string": (str,)}
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What stands after `in`: an interval of numbers, or the values that are allowed."""
+
+    low: float | None
+    high: float | None
+    low_open: bool
+    high_open: bool
+    values: tuple[Any, ...] | None
+
+    def allow(self, value: Any) -> bool:
+        if self.values is not None:
+            return value in self.values
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        above = self.low is None or value > self.low or (value == self.low and not self.low_open)
+        return above and (self.high is None or value < self.high or (value == self.high and not self.high_open))
+
+    @property
+    def text(self) -> str:
+        if self.values is not None:
+            return "one of " + ", ".join(str(v) for v in self.values)
+        return f"in {'(' if self.low_open else '['}{self.low}, {self.high}{')' if self.high_open else ']'}"
+
+
+def bounds(elab: Elaborator, domain: tree.Domain) -> Bounds:
+    """The domain with its ends evaluated. Raises where an end is no number, or the interval holds none."""
+    if domain.values is not None:
+        return Bounds(None, None, False, False, tuple(plain(elab, v) for v in domain.values))
+    ends: list[float | None] = []
+    for e in (domain.low, domain.high):
+        end = None if e is None else plain(elab, e)
+        if e is not None and (isinstance(end, bool) or not isinstance(end, (int, float))):
+            raise elab.failure("NF302", f"a bound is a number, and this is {end!r}", e.span, "`in [1, 64]`")
+        ends.append(end)
+    low, high = ends
+    if low is not None and high is not None and low > high:
+        raise elab.failure("NF325", f"no number is between {low} and {high}", domain.span, "the lower end comes first")
+    return Bounds(low, high, domain.low_open, domain.high_open, None)
+
+
+def plain(elab: Elaborator, expr: tree.Expr, what: str = "a bound") -> Any:
+    """A number, bool or string that is known when compiling; a word of the vocabulary is its name."""
+    return plain_value(elab, evaluate(expr, elab.top), expr, what)
+
+
+def plain_value(elab: Elaborator, value: Any, expr: tree.Expr, what: str) -> Any:
+    if isinstance(value, Partial) and not value.args and not value.kwargs:
+        return value.name
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Node) and value.op == "const":
+        return value.value
+    known = "must be known when compiling" if isinstance(value, Node) else "is a number, true, false or a string"
+    raise elab.failure("NF302", f"{what} {known}", expr.span, "use a number or a param")
+
+
+# --- params -------------------------------------------------------------------------------------------------
+
+
+def param(elab: Elaborator, s: tree.Param) -> None:
+    """Settle a param: its default, or what was set from outside."""
+    check_name(elab, s.name, s.span)
+    elab.values[s.name] = Poison()  # until it is known to be right, uses of it say nothing more
+    given = dict(elab.program.overrides).get(s.name)
+    what = f"param `{s.name}`"
+    default = evaluate(s.default, elab.top)
+    value = default if given is None else evaluate(given, elab.top)
+    base = plain_value(elab, default, s.default, what)
+    now = plain_value(elab, value, given or s.default, what)
+    _check(elab, s, now, base, given)
+    origin = s.span.where() if given is None and s.span else "--set"
+    elab.params[s.name] = ParamValue(s.name, now, base, s.doc, origin)
+    elab.values[s.name] = value
+
+
+def _check(elab: Elaborator, s: tree.Param, value: Any, default: Any, given: tree.Expr | None) -> None:
+    span = (given or s.default).span or s.span
+    if s.type is not None:
+        kinds = PARAM_TYPES.get(s.type.name)
+        if kinds is None:
+            help_ = did_you_mean(s.type.name, PARAM_TYPES) or "int, float, bool or string"
+            raise elab.failure("NF326", f"`{s.type.name}` is no type of a param", s.type.span or s.span, help_)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and s.type.name != "bool"):
+            raise elab.failure("NF324", f"param `{s.name}` is {s.type.name}, and this is {value!r}", span)
+    elif given is not None and not _alike(value, default):
+        raise elab.failure("NF324", f"param `{s.name}` is like {default!r}, and this is {value!r}", span)
+    domain = s.domain or (s.type.domain if s.type else None)
+    if domain is not None:
+        allowed = bounds(elab, domain)
+        if not allowed.allow(value):
+            raise elab.failure("NF325", f"param `{s.name}` is {allowed.text}, and this is {value}", span)
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether a value may stand for the default: a number for a number, a whole one for a whole one."""
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(default, bool) and isinstance(value, bool)
+    if isinstance(default, int):
+        return isinstance(value, (int, float)) and value == int(value)
+    if isinstance(default, float):
+        return isinstance(value, (int, float))
+    return isinstance(value, str)
+
+
+# --- inputs -------------------------------------------------------------------------------------------------
+
+
+def input_(elab: Elaborator, s: tree.Input) -> InputSpec:
+    """An input of the model. Its first axis may be T, the token axis; the batch axis is never written."""
+    check_name(elab, s.name, s.span)
+    if s.name in elab.inputs:
+        raise elab.failure("NF220", f"two inputs are called `{s.name}`", s.span)
+    elab.inputs[s.name] = ops.const(0)  # taken: a mistake below must not make the name unknown
+    elab.values[s.name] = Poison()
+    if s.type.name not in INPUT_TYPES:
+        help_ = did_you_mean(s.type.name, INPUT_TYPES) or "int, float or bool"
+        raise elab.failure("NF326", f"`{s.type.name}` is no type of an input", s.type.span or s.span, help_)
+    clock, shape = _axes(elab, s.type.dims)
+    type_ = Type(s.type.name, shape, True, clock)
+    low, high = (None, None) if s.type.domain is None else _range(elab, s.type.domain, s.type.name)
+    del elab.values[s.name]
+    elab.inputs[s.name] = ops.leaf("slot", type_, s.span, name=s.name)
+    return InputSpec(s.name, type_, low, high, s.span)
+
+
+def _axes(elab: Elaborator, dims: tuple[tree.Expr, ...]) -> tuple[str | None, tuple[int, ...]]:
+    clock: str | None = None
+    shape: list[int] = []
+    for i, d in enumerate(dims):
+        if isinstance(d, tree.Name) and d.name in AXES and d.name not in elab.values:
+            if i:
+                raise elab.failure("NF303", f"`{d.name}` is the first axis", d.span, "`float[T, 64]`")
+            clock = d.name
+        elif isinstance(d, tree.Name) and d.name == "N" and d.name not in elab.values:
+            raise elab.not_yet("the axis N of a task's examples", d.span)
+        else:
+            n = plain(elab, d, "an axis of an input")
+            if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= 2**31:
+                message = f"an axis of an input is a whole number, and this is {n}"
+                raise elab.failure("NF303", message, d.span, "`float[T, 64]`; T comes first")
+            shape.append(n)
+    return clock, tuple(shape)
+
+
+def _range(elab: Elaborator, domain: tree.Domain, dtype: str) -> tuple[float | None, float | None]:
+    """Both ends inclusive; an open end of a float is kept as it is written."""
+    allowed = bounds(elab, domain)
+    if allowed.values is not None:
+        raise elab.not_yet("a set of values as the domain of an input", domain.span)
+    low, high = allowed.low, allowed.high
+    if dtype == "int":
+        if isinstance(low, int) and allowed.low_open:
+            low += 1
+        if isinstance(high, int) and allowed.high_open:
+            high -= 1
+    return low, high
