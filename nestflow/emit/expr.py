@@ -68,6 +68,7 @@ class Emitter:
         self.ticks, self.batch, self.t0, self.prefix, self.tick_letter = ticks, batch, t0, prefix, tick_letter
         self.wide = WIDE
         self.letters = letters or Letters()
+        self.tails = "c.s"  # where look-back blocks find their last inputs (in a loop over pieces: "c.n")
         self.done: dict[Node, Expr] = {}
         self.uses: Counter[Node] = Counter()
         self.counted: set[Node] = set()

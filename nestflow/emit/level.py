@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.level_cache import CacheCode
@@ -27,6 +28,7 @@ from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
+from nestflow.lowering.patterns.setting import context_of
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
 
@@ -96,7 +98,21 @@ class LevelCode:
         if self.plan.looped:
             self.loop(result)
         self.cache.finish()
+        self.look_on()
         self.writer.line(f"return {self.outer.value(result)}")
+
+    def look_on(self) -> None:
+        """Blocks that look back take their input at every tick, whether their field is used or not."""
+        roots = [n for _, n in self.instance.names]
+        for m in self.instance.memories:
+            roots += context_of(m)
+        seen = set(self.outer.done) | (set(self.inner.done) if self.plan.looped else set())
+        for n in walk(*roots):
+            if self.looks_back(n) and n not in seen and not any(x.op == "recall" for x in walk(n)):
+                self.outer.variable(n)
+
+    def looks_back(self, n: Node) -> bool:
+        return n.op in ("short_conv", "previous") or (n.op == "call" and keeps_state(self.instance.child(n["child"])))
 
     # the loop --------------------------------------------------------------------------------------
 
@@ -120,6 +136,15 @@ class LevelCode:
         self.inner = Emitter(writer, letters=self.letters, instance=self.instance, names=self.loop_names(loop),
                              ticks="n", batch=self.batch, t0="t", tick_letter="C")
         self.inner.holder.update(em.holder)
+        self.inner.tails = "c.n"
+        for n in walk(*roots):
+            if n in loop and n.op in ("short_conv", "previous"):  # a look-back at what a memory recalls
+                path = f'p + "{n["tail"]}"'
+                writer.line(f"c.n[{path}] = c.s[{path}]")
+            elif n in loop and n.op == "call" and keeps_state(self.instance.child(n["child"])):
+                said = f"`{n['child']}` keeps a state and reads what a memory of its level recalls"
+                raise fail("NF523", said, n.span,
+                           "this version calls it only on what no memory recalls: in `return`, or before the memory")
         self.special = Special(self)
         self.inner.special = self.special.text
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
@@ -374,6 +399,10 @@ class LevelCode:
                 for new in news:
                     self.writer.line(f"    {new},")
                 self.writer.line(")")
+
+
+def keeps_state(instance: Instance) -> bool:
+    return any(i.tails or i.memories for i in instance.walk())
 
 
 def looks_at_start(e: Node, h: Node) -> list[Node]:

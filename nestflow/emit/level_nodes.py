@@ -151,7 +151,7 @@ class Nodes:
         self.rule(plan, tensor)
         if rule.dgd is not None:
             (h, e), = self.errors[m.name][tensor]
-            (a,) = self._at(m, [erasing(m, rule)])
+            (a,) = self._at(m, [erasing(m)])
             self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, a, e)),)
             return
         rate = self.folded.get((m.name, tensor))
@@ -222,11 +222,12 @@ def is_loop(n: Node) -> bool:
     return n.op in LOOP or n.op == "last_learns"
 
 
-def frontier(result: Node, cached: frozenset[str]) -> list[Node]:
-    """The recalls that a level's result is made of: what its loop must give back, in order. cached: its caches."""
+def frontier(results: Iterable[Node], cached: frozenset[str]) -> list[Node]:
+    """The recalls that a level's result and the pairs of its caches are made of: what its loop must give back, in order.
+    cached: its caches."""
     found: list[Node] = []
     seen: set[Node] = set()
-    stack = [result]
+    stack = list(reversed(list(results)))
     while stack:
         n = stack.pop()
         if n in seen:

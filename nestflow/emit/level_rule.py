@@ -43,12 +43,6 @@ class Tensor:
         return self.spec.path
 
 
-def root(squares: Node) -> Node:
-    """√Σ x² whose derivative is 0 where x = 0: a gradient of zeros that is clipped must not turn into NaN."""
-    none = ops.binary("eq", squares, ops.const(0.0))
-    return ops.where(none, ops.const(0.0), ops.unary("sqrt", ops.where(none, ops.const(1.0), squares)))
-
-
 class RuleCode:
     """The update of memories that learn by the same rule at the same ticks (norms may go over all of them)."""
 
@@ -262,7 +256,9 @@ class RuleCode:
             if n.op in ("norm_all", "total"):
                 return self.over_all(n)
             if n.op == "norm_w":
-                return root(ops.reduce("sum", ops.unary("square", args[0])))
+                return ops.root(ops.reduce("sum", ops.unary("square", args[0])))
+            if n.op == "sqrt" and n.type.like:  # √v of an Adam: v = 0 only where g has been 0 all along
+                return ops.root(args[0])
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
                 return ops.reduce(n.op, args[0])
             if n.op == "newton_schulz" and len(t.spec.shape) < 2:
@@ -295,7 +291,7 @@ class RuleCode:
             one = ops.reduce("sum", ops.unary("square", x) if n.op == "norm_all" else x)
             terms = one if terms is None else ops.binary("add", terms, one)
         assert terms is not None
-        return root(terms) if n.op == "norm_all" else terms
+        return ops.root(terms) if n.op == "norm_all" else terms
 
     def gate(self, t: Tensor) -> Node:
         assert t.memory.retain is not None

@@ -45,7 +45,7 @@ def short_conv(em: Emitter, node: Node) -> Expr:
         parts[0] = expanded(em, x, node.type)
     tail = _tail(em, node)
     extra = f", {parts[2].text}" if bias else ""
-    e = expr_of(f"short_conv({parts[0].text}, {parts[1].text}, c.s[{tail}]{extra})", ATOM, *parts)
+    e = expr_of(f"short_conv({parts[0].text}, {parts[1].text}, {em.tails}[{tail}]{extra})", ATOM, *parts)
     em.assign(node, e, targets=f", c.n[{tail}]")
     return e
 
@@ -53,7 +53,7 @@ def short_conv(em: Emitter, node: Node) -> Expr:
 def previous(em: Emitter, node: Node) -> Expr:
     em.writer.use(LOOKBACK, "previous")
     x, tail = em.done[node.args[0]], _tail(em, node)
-    e = expr_of(f"previous({x.text}, c.s[{tail}], {tick_axis(node.type)})", ATOM, x)
+    e = expr_of(f"previous({x.text}, {em.tails}[{tail}], {tick_axis(node.type)})", ATOM, x)
     em.assign(node, e, targets=f", c.n[{tail}]")
     return e
 

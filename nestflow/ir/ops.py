@@ -49,9 +49,48 @@ from nestflow.diagnostics.core import Span
 from nestflow.ir.node import Node, Type, make
 
 UNARY = frozenset(
-    ["neg", "exp", "log", "sqrt", "abs", "sign", "square", "relu", "sigmoid", "tanh", "silu", "gelu", "softplus", "elu1", "not", "log_sigmoid", "gelu_tanh", "inverse_softplus"]
+    [
+        "neg",
+        "exp",
+        "log",
+        "sqrt",
+        "abs",
+        "sign",
+        "square",
+        "relu",
+        "sigmoid",
+        "tanh",
+        "silu",
+        "gelu",
+        "softplus",
+        "elu1",
+        "not",
+        "log_sigmoid",
+        "gelu_tanh",
+        "inverse_softplus",
+    ]
 )
-BINARY = frozenset(["add", "sub", "mul", "div", "pow", "max", "min", "floordiv", "mod", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"])
+BINARY = frozenset(
+    [
+        "add",
+        "sub",
+        "mul",
+        "div",
+        "pow",
+        "max",
+        "min",
+        "floordiv",
+        "mod",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "eq",
+        "ne",
+        "and",
+        "or",
+    ]
+)
 COMPARE = frozenset(["lt", "le", "gt", "ge", "eq", "ne"])
 
 
@@ -245,6 +284,12 @@ def where(c: Node, a: Node, b: Node, span: Span | None = None) -> Node:
     shape = () if base.like else broadcast_shapes(c.type.shape, a.type.shape, b.type.shape)
     dtype = "float" if "float" in (a.type.dtype, b.type.dtype) else a.type.dtype
     return make("where", (c, a, b), base.with_(shape=shape, dtype=dtype), span)
+
+
+def root(x: Node, span: Span | None = None) -> Node:
+    """√x whose derivative is 0 where x = 0, as that of a norm is: a length of zero must not turn gradients into NaN."""
+    none = binary("eq", x, const(0.0), span)
+    return where(none, const(0.0), unary("sqrt", where(none, const(1.0), x, span), span), span)
 
 
 def reduce(op: str, x: Node, axis: int | None = None, keep: bool = False, span: Span | None = None) -> Node:

@@ -153,6 +153,9 @@ class Update:
             if self.context is None:
                 raise LookupError(f"this rule reads `{op}` of its level, and there is none")
             return self.context(node)
+        if op == "sqrt" and node.type.like:  # √v of an Adam, whose derivative is 0 where g has been 0 all along
+            x = self.value(node.args[0], w)
+            return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
         known = leaf(node, like.dtype, like.device)
         return known if known is not None else apply(node, [self.value(a, w) for a in node.args], like.dtype)
 

@@ -64,6 +64,13 @@ LEVELS = {
     "adam inside": f"chunk 4; {MLP}; update adam(0.01, eps = 0.01)",
     "a rule with a period": """chunk 4; memory mlp(depth = 2, expand = 1); key l2norm(x); value x; query x; objective l2
   update m3(lr = 0.01, beta1 = 0.3, beta2 = 0.1, beta3 = 0.2, alpha = 0.5, eps = 0.1, period = 3)""",
+    "look-back on a recalled key": """chunk 4; heads 2
+  k = keys(x |> linear |> l2norm) |> short_conv(3) |> l2norm
+  memory keys : mlp(depth = 2, expand = 1) { key k; value linear(x) |> previous; objective l2; update gd(0.1) }
+  memory store : mlp(depth = 2, expand = 1) { key k; value linear(x); objective l2; update gd(0.1) }
+  return store(k |> previous(2) |> rope) |> merge_heads""",
+    "a query that nobody asks": """chunk 4; memory mlp(depth = 2, expand = 1); key l2norm(x); value x
+  query x |> short_conv(3); objective l2; update gd(0.1); return memory(l2norm(x))""",
     "dgd by part": """chunk 4; memory mlp(depth = 2, expand = 1, bias = true); key l2norm(x); value x; query x
   objective l2
   update dgd(lr = 0.1, only = "linear.*", normalize = true)""",

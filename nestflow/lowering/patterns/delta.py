@@ -58,7 +58,7 @@ def system(m: Memory, errors: Errors, rule: LinearRule) -> tuple[str, Node, Node
     assert not isinstance(found, str)
     tensor, h, a, b = found
     if rule.dgd is not None:
-        a = ops.binary("add", a, erasing(m, rule))
+        a = ops.binary("add", a, erasing(m))
     if m.decay_first and m.retain is not None:
         a = ops.binary("mul", a, number(m.retain))
     return tensor, h, a, b

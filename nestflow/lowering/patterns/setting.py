@@ -80,15 +80,13 @@ def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> Line
     if not s.exact:
         return rule
     (h, _), *_ = pairs
-    square = ops.reduce("sum", ops.unary("square", h))
-    trace = ops.binary("mul", erasing(m, rule), square)
-    rate = ops.binary("div", s.lr, ops.binary("add", ONE, ops.binary("mul", s.lr, trace)))
+    lr = s.lr if s.scale is None else ops.binary("mul", s.lr, number(s.scale))
+    trace = ops.binary("mul", erasing(m), ops.reduce("sum", ops.unary("square", h)))
+    rate = ops.binary("div", lr, ops.binary("add", ONE, ops.binary("mul", lr, trace)))
     *others, last = rule.carries
     return replace(rule, carries=(*others, Carry("", last.decay, (("g", ops.unary("neg", rate)),))))
 
 
-def erasing(m: Memory, rule: LinearRule) -> Node:
-    """How much of W k kᵀ a delta step takes away per rate: |weight| and the number that scaled g."""
-    amount = ONE if m.weight is None else ops.unary("abs", number(m.weight))
-    scale = rule.dgd.scale if rule.dgd is not None else None
-    return amount if scale is None else ops.binary("mul", amount, number(scale))
+def erasing(m: Memory) -> Node:
+    """How much of W k kᵀ a delta step takes away for each G of its rate (a number that scaled g scales both)."""
+    return ONE if m.weight is None else ops.unary("abs", number(m.weight))
