@@ -50,7 +50,7 @@ class Plan:
     batch: int = 8
     length: int = 256
     eval_windows: int = 64
-    budget: float = 225.0
+    budget: float = 240.0
     recall: RecallPlan = field(default_factory=RecallPlan)
 
 
@@ -83,7 +83,7 @@ def demo(out: str | Path = "out/hope", plan: Plan = Plan(), console: Console | N
         steps = _steps_for(console, plan, text)
         console.print(Rule(f"1  {plan.spec} learns {plan.text}", align="left"))
         history = train(
-            bundle, text, steps, batch=plan.batch, length=plan.length, eval_every=max(steps // 4, 1), seed=0,
+            bundle, text, steps, batch=plan.batch, length=plan.length, eval_every=-(-steps // 4), seed=0,
             eval_windows=plan.eval_windows, checkpoint_every=100, out=out, overwrite=True, console=console,
         )  # fmt: skip
         if history.interrupted:

@@ -104,7 +104,7 @@ class Display:
         if self.live is not None:
             self.progress.update(self.task, completed=step)
             self.live.update(Group(self.progress, Text(numbers, style="cyan"), Text(levels.text(), style="dim")))
-        elif time.monotonic() - self.last_print > 5 or step == self.steps:
+        elif time.monotonic() - self.last_print > 15 or step == self.steps:
             self.last_print = time.monotonic()
             self.say(f"{numbers}   [{levels.text()}]")
 
