@@ -74,9 +74,12 @@ class RuleBuilder:
         head, last = self.split(expr)
         target = self.target(last, env)
         if target is not None and target.kind == "optimizer":
-            if head is not None:
-                self.gradient = self.elab.as_node(evaluate(head, env), head)
-            self.optimizer_tail(target, last, env)
+            before = None if head is None else self.elab.as_node(evaluate(head, env), head)
+            if before is not None and self.program:  # an optimiser stands before: its step is known after its memories
+                self.program.append(Step(self.staged(target, before, last, env), expr.span))
+            else:
+                self.gradient = self.gradient if before is None else before
+                self.optimizer_tail(target, last, env)
         elif target is not None and target.name == "dgd":
             self.dgd(head, target, last, env)
         elif target is not None and target.name in ("replace", "prox", "hypergradient"):
@@ -131,6 +134,12 @@ class RuleBuilder:
             return None
         value = env.lookup(name.name)
         return value if isinstance(value, Partial) else None
+
+    def staged(self, target: Partial, g: Node, stage: tree.Expr, env: Env) -> Node:
+        """The step of an optimiser whose gradient is the step of another one."""
+        args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
+        kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
+        return self.call(target, [g, *target.args, *args], {**dict(target.kwargs), **kwargs}, stage)
 
     # the optimiser at the end of the pipe ------------------------------------------------------------
 

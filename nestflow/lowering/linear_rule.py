@@ -56,7 +56,7 @@ class LinearRule:
         return ("", *(c.slot for c in self.carries if c.slot))
 
     def support(self, slot: str, pending: bool) -> frozenset[str]:
-        """The starts that a state is made of: its own, and those of what drives it ("@pending" where errors are summed)."""
+        """The starts that a state is made of: its own, those of what drives it, "@pending" where errors are summed."""
         found: dict[str, frozenset[str]] = {}
         for c in self.carries:
             names = frozenset() if is_zero(c.decay) else frozenset({c.slot})
@@ -202,6 +202,7 @@ class BasisTest:
         self.memo: dict[Node, Form | None] = {}
         self.known: list[str] = []
         self.gradient = self.form(gradient)
+        self.memo.clear()  # there `g` was the raw gradient; in the program it is what the stages made of it
 
     def carry(self, slot: str, form: Form) -> Carry:
         """The recurrence of a state that becomes `form`; its slots must be known by then."""

@@ -31,6 +31,11 @@ RULES = [
     "dgd(0.05, exact = false)",
     "g |> clip_norm(1) |> adam(0.01) |> trust(0.1)",
     "average(0.1)",
+    "(g / n_ticks) |> gd(0.05)",
+    "(g / n_ticks) |> momentum(0.05, 0.5)",
+    "(2 * g) |> gd(0.05) |> gd(-0.5)",
+    "momentum(0.1, 0.5) |> gd(-0.5)",
+    "g |> clip_norm(1) |> adam(0.1) |> momentum(-0.1, 0.5)",
 ]
 # a linear rule that counts its updates: rows between two updates must not divide by none
 AVERAGE = "optimizer average(lr) { memory m : like(w) { value g; update gd(0.2); retain 0.8 }; step -lr * debias(m) }"
