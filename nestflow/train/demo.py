@@ -196,7 +196,7 @@ def _measure(
         f"{frozen - own:.3f} bits per byte on this text",
     )
     longest = 4 * plan.length
-    positions = loss_by_position(bundle, text.val_M, longest, windows=16, buckets=16)
+    positions = loss_by_position(bundle, text.val_M, longest, windows=48, buckets=8, batch=8)
     results["loss_by_position"] = [asdict(p) for p in positions]
     quarter = [
         sum(p.bpb * (p.stop - p.start) for p in positions if i * plan.length <= p.start < (i + 1) * plan.length)
