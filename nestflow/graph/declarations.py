@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from nestflow.diagnostics.core import NestflowError
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
@@ -83,7 +84,14 @@ def plain_value(elab: Elaborator, value: Any, expr: tree.Expr, what: str) -> Any
 def param(elab: Elaborator, s: tree.Param) -> None:
     """Settle a param: its default, or what was set from outside."""
     check_name(elab, s.name, s.span)
-    elab.values[s.name] = Poison()  # until it is known to be right, uses of it say nothing more
+    try:
+        _settle(elab, s)
+    except NestflowError:
+        elab.values[s.name] = Poison()  # told already: uses of it say nothing more
+        raise
+
+
+def _settle(elab: Elaborator, s: tree.Param) -> None:
     given = dict(elab.program.overrides).get(s.name)
     what = f"param `{s.name}`"
     default = evaluate(s.default, elab.top)
@@ -133,17 +141,23 @@ def input_(elab: Elaborator, s: tree.Input) -> InputSpec:
     check_name(elab, s.name, s.span)
     if s.name in elab.inputs:
         raise elab.failure("NF220", f"two inputs are called `{s.name}`", s.span)
-    elab.inputs[s.name] = ops.const(0)  # taken: a mistake below must not make the name unknown
-    elab.values[s.name] = Poison()
+    try:
+        type_, low, high = _input_type(elab, s)
+    except NestflowError:
+        elab.values[s.name] = Poison()
+        raise
+    elab.inputs[s.name] = ops.leaf("slot", type_, s.span, name=s.name)
+    return InputSpec(s.name, type_, low, high, s.span)
+
+
+def _input_type(elab: Elaborator, s: tree.Input) -> tuple[Type, float | None, float | None]:
     if s.type.name not in INPUT_TYPES:
         help_ = did_you_mean(s.type.name, INPUT_TYPES) or "int, float or bool"
         raise elab.failure("NF326", f"`{s.type.name}` is no type of an input", s.type.span or s.span, help_)
     clock, shape = _axes(elab, s.type.dims)
     type_ = Type(s.type.name, shape, True, clock)
     low, high = (None, None) if s.type.domain is None else _range(elab, s.type.domain, s.type.name)
-    del elab.values[s.name]
-    elab.inputs[s.name] = ops.leaf("slot", type_, s.span, name=s.name)
-    return InputSpec(s.name, type_, low, high, s.span)
+    return type_, low, high
 
 
 def _axes(elab: Elaborator, dims: tuple[tree.Expr, ...]) -> tuple[str | None, tuple[int, ...]]:

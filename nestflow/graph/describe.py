@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import chain
 
 from nestflow.diagnostics.core import Span
 from nestflow.graph.model import Edge, FlowBox, Instance, LevelInfo, Memory, StateSlot, StepLevel, Texts, WeightSpec
@@ -314,33 +316,45 @@ def _context(root: Instance, steps: tuple[StepLevel, ...]) -> list[tuple[str, st
             level[child.path] = group_name(child)
         return child.path in enters
 
+    number: dict[str, int] = {}  # a stage's bit
+    before: dict[str, int] = {}  # the stages that reach it, as bits, its own among them
+
+    def nearest(sources: Iterable[str]) -> frozenset[str]:
+        """Without those that reach another of them: the level in between explains them."""
+        found = set(sources)
+        if len(found) < 2:
+            return frozenset(found)
+        return frozenset(s for s in found if not any(reaches(s, m) and not reaches(m, s) for m in found))
+
+    def reaches(a: str, b: str) -> bool:
+        return bool(before[b] >> number[a] & 1)
+
+    def enter(path: str, sources: frozenset[str]) -> frozenset[str]:
+        bit = 1 << number.setdefault(path, len(number))
+        before[path] = before.get(path, 0) | bit
+        for s in sorted(sources):
+            before[path] |= before[s]
+            pairs[(s, path)] = None
+        return frozenset([path])
+
     def run(instance: Instance, taint: dict[str, frozenset[str]]) -> frozenset[str]:
         known: dict[int, frozenset[str]] = {}
-        if instance.result is None:
-            return frozenset()
-        for n in walk(instance.result):
+        children = dict(instance.children)
+        for n in walk(instance.result) if instance.result is not None else ():
             if n.op == "slot":
                 known[id(n)] = taint.get(n["name"], frozenset())
             elif n.op == "call":
-                child = instance.child(n["child"])
+                child = children[n["child"]]
                 given = {name: known[id(a)] for name, a in zip(n["names"], n.args, strict=True)}
-                if stage(child):
-                    pairs.update(dict.fromkeys((s, child.path) for sources in given.values() for s in sorted(sources)))
-                    known[id(n)] = frozenset([child.path])
-                else:
-                    known[id(n)] = run(child, given)
+                is_stage = stage(child)
+                known[id(n)] = enter(child.path, nearest(chain(*given.values()))) if is_stage else run(child, given)
             else:
-                known[id(n)] = frozenset().union(*(known[id(a)] for a in n.args)) if n.args else frozenset()
-        return known[id(instance.result)]
+                known[id(n)] = nearest(chain(*(known[id(a)] for a in n.args)))
+        return known[id(instance.result)] if instance.result is not None else frozenset()
 
     run(root, {})
-    after: dict[str, set[str]] = defaultdict(set)
-    for a, b in pairs:
-        after[a].add(b)
-    direct = [(a, b) for a, b in pairs if not any(b in after[m] for m in after[a] if m != b)]
-    return list(
-        dict.fromkeys((leaves[a], enters[b]) for a, b in direct if level[a] != level[b])
-    )  # no level feeds itself a block further up
+    # no level feeds itself a block further up
+    return list(dict.fromkeys((leaves[a], enters[b]) for a, b in pairs if level[a] != level[b]))
 
 
 # --- structure ----------------------------------------------------------------------------------------------
@@ -352,12 +366,12 @@ def flows(root: Instance) -> tuple[FlowBox, ...]:
 
 
 def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
-    groups: dict[str, list[Instance]] = {}
+    groups: dict[tuple[str, str], list[Instance]] = {}
     for rel, child in instance.children:
-        groups.setdefault(pattern("." + rel), []).append(child)
-    boxes = []
-    for name, group in groups.items():
+        groups.setdefault((pattern("." + rel), child.name), []).append(child)
+    boxes: list[FlowBox] = []
+    for (name, _), group in groups.items():
         first = group[0]
-        level = pattern(first.path) if first.kind == "level" else None
+        level = group_name(first) if first.kind == "level" else None
         boxes.append(FlowBox(name.replace(".*", "").strip("."), first.kind, len(group), _boxes(first), level))
     return tuple(boxes)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nestflow.diagnostics.core import Collector, NestflowError, Span, fail
+from nestflow.diagnostics.core import Collector, Edit, NestflowError, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Init, ParamValue
 from nestflow.graph.scope import Builder, Env
@@ -187,9 +187,15 @@ class Elaborator:
             raise self.failure("NF432", "this is nested too deeply", expr.span) from e
 
     def failure(
-        self, code: str, message: str, span: Span | None, help: str | None = None, related: Any = ()
+        self,
+        code: str,
+        message: str,
+        span: Span | None,
+        help: str | None = None,
+        related: Any = (),
+        fix: tuple[Edit, ...] = (),
     ) -> NestflowError:
-        return fail(code, message, span, help, related)
+        return fail(code, message, span, help, related, fix)
 
     def fatal(self, code: str, message: str, span: Span | None, help: str | None = None) -> Abort:
         """A spent budget: going on would take without end, so this is the last that is told."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
-from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.diagnostics.fixes import add_after
+from nestflow.diagnostics.suggest import Suggestion, did_you_mean
 from nestflow.graph.body import items_of
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MemoryBuild
@@ -123,7 +124,9 @@ class LevelBuilder:
             "q": "query",
         }
         if s.name in also:
-            return f"nestflow's word is `{also[s.name]}`"
+            meant = also[s.name]
+            same = s.name in ("optimizer", "optimiser", "keys", "values", "k", "v", "q", "output")
+            return Suggestion(f"nestflow's word is `{meant}`", s.name, meant, same)
         return did_you_mean(s.name, known) or "the fields are " + ", ".join(known)
 
     def part(self, s: tree.MemoryPart) -> None:
@@ -289,6 +292,7 @@ class LevelBuilder:
                 "`every` needs a unit",
                 every.span,
                 f"add a unit: `{every.value.span.text if every.value.span else 'n'} tokens`",
+                fix=add_after(every.value, " tokens"),
             )
 
     def result(self) -> Node:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError, Related
+from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.globs import check_glob, matches
@@ -262,7 +263,8 @@ class StepLevels:
         if isinstance(f.value, tree.Name) and f.value.name == "never":
             return 0
         if f.unit is None:
-            raise self.elab.failure("NF402", "`every` needs a unit", f.span, f"add a unit: `{written(f.value)} steps`")
+            help_ = f"add a unit: `{written(f.value)} steps`"
+            raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, " steps"))
         unit = f.unit.rstrip("s")
         if unit == "token":
             raise self.elab.not_yet("a loss of the whole model on the token clock", f.span)

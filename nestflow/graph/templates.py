@@ -205,7 +205,11 @@ class Templates:
             self.elab.count(weights, site)
             return moved(instance, path)
         before, told = self.elab.weight_count, len(self.elab.collector.errors)
-        instance = self.make(template, path, slots, overrides, depth, site)
+        outer, self.elab.turns_now = self.elab.turns_now, 1
+        try:
+            instance = self.make(template, path, slots, overrides, depth, site)
+        finally:
+            self.elab.turns_now = outer
         if key is not None and len(self.elab.collector.errors) == told:
             self.made[key] = instance, self.elab.weight_count - before
         return instance
