@@ -173,7 +173,7 @@ class LevelCode:
     def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
         """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
         return [(p, t) for p in self.plan.looped if p.closed for t in p.rules
-                if not any(n in loop for n in self.rows_of(p, t))]
+                if p.memory.retain_on == "number" and not any(n in loop for n in self.rows_of(p, t))]
 
     def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
         """Everything that the loop evaluates."""
@@ -242,7 +242,7 @@ class LevelCode:
             if not p.closed:
                 continue
             for tensor in p.rules:
-                if any(n in loop for n in self.rows_of(p, tensor)):
+                if p.memory.retain_on == "key" or any(n in loop for n in self.rows_of(p, tensor)):
                     self.late.append((p, tensor))
                     continue
                 if self.rows.key(p, tensor) in self.rows.names:

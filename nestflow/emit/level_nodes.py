@@ -133,8 +133,8 @@ class Nodes:
         if plan.pattern == "delta":
             (tensor, rule), = plan.rules.items()
             _, *parts = system(m, plan.errors, rule)
-            h, a, b = self._at(m, parts)
-            self.errors[m.name], self.dense[m.name] = {tensor: ((h, self._solved(plan, tensor, h, a, b)),)}, {}
+            x, h, a, b = self._at(m, parts)
+            self.errors[m.name], self.dense[m.name] = {tensor: ((h, self._solved(plan, tensor, x, h, a, b)),)}, {}
             self._stop(m)
             return
         flat = self._at(m, plan.errors.nodes())
@@ -152,7 +152,7 @@ class Nodes:
         if rule.dgd is not None:
             (h, e), = self.errors[m.name][tensor]
             (a,) = self._at(m, [erasing(m)])
-            self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, a, e)),)
+            self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, h, a, e)),)
             return
         rate = self.folded.get((m.name, tensor))
         if rate is None:
@@ -163,11 +163,11 @@ class Nodes:
         if tensor in self.dense[m.name]:
             self.dense[m.name][tensor] = ops.binary("mul", rate, self.dense[m.name][tensor])
 
-    def _solved(self, plan: MemoryPlan, tensor: str, h: Node, a: Node, b: Node) -> Node:
+    def _solved(self, plan: MemoryPlan, tensor: str, x: Node, h: Node, a: Node, b: Node) -> Node:
         m = plan.memory
         self.rule(plan, tensor)
         rate = self.folded.get((m.name, tensor))
-        args = (h, h, a, b) if rate is None else (h, h, a, b, times(ops.const(-1.0), rate))
+        args = (x, h, a, b) if rate is None else (x, h, a, b, times(ops.const(-1.0), rate))
         return make("solved", args, per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
 
     def rule(self, plan: MemoryPlan, tensor: str) -> LinearRule:
@@ -182,7 +182,7 @@ class Nodes:
         if len(places) == 1 and m.every == 1:
             (i, j), = places
             rate = carries[i].drive[j][1]
-            if looped_nodes([rate]):
+            if looped_nodes([rate]) or m.retain_on == "key":
                 drive = list(carries[i].drive)
                 drive[j] = ("g", ops.const(1.0))
                 carries[i] = replace(carries[i], drive=tuple(drive))
@@ -223,8 +223,8 @@ def is_loop(n: Node) -> bool:
 
 
 def frontier(results: Iterable[Node], cached: frozenset[str]) -> list[Node]:
-    """The recalls that a level's result and the pairs of its caches are made of: what its loop must give back, in order.
-    cached: its caches."""
+    """The recalls that a level's result and the pairs of its caches are made of: what its loop must give back, in
+    order. cached: its caches."""
     found: list[Node] = []
     seen: set[Node] = set()
     stack = list(reversed(list(results)))

@@ -15,7 +15,7 @@ from nestflow.ir.node import Node
 from nestflow.lowering.linear_rule import Carry, LinearRule
 from nestflow.lowering.plan import MemoryPlan
 
-COEFFICIENTS = "nestflow.ops.coefficients"
+COEFFICIENTS, RECURRENCE = "nestflow.ops.coefficients", "nestflow.ops.recurrence"
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,9 @@ class Rows:
             return self.names[key]
         starts = starts_of(key.rule, m.every)
         one = RowsWriter(self, em, m, starts, ticks, pieces)
+        if m.retain_on == "key":
+            self.names[key] = one.channels(key.rule.carries[0])
+            return self.names[key]
         if not pieces and len(starts) == 1 and len(key.rule.carries[0].drive) == 1 and ops.is_const(
                 key.rule.carries[0].drive[0][1], 1):
             self.names[key] = one.running(key.rule.carries[0])
@@ -101,7 +104,9 @@ class Rows:
             return names.of[""]
         if names.before is None:
             if names.decays:
-                before = self.writer.use(COEFFICIENTS, "running_before")
+                vector = plan.memory.retain_on == "key"
+                word = (RECURRENCE, "channels_before") if vector else (COEFFICIENTS, "running_before")
+                before = self.writer.use(*word)
                 names.before = self.fresh("before")
                 self.writer.line(f"{names.before} = {before}({names.decays})")
                 return names.before
@@ -150,6 +155,15 @@ class RowsWriter:
             call = f"{self.word('decays')}({text}, {self.ticks}, c.dtype, c.device)"
             self.rows.decays[text] = self.line("kept", call)
         return self.rows.decays[text]
+
+    def channels(self, carry: Carry) -> RowsNames:
+        """A gate for every key channel; errors carry their rates themselves."""
+        word = self.rows.writer.use(RECURRENCE, "channels")
+        self.em.expression(carry.decay)
+        width = carry.decay.type.shape
+        gate = tensor(self.em, carry.decay, per_tick(self.memory, width).with_(dtype="float")).text
+        name = self.line("w_at", f"{word}({gate}, {self.ticks})", self.meaning("w", carry))
+        return RowsNames({"": name}, decays=name)
 
     def running(self, carry: Carry) -> RowsNames:
         """The plainest rule: a decaying sum of errors that carry their rates themselves."""

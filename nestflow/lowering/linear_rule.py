@@ -147,11 +147,13 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     rule = memory.rule
     if rule is None:
         return LinearRule((Carry("", ONE, ()),))
-    if memory.retain_on != "number":
-        raise NotLinear("its gate is not one number per tick")
+    if memory.retain_on not in ("number", "key"):
+        raise NotLinear("its gate is not one number per tick, nor one for each key channel")
+    if memory.retain_on == "key" and (rule.slots or memory.every > 1):
+        raise NotLinear("its gate is a vector, and its rule keeps memories or sums errors")
     gradient, program = prepared(rule, memory, tensor)
     test = BasisTest(gradient)
-    retain = ONE if memory.retain is None else number(memory.retain)
+    retain = ONE if memory.retain is None else gate_of(memory)
     carries: list[Carry] = []
     weight: Form | None = None
     dgd: DgdStep | None = None
@@ -180,6 +182,12 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
         weight = added({ops.leaf("w", Type(like=True)): retain}, weight)
     carries.append(test.carry("", weight))
     return LinearRule(tuple(carries), dgd)
+
+
+def gate_of(memory: Memory) -> Node:
+    """The memory's retain: a number, or a vector on the key axis."""
+    assert memory.retain is not None
+    return memory.retain if memory.retain_on == "key" else number(memory.retain)
 
 
 def delta_step(s: DgdStep) -> Node:

@@ -17,6 +17,7 @@ from nestflow.lowering.linear_rule import LinearRule
 from nestflow.lowering.patterns import PATTERNS, Pattern, Setting
 
 BLOCK = 64  # ticks that a closed form without chunk boundaries takes at once
+CHANNELS = 16  # ticks at once where every key channel has a gate of its own
 LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are of this size squared
 
 
@@ -105,17 +106,19 @@ def boundary(memory: Memory, pattern: str, setting: Setting) -> int | None:
     """Where pieces of a call must end so that the memory's errors and recalls see the right state."""
     if pattern == "scan":
         return memory.every
+    if memory.retain_on == "key":
+        return shorter(memory.chunk, CHANNELS) if keeps_anchor(memory) else CHANNELS
     if pattern == "chunk" or keeps_anchor(memory) or memory.name in setting.recalled:
         return shorter(memory.chunk) if keeps_anchor(memory) else memory.chunk
     return None
 
 
-def shorter(chunk: int) -> int:
+def shorter(chunk: int, longest: int = LONGEST) -> int:
     """A piece of at most LONGEST ticks that divides the chunk (errors are taken at the chunk's first state all the
     same)."""
-    if chunk <= LONGEST:
+    if chunk <= longest:
         return chunk
-    for n in range(LONGEST, LONGEST // 4 - 1, -1):
+    for n in range(longest, longest // 4 - 1, -1):
         if chunk % n == 0:
             return n
     return chunk

@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nestflow.ops.coefficients import At
+from nestflow.ops.recurrence import Reading, look, scores
 
 Factors = tuple[Tensor, Tensor]
 
 
-def linear_at(x: Tensor, at: At, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
+def linear_at(x: Tensor, at: Reading, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
     """W_t x_t for every tick: Σ_j P_j ⊙ (x X_jᵀ) + ((x hᵀ) ⊙ L) e.
 
     x [..., n, in]; starts: p of [..., out, in] (None: it does not enter); factors (h [..., n, in], e [..., n, out]).
     """
-    terms = [weight * (x @ start.mT) for weight, start in zip(at.old, starts) if start is not None]
-    terms += [((x @ h.mT) * at.new) @ e for h, e in factors]
+    terms = [look(x, start, at, j) for j, start in enumerate(starts) if start is not None]
+    terms += [scores(x, h, at) @ e for h, e in factors]
     return summed(terms)
 
 
@@ -50,13 +51,15 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     return y.reshape(*y.shape[:-1], *shape)
 
 
-def advance(at: At, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None,
+def advance(at: Reading, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None,
             rank: int = 2) -> Tensor:
     """The state after the piece: Σ_j P_j X_j + Σ_s L_s G_s, from the rows' last tick.
 
     starts: p of [..., *shape], `rank` feature axes each (None: it does not enter); factors: pairs (h, e) of a matrix;
     gradient [..., n, *shape]: errors given in full.
     """
+    if not isinstance(at, At):
+        return summed([x * at.end_old for x in starts if x is not None] + [e.mT @ (h * at.end_new) for h, e in factors])
     assert at.end_new is not None
     terms = [_number(weight, rank) * start for weight, start in zip(at.end_old, starts) if start is not None]
     terms += [(e * at.end_new).mT @ h for h, e in factors]

@@ -17,41 +17,45 @@ import torch
 from torch import Tensor
 
 from nestflow.ops.coefficients import At
+from nestflow.ops.recurrence import Reading, look, scores
 
 
-def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: Tensor | None = None) -> Tensor:
+def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: Reading,
+                 rate: Tensor | float | None = None) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
-    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a [...,
-    n] or a number; before: the rows of W_{t−1}; rate η [..., n]: errors are −η (a W x + b) and not a W x + b.
+    x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a
+    [..., n] or a number; before: the rows of W_{t−1}; rate η: errors are −η (a W x + b) and not a W x + b.
     """
-    system = (x @ h.mT) * before.new
-    if isinstance(scale, Tensor):
-        system = scale[..., None] * system
-    elif scale != 1:
-        system = scale * system
-    return -system if rate is None else rate[..., None] * system
+    system = scaled(scale, scores(x, h, before))
+    return -system if rate is None else scaled(rate, system)
 
 
-def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: At, starts: Sequence[Tensor],
-                 first: Tensor | None = None, rate: Tensor | None = None) -> Tensor:
+def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: Reading,
+                 starts: Sequence[Tensor], first: Tensor | None = None, rate: Tensor | float | None = None) -> Tensor:
     """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
 
     error b [..., n, out]; starts: p of [..., out, in]; first: x X_0ᵀ where it is known.
     """
-    seen = before.old[0] * (x @ starts[0].mT if first is None else first)
-    for weight, start in zip(before.old[1:], starts[1:]):
-        seen = seen + weight * (x @ start.mT)
-    if isinstance(scale, Tensor):
-        seen = scale[..., None] * seen
-    elif scale != 1:
-        seen = scale * seen
-    right = seen + error
+    if first is not None and isinstance(before, At):
+        seen = before.old[0] * first
+    else:
+        seen = look(x, starts[0], before)
+    for j in range(1, len(starts)):
+        seen = seen + look(x, starts[j], before, j)
+    right = scaled(scale, seen) + error
     if rate is not None:
-        right = -rate[..., None] * right
+        right = -scaled(rate, right)
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     exact = torch.float32 if right.dtype in (torch.float16, torch.bfloat16) else right.dtype
     solved = torch.linalg.solve_triangular(
         system.to(exact).expand(*lead, *system.shape[-2:]), right.to(exact).expand(*lead, *right.shape[-2:]),
         upper=False, unitriangular=True)
     return solved.to(right.dtype)
+
+
+def scaled(factor: Tensor | float, x: Tensor) -> Tensor:
+    """Numbers per tick [..., n], or one number, times x [..., n, width]."""
+    if isinstance(factor, Tensor):
+        return factor[..., None] * x
+    return x if factor == 1 else factor * x

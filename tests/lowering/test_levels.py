@@ -76,6 +76,18 @@ LEVELS = {
   update dgd(lr = 0.1, only = "linear.*", normalize = true)""",
     "retain by key": """memory matrix; key l2norm(x); value x; query x; objective l2; update gd(0.2)
   retain 0.9 + 0.1 * sigmoid(linear(x))""",
+    "gated linear attention": """heads 2; memory matrix; key x |> linear |> l2norm; value linear(x); query linear(x)
+  objective dot; update gd(sigmoid(linear(x, 1))); retain sigmoid(linear(x))""",
+    "key gates before the error": """heads 2; memory matrix; key x |> linear |> l2norm; value linear(x); query linear(x)
+  objective l2; update gd(sigmoid(linear(x, 1))); retain decay_first(sigmoid(linear(x)))""",
+    "key gates and dgd": """memory matrix; key l2norm(x); value x; query x; objective l2; update dgd(0.5); read before
+  retain sigmoid(linear(x) + 2)""",
+    "key gates that are learned": """chunk 4; memory matrix; key l2norm(x); value x; query x; objective l2
+  update gd(0.2); retain sigmoid(learned(8) + 2)""",
+    "key gates, long chunk": """chunk 48; memory matrix; key l2norm(x); value x; query x; objective l2; update gd(0.02)
+  retain sigmoid(linear(x) + 2); read chunk_start""",
+    "key gates and momentum": """memory matrix; key l2norm(x); value x; query x; objective l2; update momentum(0.2, 0.5)
+  retain sigmoid(linear(x) + 2)""",
     "retain by value": """memory matrix; key l2norm(x); value x; query x; objective dot; update gd(0.2)
   retain on_value(0.9 + 0.1 * sigmoid(linear(x)))""",
     "the objective by hand": """memory matrix; erase = l2norm(x); keep = x |> linear |> l2norm; key keep; value x
@@ -131,6 +143,10 @@ def test_patterns_of_levels() -> None:
     assert compiled(LEVELS["rates per tensor"]).patterns == ["chunk"]
     assert compiled(LEVELS["schedule-free inside"]).patterns == ["chunk"]
     assert compiled(LEVELS["adam inside"]).patterns == ["scan"]
+    assert compiled(LEVELS["gated linear attention"]).patterns == ["recurrence"]
+    assert compiled(LEVELS["key gates before the error"]).patterns == ["delta"]
+    assert compiled(LEVELS["key gates that are learned"]).patterns == ["chunk"]
+    assert compiled(LEVELS["key gates and momentum"]).patterns == ["scan"]
 
 
 def test_a_scan_says_why() -> None:

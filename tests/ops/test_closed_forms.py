@@ -21,6 +21,7 @@ from nestflow.ops.coefficients import (
     split_rows,
 )
 from nestflow.ops.delta import delta_system, solve_errors
+from nestflow.ops.recurrence import channels, channels_before
 
 CPU, F64 = torch.device("cpu"), torch.float64
 
@@ -169,3 +170,20 @@ def test_zero_keys_give_zero_gradients_not_nan() -> None:
     at = reading(lag(rows, 0), 1, end=False)
     solve_errors(delta_system(k, k, 1.0, at), k, 1.0, rand(1, 8, 3), at, (rand(1, 3, 4),)).sum().backward()
     assert k.grad is not None and k.grad.isfinite().all()
+
+
+def test_gates_of_key_channels_equal_the_loop() -> None:
+    """W_t = W_{t−1} ⊙ a_t + e hᵀ, gates of any sign and 0: recalls after and before, the state, finite gradients."""
+    n, d, m = 9, 4, 3
+    a = gates(2, n, d).requires_grad_()
+    h, e, x, start = rand(2, n, d, seed=2), rand(2, n, m, seed=3), rand(2, n, d, seed=4), rand(2, m, d, seed=5)
+    at = channels(a, n)
+    after, before = linear_at(x, at, (start,), (h, e)), linear_at(x, channels_before(at), (start,), (h, e))
+    w = start
+    for t in range(n):
+        torch.testing.assert_close(before[:, t], (w @ x[:, t, :, None])[..., 0])
+        w = w * a[:, t, None, :] + e[:, t, :, None] * h[:, t, None, :]
+        torch.testing.assert_close(after[:, t], (w @ x[:, t, :, None])[..., 0])
+    torch.testing.assert_close(advance(at, (start,), (h, e)), w)
+    after.sum().backward()
+    assert a.grad is not None and a.grad.isfinite().all()

@@ -52,16 +52,21 @@ def looks(errors: Errors) -> tuple[str, Node, Node, Node] | str:
     return tensor, h, a, b
 
 
-def system(m: Memory, errors: Errors, rule: LinearRule) -> tuple[str, Node, Node, Node]:
-    """What the triangular system is made of: (tensor, h, a, b) with dgd and decay_first put into a."""
+def system(m: Memory, errors: Errors, rule: LinearRule) -> tuple[str, Node, Node, Node, Node]:
+    """What the triangular system is made of: (tensor, x, h, a, b), errors a · (W x) + b, written as e hᵀ. dgd is put
+    into a; `decay_first` into a, or into x where the gate acts on the key axis."""
     found = looks(errors)
     assert not isinstance(found, str)
     tensor, h, a, b = found
+    x = h
     if rule.dgd is not None:
         a = ops.binary("add", a, erasing(m))
     if m.decay_first and m.retain is not None:
-        a = ops.binary("mul", a, number(m.retain))
-    return tensor, h, a, b
+        if m.retain_on == "key":
+            x = ops.binary("mul", m.retain, h)
+        else:
+            a = ops.binary("mul", a, number(m.retain))
+    return tensor, x, h, a, b
 
 
 Part = tuple[Node, Node | None]

@@ -11,7 +11,7 @@ from nestflow.ir import ops
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
 from nestflow.lowering.errors import Errors
-from nestflow.lowering.linear_rule import ONE, Carry, LinearRule, NotLinear, linear_rule
+from nestflow.lowering.linear_rule import ONE, Carry, LinearRule, NotLinear, gate_of, linear_rule
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def linear_rules(m: Memory, errors: Errors) -> dict[str, LinearRule] | str:
 
 def keeps_retain(m: Memory, rule: LinearRule) -> bool:
     """The memory's decay is its retain and nothing else."""
-    return rule.carries[-1].decay is (ONE if m.retain is None else number(m.retain))
+    return rule.carries[-1].decay is (ONE if m.retain is None else gate_of(m))
 
 
 def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> LinearRule | str:
