@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from nestflow.ops.coefficients import At
-from nestflow.ops.recurrence import Reading, look, scores
+from nestflow.ops.recurrence import Channels, look, scores
 
 Factors = tuple[Tensor, Tensor]
 
 
-def linear_at(x: Tensor, at: Reading, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
+def linear_at(x: Tensor, at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
     """W_t x_t for every tick: Σ_j P_j ⊙ (x X_jᵀ) + ((x hᵀ) ⊙ L) e.
 
     x [..., n, in]; starts: p of [..., out, in] (None: it does not enter); factors (h [..., n, in], e [..., n, out]).
@@ -51,7 +51,7 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     return y.reshape(*y.shape[:-1], *shape)
 
 
-def advance(at: Reading, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None,
+def advance(at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None,
             rank: int = 2) -> Tensor:
     """The state after the piece: Σ_j P_j X_j + Σ_s L_s G_s, from the rows' last tick.
 

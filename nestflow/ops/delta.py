@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from nestflow.ops.coefficients import At
-from nestflow.ops.recurrence import Reading, look, scores
+from nestflow.ops.recurrence import Channels, look, scores
 
 
-def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: Reading,
+def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At | Channels,
                  rate: Tensor | float | None = None) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
@@ -31,7 +31,7 @@ def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: Reading,
     return -system if rate is None else scaled(rate, system)
 
 
-def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: Reading,
+def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: At | Channels,
                  starts: Sequence[Tensor], first: Tensor | None = None, rate: Tensor | float | None = None) -> Tensor:
     """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
 

@@ -40,16 +40,13 @@ def channels_before(at: Channels) -> Channels:
     return at._replace(old=old, new=F.pad(at.new.narrow(-3, 0, n - 1), (0, 0, 0, 0, 1, 0)))
 
 
-Reading = At | Channels
-
-
-def scores(x: Tensor, h: Tensor, at: Reading) -> Tensor:
+def scores(x: Tensor, h: Tensor, at: At | Channels) -> Tensor:
     """How much of each error x reads at each tick: (x hᵀ) ⊙ L. x, h [..., n, in] -> [..., n, n]"""
     if isinstance(at, At):
         return (x @ h.mT) * at.new
     return (x[..., :, None, :] * h[..., None, :, :] * at.new).sum(-1)
 
 
-def look(x: Tensor, start: Tensor, at: Reading, j: int = 0) -> Tensor:
+def look(x: Tensor, start: Tensor, at: At | Channels, j: int = 0) -> Tensor:
     """What x reads of start number j at each tick. x [..., n, in], start [..., out, in] -> [..., n, out]"""
     return at.old[j] * (x @ start.mT) if isinstance(at, At) else (x * at.old) @ start.mT
