@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,19 +35,24 @@ def run(call: Callable[[], Any]) -> int:
 
 
 def show(error: NestflowError, format: str = "text") -> None:
-    """Diagnostics on stderr; the head of each coloured where a terminal shows it."""
+    """Diagnostics on stderr, coloured where a terminal shows it."""
+    from nestflow.cli.colour import wanted
     from nestflow.diagnostics import render
 
     if format == "short":
         for d in error.diagnostics:
             click.echo(render.short(d), err=True)
         return
-    text = str(error)
-    if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
-        for severity, colour in (("error", "red"), ("warning", "yellow"), ("note", "cyan")):
-            lines = text.split("\n")
-            text = "\n".join(click.style(x, fg=colour, bold=True) if x.startswith(f"{severity}[") else x for x in lines)
-    click.echo(text, err=True)
+    paint = render.plain
+    if wanted(stderr=True):
+        from nestflow.editor.terminal import paint
+    if format == "full":
+        from nestflow.diagnostics.reports import full
+
+        text = full(error.diagnostics, paint)
+    else:
+        text = render.render_all(error.diagnostics, paint)
+    click.echo(text, err=True, color=paint is not render.plain)
 
 
 def _system(e: OSError) -> int:

@@ -3,6 +3,7 @@
 from nestflow.diagnostics.core import (
     Collector,
     Diagnostic,
+    Edit,
     NestflowError,
     Related,
     Source,
@@ -10,4 +11,4 @@ from nestflow.diagnostics.core import (
     fail,
 )
 
-__all__ = ["Collector", "Diagnostic", "NestflowError", "Related", "Source", "Span", "fail"]
+__all__ = ["Collector", "Diagnostic", "Edit", "NestflowError", "Related", "Source", "Span", "fail"]

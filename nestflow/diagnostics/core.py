@@ -80,8 +80,20 @@ class Related:
 
 
 @dataclass(frozen=True)
+class Edit:
+    """What stands in a span is to be replaced by a text; an empty span is a place to insert at."""
+
+    span: Span
+    replacement: str
+
+
+@dataclass(frozen=True)
 class Diagnostic:
-    """One mistake (or note): a stable code, a sentence, a place, and a way out."""
+    """One mistake (or note): a stable code, a sentence, a place, and a way out.
+
+    fix: what mends it, given only where one reading of the text exists. `nestflow.diagnostics.fixes.edits_of` also knows
+    the fixes that follow from a `did you mean`.
+    """
 
     code: str
     message: str
@@ -89,6 +101,7 @@ class Diagnostic:
     help: str | None = None
     related: tuple[Related, ...] = ()
     severity: Severity = "error"
+    fix: tuple[Edit, ...] = ()
 
 
 class NestflowError(Exception):
@@ -105,10 +118,15 @@ class NestflowError(Exception):
 
 
 def fail(
-    code: str, message: str, span: Span | None = None, help: str | None = None, related: tuple[Related, ...] = ()
+    code: str,
+    message: str,
+    span: Span | None = None,
+    help: str | None = None,
+    related: tuple[Related, ...] = (),
+    fix: tuple[Edit, ...] = (),
 ) -> NestflowError:
     """A NestflowError with one diagnostic, to be raised."""
-    return NestflowError([Diagnostic(code, message, span, help, related)])
+    return NestflowError([Diagnostic(code, message, span, help, related, fix=fix)])
 
 
 class Collector:
@@ -124,8 +142,9 @@ class Collector:
         span: Span | None = None,
         help: str | None = None,
         related: tuple[Related, ...] = (),
+        fix: tuple[Edit, ...] = (),
     ) -> None:
-        self._add(Diagnostic(code, message, span, help, related))
+        self._add(Diagnostic(code, message, span, help, related, fix=fix))
 
     def note(self, code: str, message: str, span: Span | None = None, help: str | None = None) -> None:
         self._add(Diagnostic(code, message, span, help, (), "note"))

@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, Span
+from nestflow.diagnostics.fixes import edits_of
 
 MAX_SHOWN = 20
 MAX_WIDTH = 120
 TAB = 4
 
+Paint = Callable[[str, str], str]
+"""Colours a piece of text: its role (`error`, `warning`, `note`, `place`, `mark`, `help`, or a source's name for a line
+of it), the text. Escapes it adds are its own: what a user wrote is made safe before."""
 
-def render_all(diagnostics: Sequence[Diagnostic]) -> str:
+
+def plain(role: str, text: str) -> str:
+    """No colour."""
+    return text
+
+
+def render_all(diagnostics: Sequence[Diagnostic], paint: Paint = plain) -> str:
     """Up to 20 diagnostics as text, then how many more there are."""
-    parts = [render(d) for d in diagnostics[:MAX_SHOWN]]
+    parts = [render(d, paint) for d in diagnostics[:MAX_SHOWN]]
     more = len(diagnostics) - MAX_SHOWN
     if more > 0:
         parts.append(f"... and {more} more")
     return "\n\n".join(parts)
 
 
-def render(d: Diagnostic) -> str:
+def render(d: Diagnostic, paint: Paint = plain) -> str:
     """One diagnostic: code and sentence, place, source line with a caret, related places, help."""
-    lines = [f"{d.severity}[{d.code}]: {safe(d.message)}"]
+    lines = [paint(d.severity, f"{d.severity}[{d.code}]: {safe(d.message)}")]
     gutter = max((len(str(s.line)) for s in (d.span, *(r.span for r in d.related)) if s is not None), default=1)
     if d.span is not None:
-        lines += _picture(d.span, gutter)
+        lines += _picture(d.span, gutter, "^", d.severity, paint)
     for r in d.related:
         lines.append(f"{' ' * gutter} = note: {safe(r.message)}")
-        lines += _picture(r.span, gutter, "-")
+        lines += _picture(r.span, gutter, "-", "mark", paint)
     if d.help:
-        lines.append(f"{' ' * gutter} = help: {safe(d.help)}")
+        lines.append(f"{' ' * gutter} = {paint('help', 'help')}: {safe(d.help)}")
     return "\n".join(lines)
 
 
@@ -53,6 +63,7 @@ def as_json(diagnostics: Sequence[Diagnostic]) -> list[dict[str, Any]]:
             "help": d.help,
             **_place(d.span),
             "related": [{"message": r.message, **_place(r.span)} for r in d.related],
+            "fix": [{**_place(e.span), "replacement": e.replacement} for e in edits_of(d)],
         }
         for d in diagnostics
     ]
@@ -93,7 +104,7 @@ def _width(c: str) -> int:
     return 2 if unicodedata.east_asian_width(c) in "WF" else 1
 
 
-def _picture(span: Span, gutter: int, mark: str = "^") -> list[str]:
+def _picture(span: Span, gutter: int, mark: str, role: str, paint: Paint) -> list[str]:
     """The place, the line, and a line that marks the span (its first line, where it has several)."""
     number, column = span.source.position(span.start)
     raw = span.source.line(number)
@@ -110,10 +121,10 @@ def _picture(span: Span, gutter: int, mark: str = "^") -> list[str]:
         text, before, marked = _crop(cells, start, stop)
     pad = " " * gutter
     return [
-        f"{pad}--> {safe(span.where())}",
-        f"{pad} |",
-        f"{number:>{gutter}} | {text}".rstrip(),
-        f"{pad} | {' ' * before}{mark * marked}",
+        paint("place", f"{pad}--> {safe(span.where())}"),
+        paint("place", f"{pad} |"),
+        f"{paint('place', f'{number:>{gutter}} |')} {paint(span.source.name, text)}".rstrip(),
+        f"{paint('place', f'{pad} |')} {' ' * before}{paint(role, mark * marked)}",
     ]
 
 

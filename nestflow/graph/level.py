@@ -287,12 +287,11 @@ class LevelBuilder:
                 hint,
             )
         if every is not None and every.unit is None:
+            count = every.value.span.text if every.value.span else "n"
+            unit = "token" if count == "1" else "tokens"
+            help_ = f"add a unit: `{count} {unit}`"
             raise self.elab.failure(
-                "NF402",
-                "`every` needs a unit",
-                every.span,
-                f"add a unit: `{every.value.span.text if every.value.span else 'n'} tokens`",
-                fix=add_after(every.value, " tokens"),
+                "NF402", "`every` needs a unit", every.span, help_, fix=add_after(every.value, f" {unit}")
             )
 
     def result(self) -> Node:

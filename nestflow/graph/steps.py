@@ -263,8 +263,10 @@ class StepLevels:
         if isinstance(f.value, tree.Name) and f.value.name == "never":
             return 0
         if f.unit is None:
-            help_ = f"add a unit: `{written(f.value)} steps`"
-            raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, " steps"))
+            count = written(f.value)
+            unit = "step" if count == "1" else "steps"
+            help_ = f"add a unit: `{count} {unit}`"
+            raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
         unit = f.unit.rstrip("s")
         if unit == "token":
             raise self.elab.not_yet("a loss of the whole model on the token clock", f.span)

@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, cast
 
-from nestflow.diagnostics.core import Collector, NestflowError, Related
+from nestflow.diagnostics.core import Collector, Edit, NestflowError, Related
 from nestflow.language import tree as T
 from nestflow.language.layout import MAX_DEPTH
 from nestflow.language.lexer import Token
@@ -41,9 +41,9 @@ def check_words(tokens: list[Token], errors: Collector) -> None:
     """Mistakes that are seen in the words of a statement, before it is parsed."""
     for i, t in enumerate(tokens):
         if t.type == "NAME" and t.text in PLURAL_OF_CONSTANT:
-            errors.error(
-                "NF117", f"`{t.text}` is not a word of the language", t.span, f"write `{PLURAL_OF_CONSTANT[t.text]}`"
-            )
+            meant = PLURAL_OF_CONSTANT[t.text]
+            message = f"`{t.text}` is not a word of the language"
+            errors.error("NF117", message, t.span, f"write `{meant}`", fix=(Edit(t.span, meant),))
         if (
             t.opens
             and t.type == "NAME"
@@ -156,12 +156,15 @@ def _pipe(p: T.Pipe, errors: Collector) -> None:
                 f"write `|> scale({text})` for a product"
                 if isinstance(stage, T.Number)
                 else "write a function's name, or a call",
+                fix=(Edit(stage.span, f"scale({text})"),) if isinstance(stage, T.Number) and stage.span else (),
             )
 
 
 def _field(f: T.Field, errors: Collector) -> None:
     if f.name in FOREIGN_WORDS:
-        errors.error("NF117", f"`{f.name}` is not a word of the language", f.name_span or f.span, FOREIGN_WORDS[f.name])
+        span = f.name_span or f.span
+        fix = (Edit(f.name_span, "objective"),) if f.name == "loss" and f.name_span else ()
+        errors.error("NF117", f"`{f.name}` is not a word of the language", span, FOREIGN_WORDS[f.name], fix=fix)
     if f.unit is not None and f.name in EXPRESSION_FIELDS:
         value = f.value.span.text if f.value.span else "..."
         help = f"a pipe is `{value} |> {f.unit}`; a new statement begins on a new line or after `;`"

@@ -6,7 +6,7 @@ mistake stays inside its own statement.
 
 from __future__ import annotations
 
-from nestflow.diagnostics.core import Collector, NestflowError, Related
+from nestflow.diagnostics.core import Collector, Edit, NestflowError, Related, Span
 from nestflow.diagnostics.suggest import nearest
 from nestflow.language.lexer import Token
 
@@ -234,6 +234,7 @@ class Layout:
                 t.span,
                 f"write `{text}`",
                 (Related(opener.span, "opened here"),),
+                (Edit(t.span, text),),
             )
             self.tokens[i] = Token(want, text, t.start, t.end, t.source)
             raise _Again
@@ -266,8 +267,15 @@ class Layout:
         """Report a bracket without its end, and put the end where its line seems to end."""
         close, text = MIRROR[opener.type]
         place = before if before is not None else self._likely_end(where, stop)
-        self.errors.error("NF105", f"this `{opener.text}` is never closed", opener.span, f"add the `{text}`")
         at = self.tokens[place - 1].end if place > 0 else 0
+        line_end = "\n" if opener.type == "LBRACE" and "\n" in opener.source.text[opener.end : at] else ""
+        self.errors.error(
+            "NF105",
+            f"this `{opener.text}` is never closed",
+            opener.span,
+            f"add the `{text}`",
+            fix=(Edit(Span(opener.source, at, at), line_end + text),),
+        )
         self.tokens.insert(place, Token("RBRACE" if close == "RRECORD" else close, text, at, at, opener.source))
         raise _Again
 
@@ -326,11 +334,22 @@ def check_header(tokens: list[Token], errors: Collector) -> list[Token]:
         and (nearest(first.text, ["nestflow"]) or first.text in ("version", "nl"))
     ):
         errors.error(
-            "NF102", f"a spec begins with `nestflow 1`, not with `{first.text}`", first.span, "did you mean `nestflow`?"
+            "NF102",
+            f"a spec begins with `nestflow 1`, not with `{first.text}`",
+            first.span,
+            "did you mean `nestflow`?",
+            fix=(Edit(first.span, "nestflow"),),
         )
         first.text, first.base = "nestflow", "NAME"
         return tokens
-    errors.error("NF102", "a spec begins with the line `nestflow 1`", first.span, "put `nestflow 1` above this line")
     s = first.source
+    line = s.text.rfind("\n", 0, first.start) + 1
+    errors.error(
+        "NF102",
+        "a spec begins with the line `nestflow 1`",
+        first.span,
+        "put `nestflow 1` above this line",
+        fix=(Edit(Span(s, line, line), "nestflow 1\n"),),
+    )
     head = [Token("NAME", "nestflow", 0, 0, s), Token("NUMBER", "1", 0, 0, s), Token("SEMI", ";", 0, 0, s)]
     return head + tokens

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Source, Span
+from nestflow.diagnostics.core import Collector, Diagnostic, Edit, NestflowError, Source, Span
 
 MAX_DIGITS = 4300
 MAX_TOKENS = 100_000
@@ -69,6 +69,8 @@ FOREIGN = {
     "\u2260": ("!=", "write `!=`"),
     "\u00a0": (None, "this is a no-break space; write an ordinary one"),
 }
+MEANT_SPACE = "\u00a0"
+UNITS = frozenset(["token", "tokens", "step", "steps", "tick", "ticks", "update", "updates"])
 CURLY_QUOTES = "\u201c\u201d\u201e\u00ab\u00bb\u2018\u2019"
 
 _TOKEN = re.compile(
@@ -170,11 +172,13 @@ def forbidden_characters(source: Source, errors: Collector) -> bool:
         found = True
         c = m.group()
         name = unicodedata.name(c, "") or ("carriage return" if c == "\r" else "control character")
+        span = Span(source, m.start(), m.end())
         errors.error(
             "NF115",
             f"U+{ord(c):04X} ({name.lower()}) may not stand in a spec: it is not seen, or changes what is seen",
-            Span(source, m.start(), m.end()),
+            span,
             "delete it",
+            fix=(Edit(span, "\n" if c == "\r" else ""),),
         )
     return found
 
@@ -260,7 +264,7 @@ def _word(raw: str, start: int, end: int, source: Source, errors: Collector) -> 
 
 def _number(raw: str, start: int, end: int, source: Source, errors: Collector) -> Token:
     token = Token("NUMBER", raw, start, end, source)
-    problem = help = None
+    problem = help = fixed = None
     digits = raw.replace("_", "")
     if _NUMBER.fullmatch(raw) is None:
         m = _NUMBER.match(raw)
@@ -277,6 +281,7 @@ def _number(raw: str, start: int, end: int, source: Source, errors: Collector) -
                 f"`{raw}` is a number with letters on it",
                 f"write `{good} {rest}`, or a name that begins with a letter",
             )
+            fixed = f"{good} {rest}" if rest in UNITS else None
         token.text = good
     elif digits.isdigit() and len(digits) > MAX_DIGITS:
         problem, help = (
@@ -285,13 +290,14 @@ def _number(raw: str, start: int, end: int, source: Source, errors: Collector) -
         )
         token.text = "0"
     elif digits.isdigit() and len(digits) > 1 and digits[0] == "0" and digits.strip("0"):
-        problem, help = f"`{raw}` begins with a zero", f"write `{digits.lstrip('0')}`"
-        token.text = digits.lstrip("0")
+        token.text = fixed = digits.lstrip("0")
+        problem, help = f"`{raw}` begins with a zero", f"write `{fixed}`"
     elif not digits.isdigit() and float(digits) in (float("inf"),):
         problem, help = f"`{raw}` is larger than any float (1.8e308)", "write `inf` where no bound is meant"
         token.text = "0.0"
     if problem:
-        errors.error("NF109", problem, Span(source, start, end), help)
+        span = Span(source, start, end)
+        errors.error("NF109", problem, span, help, fix=(Edit(span, fixed),) if fixed else ())
     return token
 
 
@@ -302,13 +308,16 @@ def _foreign(raw: str, start: int, end: int, source: Source, errors: Collector, 
         help = "a name is written as it is: `dim`; inside a name a loop variable is `{p}`"
     if raw == "?":
         help = "a choice is written `a if condition else b`"
+    span = Span(source, start, end)
+    instead = " " if raw == MEANT_SPACE else meant
     errors.error(
         "NF108",
         f"`{raw}` is not part of the language"
         if raw.isprintable() and raw.strip()
         else f"the character U+{ord(raw):04X} is not part of the language",
-        Span(source, start, end),
+        span,
         help,
+        fix=(Edit(span, instead),) if instead else (),
     )
     if meant is not None:
         type = RESERVED.get(meant) or OPERATORS[meant]
@@ -340,7 +349,11 @@ def _broken_strings(tokens: list[Token], source: Source, errors: Collector) -> l
             )
         else:
             errors.error(
-                "NF107", f"a string is written in straight double quotes, not in {t.text}", span, f'write `"{inner}"`'
+                "NF107",
+                f"a string is written in straight double quotes, not in {t.text}",
+                span,
+                f'write `"{inner}"`',
+                fix=(Edit(span, f'"{inner}"'),) if '"' not in inner else (),
             )
         out.append(Token("STRING", '"' + inner.replace('"', "") + '"', t.start, end, source))
         i = j + 1 if closed else j

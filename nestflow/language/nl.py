@@ -200,7 +200,7 @@ class _Run:
         if any(d.span is not None and first <= d.span.start < last for d in self.errors.errors):
             return  # the lexer or the layout said what is wrong with this statement
         d = explain(Failure(self.tokens, self.i, start, expected, self.state.value_stack[height - 1 :]))
-        self.errors.error(d.code, d.message, d.span, d.help, d.related)
+        self.errors.error(d.code, d.message, d.span, d.help, d.related, d.fix)
 
     def recover(self, expected: frozenset[str]) -> bool:
         """Report, forget the statement, and go to its end, or into its body. False where that is not possible."""

@@ -40,7 +40,11 @@ def looks_like_yaml(text: str) -> bool:
 def read_file(path: str | os.PathLike[str]) -> T.Spec:
     """The spec in a file, by its suffix. Raises NestflowError (NF001 to NF008, then NF1xx)."""
     path = Path(path)
-    text = read_source(path).text
+    return parse_named(read_source(path).text, path)
+
+
+def parse_named(text: str, path: Path) -> T.Spec:
+    """The spec in the text of a file, by the file's suffix."""
     if path.suffix == ".nl":
         return parse_nl(text, str(path))
     if path.suffix in (".yaml", ".yml"):

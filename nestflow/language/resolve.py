@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Source, Span, fail
+from nestflow.diagnostics.core import Collector, NestflowError, Source, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.language import order
 from nestflow.language import tree as T
@@ -57,7 +57,17 @@ def load(
     root: the folder that `use "file"` may read from, beside the shipped specs; by default the spec's own.
     Raises NestflowError: NF0xx for files and names of specs, NF1xx for syntax.
     """
-    spec, folder, identity = read_target(target)
+    return program_of(*read_target(target), overrides, root)
+
+
+def program_of(
+    spec: T.Spec,
+    folder: Path,
+    identity: str,
+    overrides: Mapping[str, Override] | None = None,
+    root: Path | None = None,
+) -> Program:
+    """The program of a spec that was read already; the rest as in `load` and `read_target`."""
     loader = _Loader((root or folder).resolve())
     body = loader.resolve(spec, folder, identity)
     loader.errors.stop_on_errors()
@@ -161,7 +171,7 @@ class _Loader:
             return read_file(path), path.parent, str(real)
         except NestflowError as e:
             raise NestflowError(
-                [Diagnostic(d.code, d.message, d.span or s.span, d.help, d.related) for d in e.diagnostics]
+                [replace(d, span=d.span or s.span) for d in e.diagnostics]
             ) from None
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from nestflow.diagnostics.core import Diagnostic, Span
-from nestflow.diagnostics.suggest import nearest
+from nestflow.diagnostics.core import Diagnostic, Edit, Span
+from nestflow.diagnostics.suggest import did_you_mean, nearest
 from nestflow.language.layout import OPENERS, WANTS_MORE
 from nestflow.language.lexer import RESERVED, Token
-from nestflow.language.words import EXAMPLES, FOREIGN_WORDS
+from nestflow.language.words import EXACT_WORDS, EXAMPLES, FOREIGN_WORDS
 
 VALUE_ENDS = frozenset(["NAME", "NUMBER", "STRING", "BOOL", "RPAR", "RSQB", "RRECORD"])
 VALUE_STARTS = frozenset(["NAME", "NUMBER", "STRING", "BOOL", "LPAR", "LSQB", "LRECORD", "NOT"])
@@ -139,14 +139,25 @@ def _foreign_first_word(f: Failure) -> Diagnostic | None:
     if word.type != "NAME" or f.i == f.start:
         return None
     if word.text in FOREIGN_WORDS and f.token.type in VALUE_STARTS | {"LBRACE", "COLON", "ASSIGN", "COMMA"} | ENDS:
-        return Diagnostic("NF117", f"`{word.text}` is not a word of the language", word.span, FOREIGN_WORDS[word.text])
+        said = f"`{word.text}` is not a word of the language"
+        return Diagnostic("NF117", said, word.span, FOREIGN_WORDS[word.text], fix=_exact(f))
     second = f.tokens[f.start + 1] if f.start + 1 < len(f.tokens) else None
     if second is None or (second.type not in ("NAME", "LBRACE", "STRING") and f.token.type != "LBRACE"):
         return None
     near = nearest(word.text, OPENERS)
     if near and near != word.text and f.token.type in ("LBRACE", "ASSIGN", "COLON", "IN", "AS", "OF", "DOT"):
-        return Diagnostic("NF117", f"`{word.text}` opens no statement", word.span, f"did you mean `{near}`?")
+        help = did_you_mean(word.text, OPENERS)
+        return Diagnostic("NF117", f"`{word.text}` opens no statement", word.span, help)
     return None
+
+
+def _exact(f: Failure) -> tuple[Edit, ...]:
+    """The word that a foreign first word stands for; `let` and its like go, with the space after them."""
+    meant = EXACT_WORDS.get(f.first.text)
+    if meant is None:
+        return ()
+    end = f.first.end if meant else f.tokens[f.start + 1].start
+    return (Edit(Span(f.first.source, f.first.start, end), meant),)
 
 
 def _bare_pipe(f: Failure) -> Diagnostic | None:
@@ -171,6 +182,7 @@ def _bare_pipe(f: Failure) -> Diagnostic | None:
                 "a pipe cannot start from an operation without brackets",
                 f.token.span,
                 f"write `({whole}) {_rest(f)}`",
+                fix=(Edit(Span(f.token.source, last.start, last.end), f"({whole})"),),
             )
         return None
     left, operand, rest = _source(f, first.start, last.start), _source(f, last.start, last.end), _rest(f)
@@ -276,7 +288,8 @@ def _equals(f: Failure) -> Diagnostic | None:
     if t.type != "ASSIGN":
         return None
     if f.first.type in ("IFS", "ASSERT") or (any(w.type == "IF" for w in f.words) and not f.in_brackets):
-        return Diagnostic("NF113", "`=` gives a name a value; `==` compares", t.span, "write `==`")
+        fix = (Edit(t.span, "=="),)
+        return Diagnostic("NF113", "`=` gives a name a value; `==` compares", t.span, "write `==`", fix=fix)
     above = _line_above(f, f.before)
     if any(w.type == "ASSIGN" for w in f.words) and not f.in_brackets:
         return Diagnostic(
@@ -343,7 +356,8 @@ def _ends_early(f: Failure) -> Diagnostic | None:
         )
     example = EXAMPLES.get(f.first.type)
     if before.type == "NESTFLOW":
-        return Diagnostic("NF103", "the version of the language is missing", span, "write `nestflow 1`")
+        fix = (Edit(Span(before.source, before.end, before.end), " 1"),)
+        return Diagnostic("NF103", "the version of the language is missing", span, "write `nestflow 1`", fix=fix)
     if f.i - f.start == 1:
         if f.first.type in EXAMPLES:
             return Diagnostic("NF112", f"`{before.text}` says nothing yet", span, f"for example `{example}`")

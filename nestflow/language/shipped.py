@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from nestflow.diagnostics.core import Span, fail
-from nestflow.diagnostics.suggest import nearest
+from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.language import tree as T
 from nestflow.language.reader import SUFFIXES, read_file
 
@@ -65,9 +65,9 @@ def _instead(name: str) -> str:
     if "/" in name or "\\" in name:
         return "a file's name ends in .nl, .yaml or .yml"
     last = {n.rsplit(".", 1)[-1]: n for n in shipped_files()}
-    near = nearest(name, shipped_files()) or nearest(name.rsplit(".", 1)[-1], last)
+    near = did_you_mean(name, shipped_files()) or did_you_mean(name.rsplit(".", 1)[-1], last)
     if near:
-        return f"did you mean `{near}`?"
+        return near
     return (
         "a shipped name is one like "
         + ", ".join(f"`{n}`" for n in list(last)[:4])

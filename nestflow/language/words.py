@@ -29,6 +29,22 @@ FOREIGN_WORDS = {
     "run": "how a spec is run stands in `execution { ... }`",
     "loss": "in a level the field is `objective`; a name is given as `loss = ...`",
 }
+# Of these, the ones that stand for one word here, wherever they open a statement; the empty ones are left out.
+EXACT_WORDS = {
+    "let": "",
+    "var": "",
+    "const": "",
+    "def": "flow",
+    "fn": "flow",
+    "function": "flow",
+    "import": "use",
+    "include": "use",
+    "loop": "repeat",
+    "elif": "else if",
+    "elseif": "else if",
+    "parameter": "param",
+    "optimiser": "optimizer",
+}
 EXAMPLES = {
     "USE": "use optimizers.adamw",
     "PARAM": "param dim = 256 in [1, 65536]",

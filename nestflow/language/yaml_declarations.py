@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nestflow.diagnostics.suggest import nearest
+from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.language.layout import OPENERS
 from nestflow.language.lexer import RESERVED, Token, tokenize
 from nestflow.language.yaml_nodes import NULL, places
@@ -61,12 +61,12 @@ class Declarations(Writer):
             parts = {k.value: v for k, v in value.value}
             for k, _ in value.value:
                 if k.value not in ("value", "in", "type", "doc"):
-                    near = nearest(k.value, ["value", "in", "type", "doc"])
+                    near = did_you_mean(k.value, ["value", "in", "type", "doc"])
                     self.error(
                         "NF126",
                         f"`{k.value}` is no part of a param",
                         k,
-                        f"did you mean `{near}`?" if near else "its parts are `value`, `in`, `type`, `doc`",
+                        near or "its parts are `value`, `in`, `type`, `doc`",
                     )
             if "value" not in parts:
                 self.error("NF125", f"the param `{key.value}` has no `value`", key, "a param has a default: `value: 4`")

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nestflow.diagnostics.suggest import nearest
+from nestflow.diagnostics.suggest import did_you_mean, nearest
 from nestflow.language.lexer import Token
 from nestflow.language.yaml_declarations import Declarations
 from nestflow.language.yaml_nodes import NULL
@@ -52,6 +52,7 @@ class Emitter(Declarations):
                 "a spec in YAML has the key `nestflow: 1`",
                 where,
                 "did you mean `nestflow`?" if near else "put `nestflow: 1` first",
+                "nestflow" if near else None,
             )
             version = self.misspelt = near
         where = version or root
@@ -97,15 +98,13 @@ class Emitter(Declarations):
                     if self.shared_keys(key, value):
                         continue
                     if (isinstance(value, yaml.MappingNode) and len(value.value) != 1) or nearest(key.value, TOP_KEYS):
-                        near = nearest(key.value, TOP_KEYS)
+                        near = did_you_mean(key.value, TOP_KEYS)
                         if key.value not in TOP_KEYS:
                             self.error(
                                 "NF126",
                                 f"`{key.value}` is no section of a spec",
                                 key,
-                                f"did you mean `{near}`?"
-                                if near
-                                else "sections are " + ", ".join(f"`{k}`" for k in TOP_KEYS[3:]),
+                                near or "sections are " + ", ".join(f"`{k}`" for k in TOP_KEYS[3:]),
                             )
                             continue
                     self.field(key, value)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from nestflow.diagnostics.core import Collector, Source, Span
+from nestflow.diagnostics.core import Collector, Edit, Source, Span
 from nestflow.language.lexer import Extra, Token, tokenize
 from nestflow.language.yaml_nodes import NULL, places
 
@@ -35,8 +35,10 @@ class Writer:
         self.tokens.append(token)
         return token
 
-    def error(self, code: str, message: str, node: Any, help: str | None = None) -> None:
-        self.errors.error(code, message, Span(self.source, node.start_mark.index, node.end_mark.index), help)
+    def error(self, code: str, message: str, node: Any, help: str | None = None, instead: str | None = None) -> None:
+        """instead: what the node's text must be, where that is sure."""
+        span = Span(self.source, node.start_mark.index, node.end_mark.index)
+        self.errors.error(code, message, span, help, fix=() if instead is None else (Edit(span, instead),))
 
     def lex(self, node: Any) -> list[Token]:
         """The tokens of a scalar, checked so that they cannot leave their place: brackets match, no `;`."""
