@@ -10,36 +10,13 @@ from nestflow.graph.body import Body
 from nestflow.graph.declarations import bounds
 from nestflow.graph.elaborate import MAX_DEPTH
 from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.level import LEVEL_FIELDS, LevelBuilder
 from nestflow.graph.model import Instance
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.values import Partial, Quiet, SharedValue
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
-
-LEVEL_FIELDS = (
-    "every",
-    "chunk",
-    "heads",
-    "read",
-    "gradient",
-    "memory",
-    "key",
-    "value",
-    "query",
-    "weight",
-    "when",
-    "objective",
-    "update",
-    "retain",
-    "project",
-    "init",
-    "reset",
-    "keep",
-    "per",
-    "rounds",
-    "return",
-)
 
 
 class Templates:
@@ -98,7 +75,8 @@ class Templates:
             elif isinstance(template, tree.Level) and k in LEVEL_FIELDS:
                 overrides[k] = v
             else:
-                raise self.elab.unknown_slot(value.name, k, names, site)
+                fields = ["chunk", "every", "heads", "read"] if isinstance(template, tree.Level) else []
+                raise self.elab.unknown_slot(value.name, k, [*names, *fields], site)
         for s in template.slots or ():
             if s.name not in given and s.default is None:
                 raise self.elab.failure(
@@ -229,8 +207,6 @@ class Templates:
                 v = slots[s.name]
                 bound[s.name] = ops.leaf("slot", v.type, s.span, name=s.name) if self.is_input(v) else v
         if isinstance(template, tree.Level):
-            from nestflow.graph.level import LevelBuilder
-
             return LevelBuilder(self.elab, template, path, bound, overrides, depth, site).build()
         return self.flow(template, path, bound, depth, site)
 

@@ -1,0 +1,228 @@
+"""What a memory is: a matrix, any function with weights, or a cache; its tensors and how they start."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nestflow.graph.expressions import apply, bind, evaluate, partial
+from nestflow.graph.model import CacheSpec, Init, MemoryFunction, MemoryTensor, WeightSpec
+from nestflow.graph.scope import Builder, Env
+from nestflow.graph.values import Distribution, Partial, SelfReference
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type
+from nestflow.language import tree
+from nestflow.vocabulary.record import Word
+
+if TYPE_CHECKING:
+    from nestflow.graph.memory import MemoryBuild
+
+ELSEWHERE = {
+    "weights": "on the step clock, in a level at the top without slots",
+    "rest": "on the step clock, in a level at the top without slots",
+    "vector": "in optimisers for now",
+    "scalar": "in optimisers for now",
+    "like": "in optimisers for now",
+}
+
+
+def make_function(m: MemoryBuild) -> None:
+    """Settle m.kind, and m.function or m.cache."""
+    given = m.level.overrides.get("memory")
+    value = partial(m.kind_expr, m.level.env.with_(prefix=m.name)) if given is None else given
+    if not isinstance(value, Partial) or not _may_store(value):
+        what = f"`{value.name}` is {_a(value)}" if isinstance(value, Partial) else "this is a value"
+        message = f"`memory` takes a kind of memory or a flow, and {what}"
+        help_ = "`matrix`, `mlp(depth = 2)`, `cache`, or a flow of yours"
+        raise m.elab.failure("NF226", message, m.kind_expr.span, help_)
+    out = dict(value.kwargs).get("out")
+    m.out_width = out.value if isinstance(out, Node) and out.op == "const" else None
+    word = value.target if isinstance(value.target, Word) and value.target.kind == "memory" else None
+    if word is None:
+        m.kind = "function"
+        m.function = of_flow(m, value)
+    elif word.name == "cache":
+        m.kind = "cache"
+        m.cache = cache(m, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
+    elif word.name == "matrix":
+        m.kind = "matrix"
+        m.function = matrix(m, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
+    else:
+        where = ELSEWHERE.get(word.name, "elsewhere")
+        message = f"`memory {word.name}` in a level that is called on tokens: it is built {where}"
+        raise m.elab.failure("NF490", message, m.kind_expr.span)
+
+
+def _may_store(value: Partial) -> bool:
+    if isinstance(value.target, Word):
+        return value.target.kind in ("memory", "function")
+    return value.kind == "flow"
+
+
+def _a(value: Partial) -> str:
+    kind = value.target.kind if isinstance(value.target, Word) else value.kind
+    kind = {"optimizer": "optimiser", "update": "word of update rules", "special": "word of its own kind"}.get(
+        kind, kind
+    )
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
+
+
+# --- matrix -------------------------------------------------------------------------------------------------
+
+
+def matrix(m: MemoryBuild, sizes: list[Any]) -> MemoryFunction:
+    """W q, W: out × in; in is the key's width, out the value's."""
+    key = m.key_node()
+    if len(key.type.shape) != 1:
+        raise m.elab.failure("NF319", f"a matrix takes a vector as key, and this is {key.type}", key.span)
+    (width,) = key.type.shape
+    shape = value_width(m) if sizes[0] is None else ()
+    if len(shape) > 1:
+        raise m.elab.failure("NF319", f"a matrix answers with a vector, and the value is {list(shape)}", m.node.span)
+    if sizes[0] is None:
+        out = shape[0] if shape else 1
+    else:
+        out = _size(m, sizes[0], "rows")
+        columns = out if sizes[1] is None else _size(m, sizes[1], "columns")
+        if columns != width:
+            message = f"a matrix of {out} × {columns} meets a key of width {width}"
+            raise m.elab.failure(
+                "NF319", message, m.kind_expr.span, "`matrix` alone takes its sizes from key and value"
+            )
+    heads = m.heads(key)
+    m.elab.count_weights((out, width), heads, m.kind_expr)
+    theta = ops.leaf("theta", Type(shape=(out, width), heads=heads), m.kind_expr.span, tensor="weight")
+    slot = ops.leaf("slot", key.type, None, name="key")
+    start = tensor(m, "weight", (out, width), Init("normal", width**-0.5), heads, 1)
+    return MemoryFunction(key.type, ops.linear(slot, theta), (start,))
+
+
+def _size(m: MemoryBuild, value: Any, what: str) -> int:
+    n = m.elab.as_node(value, m.kind_expr, f"the {what} of a matrix")
+    if n.op != "const" or isinstance(n.value, bool) or not 0 < n.value <= 2**31 or n.value != int(n.value):
+        raise m.elab.failure(
+            "NF303", f"the {what} of a matrix are a whole number known when compiling", m.kind_expr.span
+        )
+    return int(n.value)
+
+
+def value_width(m: MemoryBuild) -> tuple[int, ...]:
+    """The value's shape; the key's where there is no value, or where it depends on the memory itself."""
+    level = m.level
+    kept, memo, busy = level.builder.snapshot(), dict(level.memo), list(level.busy)
+    level.widths += 1
+    try:
+        v = m.context("value")
+        return m.key_node().type.shape if v is None else v.type.shape
+    except SelfReference:
+        level.builder.restore(kept)
+        level.memo, level.busy = memo, busy
+        m.values.pop("value", None)
+        return m.key_node().type.shape
+    finally:
+        level.widths -= 1
+
+
+# --- any function -------------------------------------------------------------------------------------------
+
+
+def of_flow(m: MemoryBuild, value: Partial) -> MemoryFunction:
+    """A block or flow, written without its first input: all its weights are state."""
+    key = m.key_node()
+    slots = [s.name for s in value.target.slots or ()]
+    kwargs = dict(value.kwargs)
+    if "out" in slots and "out" not in kwargs and len(value.args) < slots.index("out"):
+        shape = value_width(m)
+        kwargs["out"] = ops.const(shape[-1] if shape else 1)
+    builder = Builder("", memory=[])
+    slot = ops.leaf("slot", key.type, None, name="key")
+    depth = m.level.env.depth + 1
+    env = Env(m.elab, builder, m.elab.find_top, "flow", flow_heads=key.type.heads, depth=depth)
+    if isinstance(value.target, Word):
+        result = apply(Partial(value.target, value.name), [slot, *value.args], kwargs, env, m.kind_expr, value.name)
+    else:
+        bound, _ = m.elab.templates.bind(value, value.target, [slot, *value.args], kwargs, m.kind_expr)
+        result = m.elab.templates.run(value.target, bound, env, m.kind_expr)
+    node = m.elab.as_node(result, m.kind_expr, "a memory's function")
+    if not builder.memory:
+        raise m.elab.failure("NF228", f"`{value.name}` has no weights to be a memory", m.kind_expr.span)
+    heads = m.heads(key)
+    layers = sum(len(t.shape) >= 2 for t in builder.memory)
+    tensors = tuple(tensor(m, t.path, t.shape, t.init, heads, layers) for t in builder.memory)
+    return MemoryFunction(key.type, node, tensors)
+
+
+# --- tensors and their starts -------------------------------------------------------------------------------
+
+
+def tensor(
+    m: MemoryBuild, path: str, shape: tuple[int, ...], init: Init, heads: int | None, layers: int
+) -> MemoryTensor:
+    """A state tensor and its start: `init`, or the default of the kind (zeros for a matrix, else learned)."""
+    f = m.field("init")
+    start = start_of(m, f, layers) if f is not None else "zeros" if m.kind == "matrix" else "learned"
+    if start == "zeros":
+        return MemoryTensor(path, shape, None, Init("zeros"))
+    if isinstance(start, Init):
+        init = start
+    elif m.kind == "matrix":
+        init = Init("zeros")
+    learned = f"{m.name}.{path}"
+    m.level.builder.weights.append(WeightSpec(learned, shape, heads, init, "init", True, m.node.span))
+    return MemoryTensor(path, shape, learned, init)
+
+
+def start_of(m: MemoryBuild, f: tree.Field, layers: int) -> str | Init:
+    """`zeros`, `learned`, or the distribution that a learned start is drawn from."""
+    name = f.value.name if isinstance(f.value, tree.Name) else ""
+    if name == "zeros" and layers >= 2:
+        message = "a memory of two or more layers that starts at zeros would never learn"
+        raise m.elab.failure("NF404", message, f.span, "`init learned` is its default")
+    if name in ("zeros", "learned"):
+        return name
+    call = f.value
+    if isinstance(call, tree.Call) and isinstance(call.function, tree.Name) and call.function.name == "learned":
+        if len(call.args) != 1 or call.kwargs:
+            raise m.elab.failure(
+                "NF316", "`learned` as a start takes a distribution", f.span, "`init learned(normal(0.02))`"
+            )
+        inner = evaluate(call.args[0], m.level.env)
+        return inner.init if isinstance(inner, Distribution) else m.elab.as_init(inner, call.args[0])
+    raise m.elab.not_yet("this `init`", f.span)
+
+
+# --- cache --------------------------------------------------------------------------------------------------
+
+
+def cache(m: MemoryBuild, given: list[Any]) -> CacheSpec:
+    """Softmax attention over the context itself."""
+    key = m.key_node()
+    if len(key.type.shape) != 1:
+        raise m.elab.failure("NF319", f"a cache takes a vector as key, and this is {key.type}", key.span)
+    m.heads(key)
+    names = ("window", "segment", "sink", "prefix", "causal", "scale")
+    plain = {n: _constant(m, n, v) for n, v in zip(names, given, strict=True)}
+    if plain["prefix"]:
+        raise m.elab.not_yet("`prefix` of a cache", m.kind_expr.span)
+    if plain["causal"] is not True:
+        raise m.elab.not_yet("`causal = false` of a cache", m.kind_expr.span)
+    scale = plain["scale"] if plain["scale"] is not None else key.type.shape[-1] ** -0.5
+    if isinstance(scale, bool):
+        raise m.elab.failure("NF302", "`scale` of a cache is a number", m.kind_expr.span)
+    window, segment = _ticks(m, "window", plain, 1), _ticks(m, "segment", plain, 1)
+    return CacheSpec(window, segment, _ticks(m, "sink", plain, 0) or 0, 0, True, float(scale))
+
+
+def _constant(m: MemoryBuild, name: str, value: Any) -> Any:
+    if isinstance(value, Node) and value.op == "const":
+        return value.value
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    raise m.elab.failure("NF302", f"`{name}` of a cache must be known when compiling", m.kind_expr.span)
+
+
+def _ticks(m: MemoryBuild, name: str, plain: dict[str, Any], least: int) -> int | None:
+    n = plain[name]
+    if n is not None and (isinstance(n, bool) or n != int(n) or n < least):
+        message = f"the {name} of a cache is a whole number of ticks, and this is {n}"
+        raise m.elab.failure("NF303", message, m.kind_expr.span)
+    return None if n is None else int(n)

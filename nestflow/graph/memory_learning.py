@@ -1,0 +1,225 @@
+"""How a memory learns: its clock, objective, update and retention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.expressions import bind, evaluate, integer
+from nestflow.graph.rules import update_rule
+from nestflow.graph.scope import Site
+from nestflow.graph.values import DecayFirst, OnValue, Partial
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type, depends
+from nestflow.ir.rule import Rule
+from nestflow.language import tree
+from nestflow.vocabulary.record import Word
+
+if TYPE_CHECKING:
+    from nestflow.graph.memory import MemoryBuild
+
+READS = ("after", "before", "chunk_start")
+GRADIENTS = ("through", "stop")
+RetainOn = Literal["number", "key", "value", "full"]
+CLOCKS = ("token", "step", "tick", "update", "round", "task")
+MAX_PERIOD = 10_000_000
+
+# --- clock --------------------------------------------------------------------------------------------------
+
+
+def clock(m: MemoryBuild) -> tuple[int, int]:
+    """every and chunk, in tokens."""
+    every = _count(m, "every", 1)
+    chunk = _count(m, "chunk", every)
+    if chunk % every:
+        f = m.field("chunk") or m.field("every")
+        message = f"`chunk {chunk}` is no multiple of `every {every}`"
+        below, above = chunk // every * every, (chunk // every + 1) * every
+        near = f"`chunk {below}` and `chunk {above}` are" if below else f"`chunk {every}` is the least"
+        raise m.elab.failure("NF405", message, f.span if f else m.node.span, near)
+    return every, chunk
+
+
+def _count(m: MemoryBuild, name: str, default: int) -> int:
+    given = m.level.override(name)
+    f = m.field(name)
+    if given is None and f is None:
+        return default
+    if given is None and f is not None:
+        check_unit(m.elab, f, m.level.template.name)
+        given = integer(f.value, m.level.env, f"`{name}`")
+    whole = isinstance(given, (int, float)) and not isinstance(given, bool) and given == int(given)
+    span = f.span if f is not None and name not in m.level.overrides else m.level.site.span
+    if not whole:
+        raise m.elab.failure("NF303", f"`{name}` must be a whole number, and this is {given}", span)
+    if not 1 <= given <= MAX_PERIOD:
+        raise m.elab.failure("NF406", f"`{name}` is between 1 and {MAX_PERIOD:,} tokens, and this is {given}", span)
+    return int(given)
+
+
+def check_unit(elab: Any, f: tree.Field, level: str) -> None:
+    """`every` of a level that is called on tokens counts tokens; `chunk` counts them without saying so."""
+    if isinstance(f.value, tree.Name) and f.value.name == "never" and f.name == "every":
+        raise elab.not_yet("`every never` of a memory on the token clock", f.span)
+    if f.unit is None:
+        if f.name == "every":
+            shown = f.value.span.text if f.value.span else "n"
+            unit = "token" if shown == "1" else "tokens"
+            raise elab.failure("NF402", "`every` needs a unit", f.span, f"add a unit: `every {shown} {unit}`")
+        return
+    unit = f.unit.removesuffix("s")
+    if unit == "token" and f.of is None:
+        return
+    where = f.unit_span or f.span
+    if unit in ("step", "round", "task"):
+        message = f"level `{level}` is called on tokens, and its clock is `{f.unit}`"
+        help_ = f"a level that is called in a flow ticks by tokens: `{f.name} 1 token`"
+        raise elab.failure("NF401", message, where, help_)
+    if unit in CLOCKS:
+        raise elab.not_yet(f"the clock `{f.unit}{f' of {f.of}' if f.of else ''}` in a level", where)
+    help_ = did_you_mean(unit, CLOCKS) or f"a level that is called in a flow ticks by tokens: `{f.name} 1 token`"
+    raise elab.failure("NF401", f"`{f.unit}` is no clock", where, help_)
+
+
+def choice(m: MemoryBuild, name: str, known: tuple[str, ...], default: str) -> str:
+    """A field that takes one of a few words."""
+    f = m.field(name)
+    v = m.level.overrides.get(name, None if f is None else f.value)
+    if v is None:
+        return default
+    text = v if isinstance(v, str) else getattr(v, "name", None)
+    if text in known:
+        return text
+    span = f.span if f else m.node.span
+    later = {"gradient": ("truncate", "implicit")}.get(name, ())
+    called = v.function.name if isinstance(v, tree.Call) and isinstance(v.function, tree.Name) else None
+    if called in later:
+        raise m.elab.not_yet(f"`{name} {called}(…)`", span)
+    help_ = did_you_mean(text, known) if isinstance(text, str) else None
+    raise m.elab.failure("NF231", f"`{name}` is one of " + ", ".join(f"`{k}`" for k in known), span, help_)
+
+
+# --- objective ----------------------------------------------------------------------------------------------
+
+
+def objective(m: MemoryBuild, value: Node | None) -> Node:
+    """What the memory minimises at a tick: one number, over a recall of the memory at the key."""
+    f = m.field("objective")
+    given = m.level.overrides.get("objective")
+    if f is None and given is None:
+        raise m.elab.failure(
+            "NF232",
+            f"memory `{m.name}` has a `key`, so it needs an `objective`",
+            m.node.span,
+            "`objective dot` (Hebbian), `objective l2` (delta rule), or an expression in M(key) and value",
+        )
+    site: tree.Expr = f.value if f is not None else m.level.site
+    if given is None:
+        env = m.env("objective", recall_mode="objective").extend({"key": m.key_node()})
+        given = evaluate(site, env if value is None else env.extend({"value": value}))
+    if isinstance(given, Partial):
+        given = _named(m, given, value, site)
+    node = m.elab.as_node(given, site, "`objective`")
+    if node.type.short:
+        raise m.elab.failure("NF403", "the objective of a memory cannot look ahead", site.span)
+    if node.type.dtype != "float":
+        raise m.elab.failure("NF407", f"an objective is a number with a gradient, and this is {node.type}", site.span)
+    if not node.type.is_number or node.type.shape:
+        node = ops.reduce("sum", node)
+    if not depends(node, lambda n: n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"):
+        message = f"the objective of `{m.name}` does not recall it: it would never learn"
+        raise m.elab.failure("NF407", message, site.span, "use `M(key)` in it")
+    return node
+
+
+def _named(m: MemoryBuild, given: Partial, value: Node | None, site: tree.Expr) -> Node:
+    """`dot`, `l2`, `huber(d)`, `lp(p)`: they compare the recall at the key with the value."""
+    word = given.target
+    if not isinstance(word, Word) or word.kind != "objective" or word.build is None:
+        known = "`dot`, `l2`, `huber(d)`, `lp(p)`, or an expression in `M(key)` and `value`"
+        raise m.elab.failure("NF232", f"`{given.name}` is no objective of a memory", site.span, known)
+    if value is None:
+        message = f"`{given.name}` compares the recall with a `value`, and there is none"
+        raise m.elab.failure("NF233", message, site.span, "write `value …`")
+    prediction = m.recall([m.key_node()], "objective", site)
+    fits = prediction.type.shape == value.type.shape or (prediction.type.is_number and value.type.is_number)
+    if not fits or prediction.type.heads != value.type.heads:
+        message = f"memory `{m.name}` recalls a {prediction.type}, and its value is {value.type}"
+        help_ = "give the memory the value's width, or the value the memory's"
+        raise m.elab.failure("NF319", message, site.span, help_)
+    # `l2(p, v)` has slots for what is given here; the others keep theirs (`huber(delta)`, `lp(p)`)
+    own = () if [s.name for s in word.slots] == ["p", "v"] else word.slots
+    rest = Word(word.name, word.signature, own, word.kind, word.doc)
+    extra = bind(rest, list(given.args), dict(given.kwargs), m.elab, site)
+    return word.build(Site(m.env("objective"), word.name, site, word.name), prediction, value, *extra)
+
+
+# --- update and retention -----------------------------------------------------------------------------------
+
+
+def rule(m: MemoryBuild) -> Rule:
+    """The update rule, its arguments evaluated where the field stands."""
+    f = m.field("update")
+    if f is None:
+        message = f"memory `{m.name}` needs an `update`"
+        raise m.elab.failure("NF234", message, m.node.span, "`update gd(0.1)`, `update adam(lr = 0.01)`, …")
+    built = update_rule(m.elab, f, m.env("update"))
+    for n in built.nodes():
+        if n.type.short:
+            raise m.elab.failure("NF403", "an update cannot look ahead", f.span, "`next` belongs to a loss")
+    return built
+
+
+def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool]:
+    """The gate, what it acts on, and whether it decays before the error."""
+    f = m.field("retain")
+    value = m.level.overrides.get("retain")
+    if f is None and value is None:
+        return None, "number", False
+    site: tree.Expr = f.value if f is not None and value is None else m.level.site
+    if value is None:
+        # in `retain` t counts updates: at the ticks that learn, the position over the period
+        t = ops.leaf("position", Type("int", (), True, "T"))
+        updates = t if every == 1 else ops.binary("floordiv", t, ops.const(every))
+        value = evaluate(site, m.env("retain").extend({"t": updates}))
+    first = isinstance(value, DecayFirst)
+    if isinstance(value, DecayFirst):
+        value = value.gate
+    on_value = isinstance(value, OnValue)
+    node = value.node if isinstance(value, OnValue) else m.elab.as_node(value, site, "`retain`")
+    if node.type.short:
+        raise m.elab.failure("NF403", "a gate cannot look ahead", site.span, "`next` belongs to a loss")
+    if node.type.heads is None and m.level.env.heads and not node.type.is_number and node.type.batch:
+        message = f"under `heads` a gate is per head, and this one is whole: {node.type}"
+        raise m.elab.failure("NF319", message, site.span, "`split_heads`, or a `linear` of its own")
+    return node, _acts_on(m, node, on_value, site), first
+
+
+def _acts_on(m: MemoryBuild, node: Node, on_value: bool, site: tree.Expr) -> RetainOn:
+    """A number on all; on a matrix a vector on the key axis, `on_value` on the value axis, a matrix elementwise."""
+    if node.type.is_number:
+        return "number"
+    if m.kind != "matrix" or m.function is None:
+        message = f"the gate of `{m.name}` is {node.type}; a memory that is no matrix takes one number per head"
+        raise m.elab.failure("NF322", message, site.span, "`sigmoid(linear(x, 1) + 6)`")
+    out, width = m.function.tensors[0].shape
+    if on_value:
+        if node.type.shape == (out,):
+            return "value"
+        message = f"a gate on the value axis has {out} features, and this is {node.type}"
+        raise m.elab.failure("NF322", message, site.span)
+    if node.type.shape == (width,):
+        return "key"
+    if node.type.shape == (out, width):
+        return "full"
+    message = f"a gate of {list(node.type.shape)} fits no axis of a matrix {out} × {width}"
+    help_ = f"a number, {width} features (the key's), or `on_value` with {out}"
+    raise m.elab.failure("NF322", message, site.span, help_)
+
+
+def check_decay_first(m: MemoryBuild, first: bool, every: int, chunk: int) -> None:
+    """To decay before the error, the error must be that of the state before it: chunk and every are 1."""
+    f = m.field("retain")
+    if first and (every, chunk) != (1, 1):
+        message = f"`decay_first` takes the error at the decayed state of each tick, and this level has chunk {chunk}"
+        raise m.elab.failure("NF414", message, f.span if f else m.node.span, "leave `chunk` and `every` at 1 token")
