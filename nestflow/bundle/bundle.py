@@ -13,7 +13,8 @@ from torch import Tensor
 
 from nestflow.bundle.grams import InputGrams, terms_of
 from nestflow.bundle.inputs import by_name, checked
-from nestflow.bundle.module import Module
+from nestflow.bundle.module import Module, revive
+from nestflow.bundle.settings import whole
 from nestflow.bundle.source import load_source
 from nestflow.bundle.state import State
 from nestflow.bundle.step_optimizer import StepOptimizer
@@ -29,9 +30,9 @@ class Stream:
     """
 
     def __init__(self, module: Module, batch: int = 1) -> None:
-        self.module, self.batch = module, batch
+        self.module, self.batch = module, whole(batch, "the number of rows", 1)
         with torch.no_grad():
-            self.state: State = module.initial_state(batch)
+            self.state: State = module.initial_state(self.batch)
 
     @torch.no_grad()
     def feed(self, *args: Any, **inputs: Any) -> Tensor:
@@ -40,9 +41,10 @@ class Stream:
         return out
 
     @torch.no_grad()
-    def reset(self, rows: Iterable[int] | None = None) -> None:
+    def reset(self, rows: Iterable[int] | int | None = None) -> None:
         """Begin rows anew (all of them by default); the others go on where they are."""
-        which = sorted(set(range(self.batch) if rows is None else rows))
+        given = range(self.batch) if rows is None else rows if isinstance(rows, Iterable) else [rows]
+        which = sorted({whole(r, "a row") for r in given})
         self.state = self.state.restart(which, self.module.initial_state(len(which)).tensors)
 
     @property
@@ -74,8 +76,25 @@ class Bundle:
         self.overrides = dict(overrides or {})
         self.extra: dict[str, Any] = {}
         self.module = Module(graph, load_source(source, graph.name), seed, dtype, device)
+        self.module.__dict__["_origin"] = (graph.name, spec, self.overrides, seed)
         self._objectives = objectives(graph)
         self._total_steps: int | None = None
+
+    def __reduce__(self) -> Any:
+        """Pickles as its spec, its module and its optimizer's state; copies are made the same way."""
+        state = {
+            "module": self.module,
+            "optimizer": self.optimizer.state_dict() if "optimizer" in self.__dict__ else None,
+            "total_steps": self._total_steps,
+            "extra": self.extra,
+        }
+        return revive, (self.module.__dict__["_origin"],), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.module, self.extra = state["module"], state["extra"]
+        self._total_steps = state["total_steps"]
+        if state["optimizer"] is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
 
     @property
     def name(self) -> str:
@@ -105,19 +124,21 @@ class Bundle:
                 help="add `level outer { every 1 step; memory weights(model); objective loss; update adamw(3e-4) }`",
             )
         program = load_source(self.optim_source, f"{self.name}_optim")
-        made: StepOptimizer = program.Optimizer(self.module.weights, total_steps=self._total_steps)
+        with torch.inference_mode(False):  # what it keeps must be changed in place later
+            made: StepOptimizer = program.Optimizer(self.module.weights, total_steps=self._total_steps)
         self.module.__dict__["_on_train"] = made.train  # `eval` of a rule: other weights while the module evaluates
+        self.module.__dict__["_on_move"] = made.follow_weights
         return made
 
     def set_total_steps(self, steps: int) -> None:
         """The run's length in steps, for schedules without a `total` of their own."""
-        self._total_steps = steps
+        self._total_steps = steps = whole(steps, "the number of steps", 1)
         if "optimizer" in self.__dict__:
             self.optimizer.set_total_steps(steps)
 
     def losses(self, batch: Mapping[str, Any], training: bool | None = None) -> dict[str, Tensor]:
         """The distinct objectives of the step clock, by the name of the first level that has each."""
-        return self.module.losses(training=training, **batch)
+        return self.module.losses(training=training, **by_name(self.graph.inputs, (), batch))
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """The objective of the levels on the step clock, to call `backward()` on.
@@ -147,6 +168,11 @@ class Bundle:
         inputs = checked(
             self.graph.inputs, by_name(self.graph.inputs, (), batch), self.module.dtype, self.module.device
         )
+        with torch.inference_mode(False), torch.enable_grad():  # a step learns, whatever the caller switched off
+            inputs = {n: x.clone() if x.is_inference() else x for n, x in inputs.items()}
+            return self._step(optimizer, inputs)
+
+    def _step(self, optimizer: StepOptimizer, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         weights = self.module.weights
         with self._grams(optimizer, inputs) as grams:
             values = self.module.losses(training=True, **inputs)
@@ -203,6 +229,8 @@ class Bundle:
         """Write the bundle to a folder, whole or not at all. extra: JSON data that `load` gives back as `extra`."""
         from nestflow.bundle.files import save
 
+        if extra is not None and not isinstance(extra, Mapping):
+            raise fail("NF516", f"`extra` is a mapping from names to data, and this is a {type(extra).__name__}")
         return save(self, Path(path), dict(extra or {}))
 
     def write_source(self, folder: str | Path) -> list[Path]:
@@ -229,7 +257,7 @@ class Bundle:
         }
 
     def to(self, *args: Any, **kwargs: Any) -> Bundle:
-        """Move the module (device, dtype); before the optimizer is first used."""
+        """Move the module (device, dtype), and with it what the optimizer keeps."""
         self.module.to(*args, **kwargs)
         return self
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nestflow.diagnostics.core import fail
 from nestflow.graph.model import LevelGraph
 
 if TYPE_CHECKING:
@@ -34,7 +33,11 @@ def compile(
     dtype: a floating type of torch or its name ("float32" by default). seed: of the weights, drawn from (seed, path).
     Raises NestflowError with every mistake that was found.
     """
-    return compile_program(target, {**(overrides or {}), **params}, dtype=_dtype(dtype), device=device, seed=seed)
+    from nestflow.bundle.settings import dtype_of, whole
+
+    return compile_program(
+        target, {**(overrides or {}), **params}, dtype=dtype_of(dtype), device=device, seed=whole(seed, "`seed`")
+    )
 
 
 def check(target: Target, **params: Any) -> LevelGraph:
@@ -46,31 +49,27 @@ def check(target: Target, **params: Any) -> LevelGraph:
 
 
 def compile_program(
-    target: Target, overrides: Mapping[str, Any], *, dtype: torch.dtype, device: Any, seed: int
+    target: Target, overrides: Mapping[str, Any], *, dtype: torch.dtype, device: Any, seed: int, name: str | None = None
 ) -> Bundle:
-    """`compile` with the params in one mapping."""
+    """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one."""
+    import torch
+
     from nestflow.bundle.bundle import Bundle
+    from nestflow.bundle.settings import device_of
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
     from nestflow.language.printer import print_nl
     from nestflow.language.resolve import load
     from nestflow.lowering.plan import lower
 
+    device = device_of(device)
     program = load(target, overrides)
     graph = build(program)
+    if name is not None:
+        graph = replace(graph, name=name)
     plan = lower(graph)
     source = emit_model(graph, plan)
     # used parts are printed in place of `use`, so that the text needs no other file
     text = print_nl(replace(program.spec, body=program.body))
-    return Bundle(graph, plan, source, spec=text, overrides=overrides, seed=seed, dtype=dtype, device=device)
-
-
-def _dtype(dtype: Any) -> torch.dtype:
-    import torch
-
-    if dtype is None:
-        return torch.float32
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise fail("NF517", f"`{dtype}` is no floating type", help="float32, float64, bfloat16 or float16")
-    return found
+    with torch.inference_mode(False):  # weights made under it could never learn
+        return Bundle(graph, plan, source, spec=text, overrides=overrides, seed=seed, dtype=dtype, device=device)

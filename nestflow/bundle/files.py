@@ -38,25 +38,32 @@ def save(bundle: Bundle, path: Path, extra: dict[str, Any]) -> Path:
 
     Raises NestflowError: NF511 where it cannot be written, NF516 where `extra` holds what is no data.
     """
+    if "\0" in str(path):
+        raise fail("NF511", f"cannot write the bundle {str(path)!r}: a name with a zero byte")
+    try:
+        where = Path(os.path.realpath(path)) if path.is_symlink() else path  # a link stays: what it names is written
+        _put(bundle, where, extra)
+    except OSError as e:
+        raise fail("NF511", f"cannot write the bundle `{path}`: {e.strerror or e}") from e
+    return path
+
+
+def _put(bundle: Bundle, path: Path, extra: dict[str, Any]) -> None:
     if path.exists() and not _is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
         raise fail(
             "NF511",
             f"`{path}` is there already and is no bundle",
             help="choose another folder: nothing of yours is overwritten",
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.writing-", dir=path.parent))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing = Path(tempfile.mkdtemp(prefix=f".{path.name}.writing-", dir=path.parent))
-        try:
-            writing.chmod(0o777 & ~_umask())
-            _write(bundle, writing, extra)
-            _swap(writing, path)
-        except BaseException:
-            shutil.rmtree(writing, ignore_errors=True)
-            raise
-    except OSError as e:
-        raise fail("NF511", f"cannot write the bundle `{path}`: {e.strerror or e}") from e
-    return path
+        writing.chmod(0o777 & ~_umask())
+        _write(bundle, writing, extra)
+        _swap(writing, path)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
 
 
 def _umask() -> int:
@@ -102,6 +109,8 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
         packed = pack(extra, tensors)
     except TypeError as e:
         raise fail("NF516", f"this `extra` cannot be saved: {e}") from None
+    except RecursionError:
+        raise fail("NF516", "this `extra` cannot be saved: it holds itself, or is nested too deep") from None
     if tensors:
         save_file(tensors, folder / "extra.safetensors")
     bundle.write_source(folder)
@@ -120,11 +129,18 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
         "extra": packed,
         "files": {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(folder.iterdir())},
     }
+    index["sha256"] = _index_digest(index)
     (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     for f in folder.iterdir():
         f.chmod(0o666 & ~_umask())  # safetensors makes files that others cannot read
         with f.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _index_digest(index: dict[str, Any]) -> str:
+    """Of all entries but its own: numbers of the optimizer that were changed would load and train on, wrong."""
+    rest = {k: v for k, v in index.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(file: Path) -> str:
@@ -141,8 +157,6 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     Raises NestflowError: NF512 (no bundle there, or a file of it is missing), NF513 (a file is truncated or changed),
     NF514 (written by a newer nestflow, or for a spec with other weights).
     """
-    from safetensors.torch import load_file
-
     from nestflow.bundle.compile import compile_program
 
     path = Path(path)
@@ -157,14 +171,29 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         device=device,
         seed=index["seed"],
     )
-    _load_weights(bundle, load_file(path / "weights.safetensors"), path)
+    _load_weights(bundle, _tensors(path / "weights.safetensors"), path)
     bundle.set_total_steps(index["total_steps"]) if index["total_steps"] else None
-    if index["optimizer"] is not None:
-        bundle.optimizer.load_state_dict(unpack(index["optimizer"], load_file(path / "optimizer.safetensors")))
-    more = path / "extra.safetensors"
-    bundle.extra = unpack(index["extra"], load_file(more) if more.exists() else {})
+    try:
+        if index["optimizer"] is not None:
+            bundle.optimizer.load_state_dict(unpack(index["optimizer"], _tensors(path / "optimizer.safetensors")))
+        more = path / "extra.safetensors"
+        bundle.extra = unpack(index["extra"], _tensors(more) if more.exists() else {})
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as e:
+        raise fail("NF513", f"`{path / INDEX}` does not fit the spec beside it ({type(e).__name__}: {e!s:.100})") from e
     bundle.module.train(index["training"])
     return bundle
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as e:
+        raise fail("NF513", f"`{file}` is damaged: {e}") from None
+    except OSError as e:
+        raise fail("NF512", f"`{file}` cannot be read: {e.strerror or e}") from None
 
 
 def _index(path: Path) -> dict[str, Any]:
@@ -182,6 +211,8 @@ def _index(path: Path) -> dict[str, Any]:
         raise fail("NF513", f"`{file}` is damaged: it is no JSON") from e
     if not isinstance(index, dict) or not isinstance(index.get("format"), int):
         raise fail("NF513", f"`{file}` is no index of a bundle")
+    if isinstance(index["format"], bool) or index["format"] < 1:
+        raise fail("NF513", f"`{file}` is no index of a bundle: its format is {index['format']}")
     if index["format"] > FORMAT:
         raise fail(
             "NF514",
@@ -191,6 +222,9 @@ def _index(path: Path) -> dict[str, Any]:
     wanted = {"name": str, "spec": str, "overrides": dict, "seed": int, "dtype": str, "files": dict, "training": bool}
     wrong = [k for k, t in wanted.items() if not isinstance(index.get(k), t)]
     missing = [k for k in ("optimizer", "extra", "total_steps") if k not in index]
+    for k, t in (("optimizer", dict), ("extra", dict), ("total_steps", int)):
+        if k not in missing and not (isinstance(index[k], t) or (index[k] is None and k != "extra")):
+            wrong.append(k)
     if (
         wrong
         or missing
@@ -201,14 +235,20 @@ def _index(path: Path) -> dict[str, Any]:
             "NF513",
             f"`{file}` is no whole index of a bundle: see {', '.join([*wrong, *missing]) or 'files'}",
         )
+    if index.get("sha256", _index_digest(index)) != _index_digest(index):
+        raise fail(
+            "NF513",
+            f"`{file}` is not as it was written: its SHA-256 differs",
+            help="params are set when a spec is compiled: `nestflow.compile(...)`",
+        )
     return index
 
 
 def _check_files(path: Path, index: dict[str, Any]) -> None:
     for name, entry in index["files"].items():
         file = path / name
-        if Path(name).name != name or not isinstance(entry, dict):
-            raise fail("NF513", f"`{path / INDEX}` names a file outside the bundle: `{name}`")
+        if Path(name).name != name or not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
+            raise fail("NF513", f"`{path / INDEX}` names a file outside the bundle, or without its size: `{name}`")
         if not file.is_file():
             raise fail("NF512", f"`{path}` lacks its file `{name}`", help="copy the whole folder")
         size = file.stat().st_size
@@ -221,6 +261,8 @@ def _check_files(path: Path, index: dict[str, Any]) -> None:
             raise fail("NF513", f"`{file}` is not as it was written: its SHA-256 differs")
     if index["spec"] not in index["files"]:
         raise fail("NF513", f"`{path / INDEX}` does not name its spec among its files")
+    if not index["spec"].endswith(".nl"):
+        raise fail("NF513", f"`{path / INDEX}` names no spec: `{index['spec']}`")
 
 
 def _load_weights(bundle: Bundle, tensors: dict[str, Tensor], path: Path) -> None:

@@ -15,8 +15,15 @@ from nestflow.graph.model import InputSpec
 
 def by_name(specs: Sequence[InputSpec], args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     """Inputs by name; one by position where the spec has one. Raises NF501 (unknown), NF502 (missing)."""
-    values = dict(named)
     names = [s.name for s in specs]
+    if not isinstance(named, Mapping):
+        listed = ", ".join(f'"{n}": …' for n in names)
+        raise fail(
+            "NF501",
+            f"a batch is a mapping from the spec's inputs to tensors, and this is a {type(named).__name__}",
+            help=f"`b.step({{{listed}}})`",
+        )
+    values = dict(named)
     if args:
         if len(specs) != 1 or len(args) != 1 or values:
             raise fail(
@@ -102,14 +109,16 @@ def _one(spec: InputSpec, value: Any, dtype: torch.dtype, device: torch.device) 
 
 
 def _bounds(spec: InputSpec, value: Tensor) -> None:
-    if (spec.low is None and spec.high is None) or value.numel() == 0:
+    if (spec.low is None and spec.high is None) or value.is_meta or value.numel() == 0:
         return
     low, high = value.amin().item(), value.amax().item()
     for bad, side, limit in ((low, "least", spec.low), (high, "most", spec.high)):
         if limit is not None and (bad < limit if side == "least" else bad > limit):
             at = (value == bad).nonzero()[0].tolist()
             raise fail(
-                "NF506", f"the input `{spec.name}` is at {side} {limit:g}, and element {at} is {bad:g}", spec.span
+                "NF506",
+                f"the input `{spec.name}` is at {side} {limit:g}, and element {at} is {_shown(bad)}",
+                spec.span,
             )
 
 
@@ -124,6 +133,10 @@ def _agree(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> list[Di
         elif sizes and not next(iter(sizes.values())):
             found.append(Diagnostic("NF505", f"the inputs have no {what}", having[0].span))
     return found
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _name(dtype: torch.dtype) -> str:

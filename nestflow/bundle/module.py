@@ -79,16 +79,33 @@ class Module(Branch):
         dtype, device = self.__dict__["_fallback"]
         moved = fn(torch.empty(0, dtype=dtype, device=device))
         self.__dict__["_fallback"] = (moved.dtype, moved.device)
+        follow = self.__dict__.get("_on_move")
+        if follow is not None:
+            follow()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Module:
         made = Module(self.__dict__["_graph"], self.__dict__["_program"], 0, *self._kind())
+        made.__dict__["_origin"] = self.__dict__.get("_origin")
         memo[id(self)] = made
         made.load_state_dict(self.state_dict())
         for path, weight in self.weights.items():
             made.weights[path].requires_grad_(weight.requires_grad)
             memo[id(weight)] = made.weights[path]
         return made.train(self.training)
+
+    def __reduce__(self) -> Any:
+        """Pickles as its spec, which is compiled again where it is unpickled, and its weights."""
+        weights = {p: (w.detach(), w.requires_grad) for p, w in self.weights.items()}
+        state = {"weights": weights, "training": self.training, "kind": self.__dict__["_fallback"]}
+        return _revive_module, (self.__dict__["_origin"],), state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for path, module, leaf in self.__dict__["_places"]:
+            weight, learns = state["weights"][path]
+            module._parameters[leaf] = nn.Parameter(weight, requires_grad=learns)
+        self.__dict__["_fallback"] = state["kind"]
+        self.train(state["training"])
 
     def extra_repr(self) -> str:
         return f"{self.__dict__['_graph'].name}: {sum(w.numel() for w in self.weights.values()):,} weights"
@@ -132,9 +149,29 @@ class Module(Branch):
         other rows.
         """
         bound = self.bind(args, inputs)
+        if state is not None and not isinstance(state, State):
+            raise fail(
+                "NF507",
+                f"a state is what `run` or `initial_state` gave, and this is a {type(state).__name__}",
+                help="inputs go by name: `module.run(state, tokens=x)`; None opens fresh streams",
+            )
         if state is None:
             state = self.initial_state(next(iter(bound.values())).shape[0] if bound else 1)
         return self._run(bound, state, training)
+
+    def _same_spec(self, state: State) -> None:
+        """The state's tensors are those of this spec. Raises NF507."""
+        table = self.__dict__["_program"].STATE
+        for g in state.groups:
+            wrong = sorted({row[0] for row in table} ^ g.tensors.keys())
+            for path, shape, *_ in table:  # a size of 0 grows: the pairs that a cache kept
+                kept = g.tensors.get(path)
+                if kept is not None and (
+                    kept.ndim != len(shape) + 1 or any(a and a != b for a, b in zip(shape, kept.shape[1:]))
+                ):
+                    wrong.append(path)
+            if wrong:
+                raise fail("NF507", f"the state is of another spec or other params: see `{wrong[0]}`")
 
     def _fresh(self, entry: str, bound: dict[str, Tensor], training: bool | None) -> Any:
         """Fresh streams, whose state is dropped. The number of rows stays symbolic for `torch.export`."""
@@ -159,6 +196,7 @@ class Module(Branch):
                 f"the state has {state.batch} rows, and the inputs have {batch}",
                 help="`stream.reset(rows)` starts rows anew, `module.initial_state(batch)` opens streams",
             )
+        self._same_spec(state)
         ticks = next((bound[i.name].shape[1] for i in self.__dict__["_graph"].inputs if i.type.clock), 1)
         outs, groups = [], []
         for g in state.groups:
@@ -174,3 +212,15 @@ class Module(Branch):
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
         return torch.cat(outs)[back], State(tuple(groups))
+
+
+def revive(origin: tuple[str, str, Mapping[str, Any], int]) -> Any:
+    """The bundle of a spec's text: (name, text, overrides, seed)."""
+    from nestflow.bundle.compile import compile_program
+
+    name, text, overrides, seed = origin
+    return compile_program(text, overrides, dtype=torch.float32, device=None, seed=seed, name=name)
+
+
+def _revive_module(origin: tuple[str, str, Mapping[str, Any], int]) -> Module:
+    return revive(origin).module

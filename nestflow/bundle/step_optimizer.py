@@ -8,6 +8,7 @@ hidden step to create it, which would move the clocks.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -15,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nestflow.bundle.settings import whole
 from nestflow.bundle.step_level import (
     NEEDS_INPUTS,
     Fact,
@@ -57,6 +59,7 @@ class StepOptimizer(torch.optim.Optimizer):
         groups = self._make_groups(weights)
         # torch refuses an optimizer without groups; a model may have nothing to learn on this clock
         super().__init__(groups or [{"params": [], "level": "", "every": 1, "names": [], "lr": 0.0}], {})
+        self._scheduled: dict[tuple[int, str], Any] = {}
 
     # --- groups and state ------------------------------------------------------------------------------
 
@@ -292,22 +295,43 @@ class StepOptimizer(torch.optim.Optimizer):
                     f"the schedule of `{name}` in level `{level.name}` needs the run's length, which is not known.",
                     "write its `total`, or call `optimizer.set_total_steps(n)`",
                 )
+            self._warn_of_a_second_schedule(level, group, name)
             group[name] = value
+            self._scheduled[id(group), name] = value
+
+    def _warn_of_a_second_schedule(self, level: type[Level], group: dict[str, Any], name: str) -> None:
+        """Someone else set a value that the spec's schedule sets at each step: theirs would be lost in silence."""
+        last = self._scheduled.get((id(group), name))
+        if last is not None and group[name] != last:
+            warnings.warn(
+                f"`{name}` of level `{level.name}` was set from outside, and the schedule in the spec sets it again at "
+                "each step: write a constant rate in the spec to use another scheduler",
+                stacklevel=5,
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "total_steps": self.total_steps, "_settings": self._settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # also when torch loads state
         self.__dict__.setdefault("_level", {level.name: level for level in self.levels})
-        for name in ("input_grams", "_updated", "_known_facts"):
+        for name in ("input_grams", "_updated", "_known_facts", "_scheduled"):
             self.__dict__.setdefault(name, {})
         super().__setstate__(state)
 
     def set_total_steps(self, steps: int) -> None:
         """The run's length in steps, for schedules without a `total` of their own."""
-        self.total_steps = steps
+        self.total_steps = steps = whole(steps, "the number of steps", 1)
         for g in self.param_groups:
             g["total_steps"] = steps
+
+    @torch.no_grad()
+    def follow_weights(self) -> None:
+        """After a module was moved (`.cuda()`, `.double()`): what is kept for each weight goes where it went."""
+        for w, state in self.state.items():
+            for name, kept in state.items():
+                if isinstance(kept, Tensor) and not (kept.ndim == 0 and kept.dtype == torch.float64):
+                    dtype = state_dtype(w.dtype) if kept.is_floating_point() else kept.dtype
+                    state[name] = kept.to(device=w.device, dtype=dtype)
 
     # --- evaluation, report, checkpoints ----------------------------------------------------------------
 
@@ -364,7 +388,7 @@ class StepOptimizer(torch.optim.Optimizer):
         for g in self.param_groups:
             g["total_steps"] = own_total or g.get("total_steps", 0)
         self.total_steps = own_total or next((g["total_steps"] for g in self.param_groups), 0) or None
-        self._updated = {}
+        self._updated, self._scheduled = {}, {}
 
 
 def _learn(

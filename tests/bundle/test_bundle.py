@@ -235,7 +235,8 @@ def _damage(folder: Path, how: str) -> None:
             spec = (folder / index["spec"]).read_text().replace("repeat 2", "repeat 1")
             (folder / index["spec"]).write_text(spec)
             entry = {"bytes": len(spec.encode()), "sha256": files._digest(folder / index["spec"])}
-            (folder / "bundle.json").write_text(json.dumps(index | {"files": index["files"] | {index["spec"]: entry}}))
+            index["files"][index["spec"]] = entry
+            (folder / "bundle.json").write_text(json.dumps(index | {"sha256": files._index_digest(index)}))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Arguments of the Python functions that are no data: sizes, seeds, devices, each mistake a coded sentence."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from nestflow.diagnostics.core import fail
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def whole(value: Any, what: str, least: int | None = None) -> int:
+    """A whole number. Raises NF518 where it is none, or below `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise fail("NF518", f"{what} is a whole number, and this is {value!r:.60}") from None
+    if least is not None and number < least:
+        raise fail("NF518", f"{what} is at least {least}, and this is {number}")
+    return number
+
+
+def dtype_of(dtype: Any) -> torch.dtype:
+    """A floating type, or its name; None is float32. Raises NF517."""
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or found not in DTYPES:
+        raise fail("NF517", f"`{dtype}` is no floating type of weights", help="float32, float64, bfloat16 or float16")
+    return found
+
+
+def device_of(device: Any) -> torch.device | None:
+    """A device that is there. Raises NF518."""
+    if device is None:
+        return None
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as e:
+        raise fail(
+            "NF518",
+            f"the device `{device!s:.60}` cannot be used here: {str(e).splitlines()[0][:120] if str(e) else 'unknown'}",
+            help="cpu is always there; cuda, cuda:1, … where torch was built for them and finds one",
+        ) from None
+    return found
