@@ -51,7 +51,7 @@ class Rows:
         self.writer, self.nodes, self.fresh = writer, nodes, fresh
         self.names: dict[RowsKey, RowsNames] = {}
         self.lagged: set[RowsKey] = set()  # keys whose rows before each tick are read too
-        self.decays: dict[str, str] = {}  # the text of a gate -> the variable with its products
+        self.decays: dict[tuple[str, str], str] = {}  # the text of a gate, its ticks -> the variable with its products
 
     def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
         m = plan.memory
@@ -151,10 +151,11 @@ class RowsWriter:
 
     def decay(self, text: str) -> str:
         """The products of a gate, in a variable."""
-        if text not in self.rows.decays:
+        key = text, self.ticks
+        if key not in self.rows.decays:
             call = f"{self.word('decays')}({text}, {self.ticks}, c.dtype, c.device)"
-            self.rows.decays[text] = self.line("kept", call)
-        return self.rows.decays[text]
+            self.rows.decays[key] = self.line("kept", call)
+        return self.rows.decays[key]
 
     def channels(self, carry: Carry) -> RowsNames:
         """A gate for every key channel; errors carry their rates themselves."""
@@ -217,7 +218,7 @@ class RowsWriter:
             elif ops.is_const(c):
                 terms.append(f"{'-' if c.value < 0 else '+'} {abs(c.value)!r} * {rows}")
             else:
-                minus = c.op == "neg"
+                minus = c.op == "neg" and c not in self.em.done  # it may come from outside the loop as it is
                 text = self.number(c.args[0] if minus else c, stop=self.memory.gradient == "stop", index="[..., None]")
                 terms.append(f"{'-' if minus else '+'} {text} * {rows}")
         if not terms:

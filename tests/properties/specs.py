@@ -109,8 +109,9 @@ class Level:
         vectors = [m.name for m in parts if m.value == p.value and not m.kind.startswith("cache")]
         keys = [m.name for m in parts if m.value == p.key and not m.kind.startswith("cache")]
         key = one(["k", "k", "u", *[f"({m}(u) + k) |> l2norm" for m in keys if m != p.name]])
-        value = one([self.projection(p.value, unit=False), *[f"{m}(u)" for m in vectors],
-                     *[f"{m}(k) + ({self.projection(p.value)})" for m in vectors]])  # fmt: skip
+        # its own recall at another place than the key: the error would be zero, and rounding all that is left
+        value = one([self.projection(p.value, unit=False), *[f"{m}({'q' if m == p.name else 'u'})" for m in vectors],
+                     *[f"{m}({'q' if m == p.name else 'k'}) + ({self.projection(p.value)})" for m in vectors]])  # fmt: skip
         p.fields += [f"key {key}", f"value {value}"]
         if p.kind.startswith("cache"):
             return
