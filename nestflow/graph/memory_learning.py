@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import bind, evaluate, integer
+from nestflow.graph.projection import projection
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.values import DecayFirst, OnValue, Partial
@@ -167,7 +169,7 @@ def rule(m: MemoryBuild) -> Rule:
     for n in built.nodes():
         if n.type.short:
             raise m.elab.failure("NF403", "an update cannot look ahead", f.span, "`next` belongs to a loss")
-    return built
+    return replace(built, project=projection(m))
 
 
 def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool]:
