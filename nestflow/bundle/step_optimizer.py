@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from nestflow.bundle.settings import whole
 from nestflow.bundle.step_level import (
     NEEDS_INPUTS,
     Fact,
@@ -320,7 +319,9 @@ class StepOptimizer(torch.optim.Optimizer):
 
     def set_total_steps(self, steps: int) -> None:
         """The run's length in steps, for schedules without a `total` of their own."""
-        self.total_steps = steps = whole(steps, "the number of steps", 1)
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise mistake("NF518", f"the number of steps is a whole number from 1, and this is {steps!r:.60}")
+        self.total_steps = steps
         for g in self.param_groups:
             g["total_steps"] = steps
 

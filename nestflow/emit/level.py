@@ -23,7 +23,7 @@ from nestflow.emit.level_rows import Rows, starts_of
 from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
-from nestflow.emit.writer import Writer, identifier, short_name
+from nestflow.emit.writer import Writer, identifier, plain, short_name
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
 from nestflow.ir.construct import number
@@ -66,7 +66,7 @@ class LevelCode:
         header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
         with self.writer.block(header + where(self.instance)):
             if self.instance.doc:
-                for line in self.instance.doc.strip().split("\n"):
+                for line in plain(self.instance.doc.strip()).split("\n"):
                     self.writer.line("# " + line.strip())
             self.body()
         self.writer.line()
@@ -187,7 +187,7 @@ class LevelCode:
             elif m.rule is not None:
                 probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
                 for t in probe.tensors:
-                    for s in (t.gradient, *probe.values(t.program)):
+                    for s in probe.expressions(t):
                         roots += [self.nodes.rate(m, n) for n in context_parts(s)]
                 roots += [self.nodes.rate(m, n) for n in (m.retain, m.weight) if n is not None]
         return roots

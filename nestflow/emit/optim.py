@@ -14,6 +14,7 @@ import textwrap
 
 from nestflow.emit.rule_parts import place
 from nestflow.emit.rule_torch import RuleCode, write_rule
+from nestflow.emit.writer import plain
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir.rule import Rule
 
@@ -126,7 +127,7 @@ def _docstring(paragraphs: list[str]) -> list[str]:
 
 
 def _comment(text: str) -> str:
-    return " ".join(text.replace("\\", "/").replace('"""', "'''").split())
+    return " ".join(plain(text).split())
 
 
 class _File:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nestflow.diagnostics.core import Span
+from nestflow.emit.writer import plain
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, rebuild, walk
 from nestflow.ir.rule import DgdStep, Rule, SlotUpdate, Statement
@@ -52,7 +53,7 @@ def place(span: Span | None) -> str:
     if span is None:
         return ""
     parts = span.source.name.replace("\\", "/").split("/")
-    return f"{'/'.join(parts[-2:])}:{span.line}"
+    return f"{plain('/'.join(parts[-2:])).replace(chr(10), ' ')}:{span.line}"
 
 
 def static_parts(rule: Rule) -> tuple[dict[str, Node], dict[str, Node]]:

@@ -86,12 +86,12 @@ def emit_standalone(graph: LevelGraph, plan: Any, seed: int = 0) -> str:
 
 
 def _model(graph: LevelGraph, seed: int) -> str:
-    from nestflow.emit.writer import identifier, short_name
+    from nestflow.emit.writer import identifier, plain, short_name
 
     names = [identifier(i.name) for i in graph.inputs]
     ticked = [n for n, i in zip(names, graph.inputs, strict=True) if i.type.clock]
     return _MODEL.format(
-        title=f"`{graph.name}` of {short_name(graph.source.name)}.".replace('"""', "'''"),
+        title=f"`{plain(graph.name)}` of {short_name(graph.source.name)}.",
         seed=seed,
         arguments=", ".join(names),
         names=", ".join(names),

@@ -87,4 +87,10 @@ def place(span: Span | None) -> str:
 
 def short_name(source: str) -> str:
     """A source's name without its folders: generated code should not tell where it was made."""
-    return source.replace("\\", "/").rsplit("/", 1)[-1]
+    return plain(source.replace("\\", "/").rsplit("/", 1)[-1].replace("\n", " "))
+
+
+def plain(text: str) -> str:
+    """A spec's own text (names of files, docs) for a comment or docstring: nothing in it can end either and be run."""
+    safe = text.replace("\\", "/").replace('"', "'")
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in safe)
