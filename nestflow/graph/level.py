@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
-from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.diagnostics.suggest import Suggestion, did_you_mean
 from nestflow.graph.body import items_of
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MEMORY_FIELDS, MemoryBuild
@@ -347,7 +347,9 @@ def field_help(name: str, known: tuple[str, ...]) -> str:
         return "a level that does not learn has `every never`"
     other = word_for(name)
     if other is not None and other.kind == "field" and other.name in (*known, "return"):
-        return f"nestflow's word is `{other.name}`"
+        # a forget gate is no `retain`, a frequency no `every`: only these mean just the same
+        same = name in ("optimizer", "optimiser", "keys", "values", "queries", "k", "v", "q")
+        return Suggestion(f"nestflow's word is `{other.name}`", name, other.name, same)
     if name in LEVEL_FIELDS and name not in known:
         return f"`{name}` belongs to the level"
     return did_you_mean(name, known) or "the fields are " + ", ".join(k for k in known if k not in LATER)
