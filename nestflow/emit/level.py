@@ -187,7 +187,7 @@ class LevelCode:
             elif m.rule is not None:
                 probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
                 for t in probe.tensors:
-                    for s in probe.expressions(t):
+                    for s in (t.gradient, *probe.values(t.program)):
                         roots += [self.nodes.rate(m, n) for n in context_parts(s)]
                 roots += [self.nodes.rate(m, n) for n in (m.retain, m.weight) if n is not None]
         return roots
