@@ -26,6 +26,7 @@ from nestflow.emit.level_state import StateNames
 from nestflow.emit.writer import Writer, identifier, plain, short_name
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
+from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
 from nestflow.lowering.patterns.setting import context_of
@@ -187,9 +188,10 @@ class LevelCode:
             elif m.rule is not None:
                 probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
                 for t in probe.tensors:
-                    for s in (t.gradient, *probe.values(t.program)):
+                    for s in probe.expressions(t):
                         roots += [self.nodes.rate(m, n) for n in context_parts(s)]
-                roots += [self.nodes.rate(m, n) for n in (m.retain, m.weight) if n is not None]
+                    both = (for_tensor(n, t.path) for n in (m.retain, m.weight) if n is not None)
+                    roots += [self.nodes.rate(m, n) for n in both]
         return roots
 
     def rows_of(self, p: MemoryPlan, tensor: str) -> list[Node]:

@@ -17,6 +17,7 @@ from nestflow.graph.globs import matches
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.graph.state import has_dgd, state_tensors
 from nestflow.ir import ops
+from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.rule import DgdStep, SetWeight, SlotUpdate, Statement
@@ -37,6 +38,7 @@ class Tensor:
     w: Node
     stepped: bool = False
     new: dict[str, Node] = field(default_factory=dict)
+    project: Node | None = None
 
     @property
     def path(self) -> str:
@@ -60,9 +62,16 @@ class RuleCode:
     def tensor(self, m: Memory, t: MemoryTensor) -> Tensor:
         assert m.rule is not None
         type_ = Type(shape=t.shape, batch=True, heads=m.heads)
-        gradient, program = prepared(m.rule, m, t)
+        gradient, program, project = prepared(m.rule, m, t)
         return Tensor(
-            m, t, gradient, program, type_, self.leaf(m, t, "g"), self.leaf(m, t, "error" if m.decay_first else "now")
+            m,
+            t,
+            gradient,
+            program,
+            type_,
+            self.leaf(m, t, "g"),
+            self.leaf(m, t, "error" if m.decay_first else "now"),
+            project=project,
         )
 
     def leaf(self, m: Memory, t: MemoryTensor, when: str) -> Node:
@@ -96,10 +105,11 @@ class RuleCode:
         if not selected(dgd, t.path):
             return
         m, terms = t.memory, []
+        weight = None if m.weight is None else for_tensor(m.weight, t.path)
         for h, _ in pairs:
-            k = ops.rowwise("l2norm", h, eps=1e-12) if dgd.normalize else h
+            k = unit(h) if dgd.normalize else h
             weighted = (
-                k if m.weight is None else ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, m.weight))), k)
+                k if weight is None else ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, weight))), k)
             )
             terms.append(f"{self.em.atom(weighted)}.mT @ {self.em.atom(k)}")
         text = " + ".join(([self.name(t, "@gram")] if m.every > 1 else []) + terms)
@@ -118,11 +128,15 @@ class RuleCode:
     def prefetch(self) -> None:
         """What the update reads of the context, before a condition makes its statements optional."""
         for t in self.tensors:
-            for s in (t.gradient, *self.values(t.program)):
+            for s in self.expressions(t):
                 for n in context_parts(s):
                     self.em.variable(self.last(t, n))
             if t.memory.retain is not None:
                 self.em.variable(self.gate(t))
+
+    def expressions(self, t: Tensor) -> list[Node]:
+        """Every expression of the tensor's update."""
+        return [t.gradient, *self.values(t.program), *([] if t.project is None else [t.project])]
 
     @staticmethod
     def values(program: tuple[Statement, ...]) -> list[Node]:
@@ -151,6 +165,10 @@ class RuleCode:
         for t in self.tensors:
             if not t.stepped:
                 t.w = self.retained(t)
+        for t in self.tensors:  # each tensor on its own
+            if t.project is not None:
+                t.w = self.kept(t, t.w, "stepped_" + identifier(t.path.removesuffix(".weight")))
+                t.w = self.kept(t, self.value(t, t.project), "new_" + identifier(t.path.removesuffix(".weight")))
         self.commit()
 
     def commit(self) -> None:
@@ -257,6 +275,9 @@ class RuleCode:
                 return self.over_all(n)
             if n.op == "norm_w":
                 return ops.root(ops.reduce("sum", ops.unary("square", args[0])))
+            if n.op == "norm_rows":
+                rows = ops.unary("square", args[0])
+                return ops.root(ops.reduce("sum", rows, -1, keep=True)) if t.spec.shape else ops.unary("abs", args[0])
             if n.op == "sqrt" and n.type.like:  # √v of an Adam: v = 0 only where g has been 0 all along
                 return ops.root(args[0])
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
@@ -295,7 +316,7 @@ class RuleCode:
 
     def gate(self, t: Tensor) -> Node:
         assert t.memory.retain is not None
-        return self.last(t, t.memory.retain)
+        return self.last(t, for_tensor(t.memory.retain, t.path))
 
     def retained(self, t: Tensor) -> Node:
         """retain(w)."""
@@ -320,6 +341,12 @@ class RuleCode:
     def name(self, t: Tensor, when: str) -> str:
         type_ = self.leaf_k(t).type if when == "@gram" else Type(shape=t.spec.shape, heads=t.memory.heads)
         return self.names[state(t.memory, t.path, when, type_)]
+
+
+def unit(x: Node) -> Node:
+    """x/‖x‖, and 0 where x = 0."""
+    size = ops.root(ops.reduce("sum", ops.unary("square", x), -1, keep=True))
+    return ops.binary("div", x, ops.where(ops.binary("eq", size, ops.const(0.0)), ops.const(1.0), size))
 
 
 def context_parts(s: Node) -> list[Node]:

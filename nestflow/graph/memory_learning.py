@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import bind, evaluate, integer
 from nestflow.graph.projection import projection
+from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.values import DecayFirst, OnValue, Partial
@@ -67,7 +69,8 @@ def check_unit(elab: Any, f: tree.Field, level: str) -> None:
         if f.name == "every":
             shown = f.value.span.text if f.value.span else "n"
             unit = "token" if shown == "1" else "tokens"
-            raise elab.failure("NF402", "`every` needs a unit", f.span, f"add a unit: `every {shown} {unit}`")
+            help_ = f"add a unit: `{shown} {unit}`"
+            raise elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
         return
     unit = f.unit.removesuffix("s")
     if unit == "token" and f.of is None:
@@ -165,11 +168,28 @@ def rule(m: MemoryBuild) -> Rule:
     if f is None:
         message = f"memory `{m.name}` needs an `update`"
         raise m.elab.failure("NF234", message, m.node.span, "`update gd(0.1)`, `update adam(lr = 0.01)`, …")
-    built = update_rule(m.elab, f, m.env("update"))
+    built = update_rule(m.elab, f, m.env("update").extend(m.context_names()), m)
+    if m.function is not None:
+        shapes = {t.shape: f"{m.name}.{t.path}" for t in reversed(m.function.tensors)}
+        check_rule(m.elab, built, shapes, f)
     for n in built.nodes():
         if n.type.short:
             raise m.elab.failure("NF403", "an update cannot look ahead", f.span, "`next` belongs to a loss")
     return replace(built, project=projection(m))
+
+
+def weight(m: MemoryBuild) -> Node | None:
+    """What multiplies the gradient of a tick: a number, or a record with one for each tensor."""
+    f = m.field("weight")
+    if f is None:
+        return None
+    node = m.shared(evaluate(f.value, m.env("weight").extend(m.context_names())), f.value, "`weight`")
+    if node.type.short:
+        raise m.elab.failure("NF403", "a weight cannot look ahead", f.span, "`next` belongs to a loss")
+    if not node.type.is_number:
+        message = f"a weight is one number per tick (and head), and this is {node.type}"
+        raise m.elab.failure("NF322", message, f.value.span, "`weight sigmoid(linear(x, 1))`")
+    return node
 
 
 def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool]:
@@ -183,12 +203,12 @@ def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool]:
         # in `retain` t counts updates: at the ticks that learn, the position over the period
         t = ops.leaf("position", Type("int", (), True, "T"))
         updates = t if every == 1 else ops.binary("floordiv", t, ops.const(every))
-        value = evaluate(site, m.env("retain").extend({"t": updates}))
+        value = evaluate(site, m.env("retain").extend({**m.context_names(), "t": updates}))
     first = isinstance(value, DecayFirst)
     if isinstance(value, DecayFirst):
         value = value.gate
     on_value = isinstance(value, OnValue)
-    node = value.node if isinstance(value, OnValue) else m.elab.as_node(value, site, "`retain`")
+    node = value.node if isinstance(value, OnValue) else m.shared(value, site, "`retain`")
     if node.type.short:
         raise m.elab.failure("NF403", "a gate cannot look ahead", site.span, "`next` belongs to a loss")
     if node.type.heads is None and m.level.env.heads and not node.type.is_number and node.type.batch:

@@ -27,6 +27,7 @@ Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, re
 Heads: split_heads(x; heads) merge_heads(x) spread(x; heads): the same whole value seen by every head (only where an op needs it said)
 Time: next(x)
 stop(x)                             constant for every level
+each(values...; by, names)          a value for each tensor of a memory, or for each round of a tick: see nestflow.ir.choices
 call(args...; child, names)         a flow or level instance; names are its slots' names in order
 recall(x; memory, mode)             a memory of this level at x. mode: "chunk" state as the chunk began (names, fields),
                                     "objective" (the recall that is differentiated), "return" (state by the level's `read`).
@@ -35,7 +36,8 @@ newton_schulz(x; iters, coefficients, eps, dtype)
 Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: the mean over unmasked terms;
   mean_all(x) mean over features, batch and ticks; sum_features
 Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(slot_new, retain; slot);
-  schedule(peak, ...; kind, ...) a number by ticks of the level's clock; norm_w(x) the norm of this one tensor, a number
+  schedule(peak, ...; kind, ...) a number by ticks of the level's clock; norm_w(x) the norm of this one tensor, a number;
+  norm_rows(x) that of each row (the last axis, kept at size 1)
 """
 
 from __future__ import annotations
@@ -113,6 +115,14 @@ def is_const(node: Node, value: float | None = None) -> bool:
 
 def leaf(op: str, type: Type, span: Span | None = None, **attrs: Hashable) -> Node:
     return make(op, (), type, span, **attrs)
+
+
+def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of both together, or None where they do not fit."""
+    try:
+        return broadcast_shapes(a, b)
+    except ShapeError:
+        return None
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:

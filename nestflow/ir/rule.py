@@ -75,7 +75,8 @@ Statement = SlotUpdate | Step | SetWeight | DgdStep
 class Rule:
     """text: as written. arguments: hyper name -> Node (a const, a schedule, or an expression of the level's context).
     gradient: the gradient as the program's `g` sees it, in terms of the raw leaf `g` (e.g. clip_norm: g * min(1, c/(norm_all(g)+1e-6))).
-    eval: what the module uses when not training (step clock only)."""
+    eval: what the module uses when not training (step clock only).
+    project: what the weight becomes in the end, over `w` as retain and the steps have made it (None: it stays)."""
 
     text: str
     slots: tuple[RuleSlot, ...]
@@ -84,6 +85,7 @@ class Rule:
     gradient: Node
     eval: Node | None = None
     span: Span | None = None
+    project: Node | None = None
 
     def argument(self, name: str) -> Node:
         return dict(self.arguments)[name]
@@ -104,6 +106,8 @@ class Rule:
             yield n
         if self.eval is not None:
             yield self.eval
+        if self.project is not None:
+            yield self.project
 
     def expand(self, node: Node) -> Node:
         """The node with every hyper replaced by its argument (a token-level rule reads its rates from the context)."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.ir import ops
+from nestflow.ir.choices import chosen, for_tensor
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, Type, depends, walk
 from nestflow.ir.pullback import times
@@ -84,12 +85,16 @@ def facts_of(tensor: MemoryTensor) -> dict[str, int]:
     return {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": cols}
 
 
-def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tuple[Statement, ...]]:
-    """The rule of one tensor: arguments, facts and counters put in: its gradient, its program."""
+def prepared(
+    rule: Rule, memory: Memory, tensor: MemoryTensor
+) -> tuple[Node, tuple[Statement, ...], Node | None]:
+    """The rule of one tensor: arguments, facts and counters put in: its gradient, its program, its projection."""
     facts = facts_of(tensor)
     arguments = dict(rule.arguments)
 
     def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "each":
+            return chosen(n, args, tensor.path)
         if n.op == "hyper":
             value = put(rule.expand(arguments[n["name"]]))  # it may count updates too
             return number(value) if value.type.is_number else value
@@ -117,7 +122,7 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
             program.append(replace(s, value=put(s.value), pending_value=pending))
         else:
             program.append(replace(s, value=put(s.value)))
-    return put(rule.gradient), tuple(program)
+    return put(rule.gradient), tuple(program), None if rule.project is None else put(rule.project)
 
 
 def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Node:
@@ -151,9 +156,11 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
         raise NotLinear("its gate is not one number per tick, nor one for each key channel")
     if memory.retain_on == "key" and (rule.slots or memory.every > 1):
         raise NotLinear("its gate is a vector, and its rule keeps memories or sums errors")
-    gradient, program = prepared(rule, memory, tensor)
+    gradient, program, project = prepared(rule, memory, tensor)
+    if project is not None:
+        raise NotLinear("`project` changes every new state")
     test = BasisTest(gradient)
-    retain = ONE if memory.retain is None else gate_of(memory)
+    retain = ONE if memory.retain is None else gate_of(memory, tensor.path)
     carries: list[Carry] = []
     weight: Form | None = None
     dgd: DgdStep | None = None
@@ -184,10 +191,10 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     return LinearRule(tuple(carries), dgd)
 
 
-def gate_of(memory: Memory) -> Node:
-    """The memory's retain: a number, or a vector on the key axis."""
+def gate_of(memory: Memory, tensor: str) -> Node:
+    """The memory's retain for one of its tensors: a number, or a vector on the key axis."""
     assert memory.retain is not None
-    return memory.retain if memory.retain_on == "key" else number(memory.retain)
+    return memory.retain if memory.retain_on == "key" else number(for_tensor(memory.retain, tensor))
 
 
 def delta_step(s: DgdStep) -> Node:

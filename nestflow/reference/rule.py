@@ -70,6 +70,11 @@ class Update:
             if not w.retained:
                 w.w = w.retain(w.w)
             w.new = {**w.old, **w.new}
+        if self.rule.project is not None:  # A_t = project(retain(A_{t−1}) + Δ), each tensor on its own
+            self.memo.clear()
+            projected = [self.value(self.rule.project, w) for w in self.weights]
+            for w, a in zip(self.weights, projected):
+                w.w = a.expand_as(w.w)
 
     def statement(self, s: SlotUpdate | Step | SetWeight | DgdStep, w: Weight) -> Callable[[], None]:
         """What the statement will change in w."""
@@ -134,6 +139,9 @@ class Update:
             return w.new[node["name"]]
         if op == "hyper":
             return self.value(self.rule.argument(node["name"]), w)
+        if op == "each":
+            at = next(i for i, entry in enumerate(node["names"]) if w.path == entry or w.path.startswith(f"{entry}."))
+            return self.value(node.args[at], w)
         if op == "n_ticks":
             return torch.full((1, 1), self.n_ticks, device=like.device)
         if op == "fact":
@@ -145,6 +153,9 @@ class Update:
         if op == "norm_w":
             x = self.value(node.args[0], w)
             return torch.linalg.vector_norm(x, dim=features(x)) if x.ndim > 2 else x.abs()
+        if op == "norm_rows":
+            x = self.value(node.args[0], w)
+            return torch.linalg.vector_norm(x, dim=-1, keepdim=True) if x.ndim > 2 else x.abs()
         if op == "debias":
             return self.debias(node, w)
         if op == "schedule":
@@ -153,7 +164,7 @@ class Update:
             if self.context is None:
                 raise LookupError(f"this rule reads `{op}` of its level, and there is none")
             return self.context(node)
-        if op == "sqrt" and node.type.like:  # √v of an Adam, whose derivative is 0 where g has been 0 all along
+        if op == "sqrt" and any(n.type.like for n in walk(node)):  # √v of an Adam, whose derivative is 0 where g has been 0 all along
             x = self.value(node.args[0], w)
             return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
         known = leaf(node, like.dtype, like.device)

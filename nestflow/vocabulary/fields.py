@@ -92,8 +92,9 @@ _field(
 _field(
     "project",
     "project EXPRESSION",
-    "What is done to the memory after each update.",
-    "project ball(10)",
+    "What each of the memory's tensors becomes after an update, in `w`, the tensor that retain and the step have made: "
+    "`ball(10)` is short for `w |> ball(10)`. `w0` is its start.",
+    "project w * norm(w0, axis = -1) / norm(w, axis = -1)",
     "constraint constrain",
 )
 _field(

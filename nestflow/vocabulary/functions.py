@@ -225,10 +225,15 @@ _reduction(
 )
 
 
-@word("norm(x)")
-def norm(site: Any, x: Any) -> Node:
-    """The l2 norm over the last axis, kept at size 1; in an optimiser over the whole weight, a number."""
+@word("norm(x, axis = none)")
+def norm(site: Any, x: Any, axis: Any) -> Node:
+    """The l2 norm over the last axis, kept at size 1; in an optimiser and in `project` over the whole weight, a
+    number, and with `axis = -1` over each row."""
     x = site.node(x, "norm")
+    if axis is not None and site.number(axis, "axis") not in (-1, len(x.type.shape) - 1):
+        site.fail("NF308", "norm acts on the last axis, or on a whole weight", "`axis = -1`, or transpose first")
+    if x.type.like and axis is not None:
+        return make("norm_rows", (x,), x.type, site.span)
     if x.type.like:
         return make("norm_w", (x,), x.type.with_(like=False, shape=()), site.span)
     squares = ops.reduce("sum", ops.unary("square", x), -1, keep=True)

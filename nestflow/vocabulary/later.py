@@ -17,7 +17,6 @@ LATER = frozenset(
         "average",
         "emitted",
         "grouped",
-        "ball",
         "patches",
         "conv2d",
         "max_pool",

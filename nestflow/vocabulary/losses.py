@@ -141,6 +141,15 @@ def trust(site: Any, d: Any, c: Any) -> Node:
     return ops.binary("mul", d, ops.binary("min", ops.const(1.0), ratio), site.span)
 
 
+@word("ball(w, r)", kind="projection", also="max_norm clip_weight")
+def ball(site: Any, w: Any, r: Any) -> Node:
+    """w · min(1, r/‖w‖), each tensor on its own: `project ball(10)`."""
+    w, radius = site.node(w, "ball"), site.node(r, "ball")
+    size = make("norm_w", (w,), w.type.with_(like=False, shape=()), site.span)
+    ratio = ops.binary("div", radius, ops.binary("max", size, ops.const(1e-12)))
+    return ops.binary("mul", w, ops.binary("min", ops.const(1.0), ratio), site.span)
+
+
 def _fact(name: str, doc: str) -> None:
     def build(site: Any, w: Any) -> Node:
         return ops.leaf("fact", Type("int"), site.span, name=name)

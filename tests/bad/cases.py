@@ -161,7 +161,7 @@ CHANGES: list[tuple[str, str, str]] = [
     ("no output", "output model(tokens)\n", ""),
     ("an output of a name that is not there", "output model(tokens)", "output mdl(tokens)"),
     ("a loss of bytes against words", "next(tokens))", "next(model(tokens)))"),
-    ("something of a later version", "  objective l2\n", "  objective l2\n  project ball(10)\n"),
+    ("something of a later version", "  objective l2\n", "  objective l2\n  gradient truncate(4)\n"),
     # hostile
     ("repeat a thousand million times", "repeat 2 {", "repeat 1_000_000_000 {"),
     ("a tower of repeats", "repeat 2 { x = block(x) }", "repeat 9999 { repeat 9999 { repeat 9999 { x = block(x) } } }"),

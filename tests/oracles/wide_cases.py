@@ -1,0 +1,54 @@
+"""What MIRAS, Atlas, LaCT and TNT add to a memory, each beside its recurrence (tests/oracles/wide.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tests.oracles.cases import KVQ, KVQ2, LRA, LRAB, MLP, Case, Expected, Stream, Tensors, free, kvq, merge, split, start
+from tests.oracles.wide import Learner, in_ball, rows_restored
+
+MATRIX = "memory matrix; init learned(normal(0.3));"
+SIGN = Stream(1, free)
+
+
+def learner(
+    depth: int = 2, heads: int = 1, streams: str = "lr a", make: Callable[[Tensors, Tensors], dict[str, object]] | None = None,
+    **settings: object,
+) -> Expected:  # fmt: skip
+    """The oracle of a memory of that depth (0: a matrix); make: settings that come from inputs and weights."""
+    slots = {"lr": "rate", "a": "retain", "b": "beta", "r": "weight"}
+
+    def expected(x: Tensors, weights: Tensors) -> Tensor:
+        k, v, q = (split(x[n], heads) for n in "kvq")
+        memory = [w if w.ndim == 3 else w[None] for w in (weights["mem.memory.weight"],)] if not depth else start(
+            weights, "memory", depth
+        )
+        given = {slots[n]: split(x[n], heads) for n in streams.split()}
+        more = make(x, weights) if make is not None else {}
+        return merge(Learner(**given, **settings, **more).run(k, v, q, memory))  # type: ignore[arg-type]
+
+    return expected
+
+
+PROJECT = [
+    Case(
+        "rows keep their length", {**kvq(), **LRA},
+        f"{MLP} {KVQ} objective l2; update gd(lr); retain a; project w * norm(w0, axis = -1) / norm(w, axis = -1)",
+        learner(project=rows_restored, chunk=2, every=2), every="2 tokens",
+    ),
+    Case(
+        "momentum in a ball, heads", {**kvq(heads=2), **{n: Stream(2, s.make) for n, s in LRAB.items()}},
+        f"chunk 4; {MLP} {KVQ2} objective l2; update momentum(lr = split_heads(lr), beta = split_heads(b));"
+        " retain split_heads(a); project ball(2.5)",
+        learner(heads=2, streams="lr a b", project=in_ball(2.5), chunk=4),
+    ),
+    Case(
+        "delta rule in a ball", {**kvq(), **LRA},
+        f"{MATRIX} {KVQ} objective l2; update gd(lr); retain a; project w |> ball(1.5)",
+        learner(0, project=in_ball(1.5)),
+    ),
+]  # fmt: skip
+
+WIDE = [*PROJECT]

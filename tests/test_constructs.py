@@ -1,0 +1,56 @@
+"""Constructs of the language one by one, in specs written by hand: what must hold for every spec holds for these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.properties.checks import PROPERTIES, Case
+from tests.properties.specs import Spec
+
+SPECS = {
+    "project": """
+        heads 2; every 2 tokens; chunk 4; memory mlp(depth = 2, expand = 1)
+        key k; value linear(x); query q; objective l2; update momentum(0.05, 0.9); retain 0.95; gradient stop
+        project w * (norm(w0) / norm(w)) * (1 + 0.1 * sigmoid(linear(x, 1)) / (t + 1))
+        return y |> merge_heads |> linear(12)
+    """,
+    "project of several": """
+        every 2 tokens; heads 2; objective l2; update g |> clip_norm(1) |> gd(0.1)
+        memory one : matrix { key k; value linear(x); init learned; project w |> ball(0.5) }
+        memory two : mlp(depth = 1, bias = true) { key k; value one(k); project w / max(norm(w, axis = -1), 1) }
+        return (one(q) + two(q)) |> merge_heads |> linear(12)
+    """,
+}
+
+
+def spec(fields: str) -> Spec:
+    """A level with these fields, in a flow that repeats it; k and q are unit keys per head (or whole)."""
+    per_head = "heads" in fields
+    width = 6 if per_head else 4
+    text = f"""nestflow 1
+input x : float[T, 5]
+output model(x)
+level first(x) {{
+  k = x |> linear({width}) |> l2norm
+  q = x |> linear({width}) |> l2norm
+  {fields.strip()}
+}}
+flow model(x) {{ x = x |> linear(12); repeat 2 {{ x = x + first(rmsnorm(x)) }}; return rmsnorm(x) |> linear(3) }}
+"""
+    return Spec(text, ("first",), False, 2, 11, (1, 4, 7), 5)
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    """One compilation a spec."""
+    return {}
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("holds", PROPERTIES, ids=lambda p: p.__name__)
+def test_property(name: str, holds: Callable[[Case], None], cases: dict[str, Case]) -> None:
+    if name not in cases:
+        cases[name] = Case(spec(SPECS[name]))
+    holds(cases[name])
