@@ -38,25 +38,34 @@ def set_option(f: Callable[..., Any]) -> Callable[..., Any]:
     )(f)
 
 
+def spec_of(target: str) -> str:
+    """The target of a command: `-` is the text on stdin."""
+    if target != "-":
+        return target
+    from nestflow.cli.text import read_spec_text
+
+    return read_spec_text(Path("-")) + "\n"
+
+
 def graph_of(target: str, overrides: dict[str, str]) -> LevelGraph:
     """The checked level graph of a spec."""
     from nestflow.graph.build import build
     from nestflow.language.resolve import load
 
-    return build(load(target, overrides))
+    return build(load(spec_of(target), overrides))
 
 
 def bundle_of(target: str, overrides: dict[str, str], **settings: Any) -> Any:
     """A compiled spec, or a bundle loaded from its folder."""
     import nestflow
 
-    if Path(target).is_dir():
+    if target and Path(target).is_dir():
         if overrides:
             raise fail(
                 "NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set"
             )
         return nestflow.load(target)
-    return nestflow.compile(target, **overrides, **settings)
+    return nestflow.compile(spec_of(target), overrides=overrides, **settings)
 
 
 def console(stderr: bool = False) -> Any:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nestflow.cli.common import bundle_of, graph_of, set_option, write
+from nestflow.cli.common import bundle_of, graph_of, set_option, spec_of, write
 from nestflow.view import words
 
 
@@ -70,4 +70,4 @@ def _dump_front(spec: str, stage: str, overrides: dict[str, str]) -> None:
         return
     from nestflow.language.resolve import load
 
-    click.echo(dump(load(spec, overrides).body), nl=False)
+    click.echo(dump(load(spec_of(spec), overrides).body), nl=False)

@@ -56,7 +56,13 @@ def parse_named(text: str, path: Path) -> T.Spec:
 
 def read_source(path: Path) -> Source:
     """The text of a file that is safe to read: an ordinary file, small, UTF-8."""
-    data = _bytes_of(path)
+    return source_of(_bytes_of(path), path)
+
+
+def source_of(data: bytes, path: Path) -> Source:
+    """The text of bytes that came from a file or a pipe. Raises NestflowError NF004 to NF007."""
+    if len(data) > MAX_BYTES:
+        raise fail("NF004", f"`{path}` has more than {MAX_BYTES:,} bytes", None, "split it, and `use` the parts")
     if data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\x00" in data[:4]:
         raise fail("NF007", f"`{path}` is in UTF-16 or UTF-32", None, "save it as UTF-8")
     if b"\x00" in data:
@@ -100,8 +106,6 @@ def _bytes_of(path: Path) -> bytes:
             data = f.read(MAX_BYTES + 1)
     finally:
         os.close(handle)
-    if len(data) > MAX_BYTES:
-        raise fail("NF004", f"`{path}` has more than {MAX_BYTES:,} bytes", None, "split it, and `use` the parts")
     return data
 
 
@@ -125,9 +129,8 @@ def _neighbour(path: Path) -> str | None:
     near = nearest(path.name, names)
     if near:
         return f"did you mean `{folder / near}`?"
-    return (
-        "the folder holds no spec" if not names else "the folder has " + ", ".join(f"`{n}`" for n in sorted(names)[:5])
-    )
+    shown = [repr(n) if "\n" in n else f"`{n}`" for n in sorted(names)[:5]]
+    return "the folder has " + ", ".join(shown) if shown else "the folder holds no spec"
 
 
 def _specs_inside(path: Path) -> str:

@@ -51,7 +51,7 @@ def save(graph: LevelGraph, path: str | Path) -> Path:
     path = Path(path)
     format = SUFFIXES.get(path.suffix.lower())
     if format is None:
-        raise _unknown(f"the end of `{path.name}` says no format of pictures")
+        raise _unknown(f"the end of `{path}` says no format of pictures")
     path.parent.mkdir(parents=True, exist_ok=True)
     if format == "png":
         from nestflow.view.png import to_png

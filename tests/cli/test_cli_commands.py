@@ -248,3 +248,31 @@ def test_console_script_is_this_group():
     project = Path(cli.__file__).parents[2] / "pyproject.toml"
     scripts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["scripts"]
     assert scripts == {"nestflow": "nestflow.cli.main:main"}
+
+
+def test_minus_is_stdin(here):
+    assert "ok" in run("check", "-", input=SMALL).stdout
+    assert "mem" in run("view", "-", "--format", "table", input=SMALL).stdout
+    assert "NF214" in run("check", "-", input=SMALL.replace("gd(0.1)", "gd()"), code=1).stderr
+    assert "NF006" in run("check", "-", input=b"nestflow 1\n\xff\n", code=1).stderr
+    assert "NF006" in run("fmt", "-", input=b"\xff", code=1).stderr
+    assert "NF004" in run("fmt", "-", input=b"#" * 1_000_001, code=1).stderr
+
+
+def test_python_m_nestflow():
+    done = subprocess.run([sys.executable, "-m", "nestflow", "--version"], capture_output=True, text=True, check=True)
+    assert "nestflow" in done.stdout
+
+
+def test_names_of_files_stay_on_their_line(here):
+    (here / "two\nlines.nl").write_text(SMALL, encoding="utf-8")
+    assert "'two\\nlines.nl'" in run("fmt", "zzzzzzzzzz.nl", code=1).stderr
+
+
+def test_compile_overwrites_no_file_that_it_did_not_write(here):
+    (here / "model.py").write_text("mine = 1\n", encoding="utf-8")
+    assert "NF032" in run("compile", "small.nl", "-o", ".", code=1).stderr
+    assert (here / "model.py").read_text(encoding="utf-8") == "mine = 1\n" and not (here / "optim.py").exists()
+    for _ in range(2):
+        run("compile", "small.nl", "-o", "made")
+    assert sorted(p.name for p in (here / "made").iterdir()) == ["bundle", "model.py", "optim.py"]
