@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from nestflow.diagnostics.core import NestflowError, Related
+from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
 from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.globs import check_glob, matches
+from nestflow.graph.level import LEVEL_FIELDS, field_help
 from nestflow.graph.memory import written
+from nestflow.graph.memory_learning import CLOCKS
 from nestflow.graph.model import StepLevel, Texts, WeightSpec
+from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.rules import update_rule
-from nestflow.graph.values import Partial
+from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops
-from nestflow.ir.node import Node
+from nestflow.ir.node import Node, depends, walk
+from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
-KNOWN = (
-    "every",
-    "memory",
-    "objective",
-    "update",
-    "retain",
-    "gradient",
-    "init",
-    "reset",
-    "per",
-    "keep",
-    "rounds",
-    "project",
-    "read",
-    "chunk",
-    "key",
-    "value",
-    "query",
-    "weight",
-    "when",
-    "heads",
-)
+FIELDS = ("every", "memory", "objective", "update")
+OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training"])
 
 
 class StepLevels:
@@ -54,36 +38,46 @@ class StepLevels:
         """Evaluate the objectives: they and `output` make the root instances."""
         for level in self.levels:
             try:
-                self.fields[level.name] = self.read(level)
-                f = self.fields[level.name].get("objective")
+                fields = self.read(level)
+                self.fields[level.name] = fields
+                f = fields.get("objective")
                 self.objectives[level.name] = None if f is None else self.objective(f)
             except NestflowError as e:
                 self.elab.collector.take(e)
+            except Quiet:
+                continue
 
     def read(self, level: tree.Level) -> dict[str, tree.Field]:
         fields: dict[str, tree.Field] = {}
+        mistakes: list[Diagnostic] = []
         for s in level.body:
-            if not isinstance(s, tree.Field):
-                raise self.elab.failure(
-                    "NF217", f"level `{level.name}` is on the step clock: it has fields only", s.span
-                )
-            if s.name not in KNOWN:
-                raise self.elab.failure(
-                    "NF221",
-                    f"a level has no field `{s.name}`",
-                    s.name_span or s.span,
-                    did_you_mean(s.name, KNOWN) or "its fields are every, memory, objective, update",
-                )
-            if s.name in fields:
-                raise self.elab.failure("NF222", f"`{s.name}` is given twice", s.span)
-            if s.name not in ("every", "memory", "objective", "update"):
-                raise self.elab.not_yet(f"`{s.name}` on the step clock", s.span)
-            fields[s.name] = s
+            try:
+                self.field(level, s, fields)
+            except NestflowError as e:
+                mistakes += e.diagnostics
+        if mistakes:
+            raise NestflowError(mistakes)
         if "memory" not in fields:
-            raise self.elab.failure(
-                "NF223", f"level `{level.name}` has no memory", level.span, "`memory weights(model)`"
-            )
+            span = level.name_span or level.span
+            message = f"level `{level.name}` has no memory"
+            raise self.elab.failure("NF223", message, span, "`memory weights(model)`")
         return fields
+
+    def field(self, level: tree.Level, s: tree.Statement, fields: dict[str, tree.Field]) -> None:
+        if not isinstance(s, tree.Field):
+            message = f"level `{level.name}` has no slots, so it learns weights, and has fields only"
+            help_ = f"a level that is called in a flow has slots: `level {level.name}(x) {{ … }}`"
+            raise self.elab.failure("NF217", message, s.span, help_)
+        if s.name not in LEVEL_FIELDS:
+            help_ = field_help(s.name, FIELDS)
+            raise self.elab.failure("NF221", f"a level has no field `{s.name}`", s.name_span or s.span, help_)
+        if s.name in fields:
+            first = fields[s.name].span
+            related = (Related(first, "given here first"),) if first else ()
+            raise self.elab.failure("NF222", f"`{s.name}` is given twice", s.span, "keep one of them", related)
+        if s.name not in FIELDS:
+            raise self.elab.not_yet(f"`{s.name}` on the step clock", s.span)
+        fields[s.name] = s
 
     def objective(self, f: tree.Field) -> Node:
         value = evaluate(f.value, self.elab.top)
@@ -95,6 +89,11 @@ class StepLevels:
                 "`objective cross_entropy(model(tokens), next(tokens))`",
             )
         node = self.elab.as_node(value, f.value, "`objective`")
+        if node.type.dtype != "float":
+            raise self.elab.failure("NF407", f"an objective is a number with a gradient: this is {node.type}", f.span)
+        if not depends(node, lambda n: n.op in ("call", "weight")):
+            message = "this objective depends on no weight: nothing would be learned"
+            raise self.elab.failure("NF407", message, f.span, "`objective cross_entropy(model(tokens), next(tokens))`")
         return node if not node.type.shape and not node.type.batch else ops.mean_all(node, f.span)
 
     def build(self, weights: list[WeightSpec]) -> tuple[StepLevel, ...]:
@@ -108,14 +107,16 @@ class StepLevels:
             for level in self.levels
             if level.name in self.fields and self.is_rest(level)
         }
-        result = []
+        result: list[StepLevel] = []
         for level in self.levels:
             if level.name not in owned:
                 continue
             try:
-                result.append(self.level(level, owned[level.name]))
+                result.append(self.level(level, owned[level.name], weights))
             except NestflowError as e:
                 self.elab.collector.take(e)
+            except Quiet:
+                continue
         self.elab.collector.stop_on_errors()
         self.check_owners(weights, result)
         return tuple(result)
@@ -209,7 +210,8 @@ class StepLevels:
             related = (Related(other.span, f"`{other.name}` owns it here"),) if other.span else ()
             self.elab.collector.error(
                 "NF411",
-                f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the step clock: `{other.name}` and `{level.name}`",
+                f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the step clock: "
+                f"`{other.name}` and `{level.name}`",
                 level.span,
                 '`rest(F)` takes what no other level owns; `except = "glob"` leaves some out',
                 related,
@@ -236,7 +238,7 @@ class StepLevels:
             self.elab.collector.take(e)
             return ()
 
-    def level(self, level: tree.Level, owned: tuple[str, ...]) -> StepLevel:
+    def level(self, level: tree.Level, owned: tuple[str, ...], weights: list[WeightSpec]) -> StepLevel:
         fields = self.fields[level.name]
         every = self.every(level, fields.get("every"))
         texts = Texts(
@@ -254,8 +256,21 @@ class StepLevels:
             raise self.elab.failure(
                 "NF232", f"level `{level.name}` needs an `objective`", level.span, "`objective loss`"
             )
-        rule = update_rule(self.elab, fields["update"], self.elab.top)
+        rule = self.rule(fields["update"], owned, weights)
         return StepLevel(level.name, every, owned, self.objectives[level.name], rule, texts, level.doc, level.span)
+
+    def rule(self, f: tree.Field, owned: tuple[str, ...], weights: list[WeightSpec]) -> Rule:
+        """The optimiser of the level. It sees gradients, weights and counts, and nothing of the batch."""
+        rule = update_rule(self.elab, f, self.elab.top)
+        outside = next((n for n in walk(*rule.nodes()) if n.op in OUTSIDE), None)
+        if outside is not None:
+            message = "an update on the step clock sees gradients and weights, and this reads the model or its inputs"
+            help_ = "rates are numbers or schedules: `cosine(3e-4, warmup = 100)`"
+            raise self.elab.failure("NF415", message, outside.span or f.span, help_)
+        mine = set(owned)
+        shapes = {w.shape: w.path for w in reversed(weights) if w.path in mine}
+        check_rule(self.elab, rule, shapes, f)
+        return rule
 
     def every(self, level: tree.Level, f: tree.Field | None) -> int:
         if f is None:
@@ -267,15 +282,15 @@ class StepLevels:
             unit = "step" if count == "1" else "steps"
             help_ = f"add a unit: `{count} {unit}`"
             raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
-        unit = f.unit.rstrip("s")
+        unit = f.unit.removesuffix("s")
         if unit == "token":
             raise self.elab.not_yet("a loss of the whole model on the token clock", f.span)
         if unit != "step" or f.of is not None:
-            known = ("step", "token")
-            near = did_you_mean(f.unit, known)
-            if near is None or f.of is not None:
-                raise self.elab.not_yet(f"the clock `{f.unit}`", f.unit_span or f.span)
-            raise self.elab.failure("NF401", f"`{f.unit}` is no clock", f.unit_span or f.span, near)
+            where = f.unit_span or f.span
+            if unit in CLOCKS or f.of is not None:
+                raise self.elab.not_yet(f"the clock `{f.unit}`", where)
+            help_ = did_you_mean(unit, CLOCKS) or "weights learn by steps: `every 4 steps`"
+            raise self.elab.failure("NF401", f"`{f.unit}` is no clock", where, help_)
         n = integer(f.value, self.elab.top, "`every`")
         if not 1 <= n <= 10**9:
             raise self.elab.failure(

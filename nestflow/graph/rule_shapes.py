@@ -1,0 +1,80 @@
+"""Shapes inside update rules: a rule is written for any w, and here it meets the tensors that it will update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nestflow.diagnostics.core import Span
+from nestflow.ir import ops
+from nestflow.ir.construct import construct
+from nestflow.ir.node import Node, Type, make, walk
+from nestflow.ir.rule import DgdStep, Rule, SlotUpdate
+from nestflow.language import tree
+
+LIKE_LEAVES = frozenset(["g", "w", "w0", "w_chunk", "slot_old", "slot_new"])
+
+
+def check_rule(
+    elab: Any, rule: Rule, shapes: Mapping[tuple[int, ...], str], f: tree.Field, matrix: bool = False
+) -> None:
+    """Raise NF301 for the first operation that does not fit a tensor, and for a step of another shape than w.
+
+    shapes: the shapes of the tensors (without heads), each with the path of one of them. matrix: its rates may be vectors
+    (`RuleBuilder.check_axes` has looked at them).
+    """
+    for node in walk(*rule.nodes()) if not matrix else ():
+        _mixes(elab, node, f)
+    for shape, path in shapes.items():
+        types: dict[int, Type] = {}
+        for statement in rule.program:
+            if isinstance(statement, DgdStep):
+                continue
+            result = _fits(elab, statement.value, shape, path, types, f)
+            whole = not isinstance(statement, SlotUpdate) or statement.value.type.like
+            if whole and ops.broadcast(result.shape, shape) != shape:
+                message = f"a step for `{path}` is {list(shape)}, and this one comes out as {list(result.shape)}"
+                raise elab.failure("NF301", message, statement.span or f.span)
+        _fits(elab, rule.gradient, shape, path, types, f)
+
+
+def _mixes(elab: Any, node: Node, f: tree.Field) -> None:
+    """Numbers scale a tensor like w; a vector of features would need to say along which axis."""
+    if not node.type.like:
+        return
+    for a in node.args:
+        if not a.type.like and not a.type.is_number:
+            message = f"a tensor like w meets {a.type}: a rate or factor in an update is a number (per head)"
+            raise elab.failure("NF322", message, node.span or f.span, "`sigmoid(linear(x, 1))` is one number")
+
+
+def _fits(elab: Any, root: Node, shape: tuple[int, ...], path: str, types: dict[int, Type], f: tree.Field) -> Type:
+    """The type of an expression of the rule where w has this shape."""
+    for n in walk(root):
+        if id(n) in types:
+            continue
+        try:
+            types[id(n)] = _type(n, shape, types)
+        except ops.ShapeError as e:
+            message = f"{e}, where w is `{path}`, {list(shape)}"
+            raise elab.failure("NF301", message, _span(n, f), "transposes, and `ndim(w)`, tell tensors apart") from e
+    return types[id(root)]
+
+
+def _type(n: Node, shape: tuple[int, ...], types: dict[int, Type]) -> Type:
+    if n.op in LIKE_LEAVES:
+        return n.type.with_(like=False, shape=shape) if n.type.like else n.type
+    if not n.args:
+        return n.type.with_(like=False)
+    if not any(a.type.like for a in n.args):
+        return n.type
+    args = tuple(make("slot", (), types[id(a)], name=f"({i})") for i, a in enumerate(n.args))
+    if n.op == "debias":
+        return args[0].type
+    if n.op == "where" and n.args[0].op == "const":
+        return types[id(n.args[1 if n.args[0].value else 2])]
+    return construct(n.op, args, n).type.with_(heads=None)
+
+
+def _span(n: Node, f: tree.Field) -> Span | None:
+    return n.span or f.span
