@@ -22,6 +22,18 @@ SPECS = {
         memory two : mlp(depth = 1, bias = true) { key k; value one(k); project w / max(norm(w, axis = -1), 1) }
         return (one(q) + two(q)) |> merge_heads |> linear(12)
     """,
+    "kl": """
+        heads 2; every 2 tokens; chunk 4; memory mlp(depth = 2, expand = 1, bias = true)
+        key k; value linear(x); query q; objective l2; update momentum(0.1, 0.9); retain kl(0.95, 2)
+        return y |> merge_heads |> linear(12)
+    """,
+    "lq": """
+        objective huber(0.5); update g |> clip_norm(1) |> dgd(0.1)
+        memory one : matrix { key k; value linear(x); init learned; retain lq(0.9 + 0.1 * sigmoid(linear(x, 1)), 3) }
+        memory two : mlp(depth = 1) { key k; value one(k); chunk 3; retain lq(0.95); read before }
+        memory three : matrix { key k; value linear(x); objective dot; update gd(0.1); retain kl(0.95) }
+        return (one(q) + two(q) + three(q)) |> linear(12)
+    """,
 }
 
 

@@ -69,7 +69,7 @@ class Nodes:
 
     def plain(self, memory: Memory, key: tuple[Node, ...], when: str) -> Node:
         """M(key) at one state."""
-        return self._function(memory, key, lambda t: state(memory, t["tensor"], when, t.type))
+        return self._function(memory, key, lambda t: linked(memory, state(memory, t["tensor"], when, t.type)))
 
     def _function(self, memory: Memory, key: tuple[Node, ...], theta: Theta, linear: Theta | None = None) -> Node:
         """The memory's function with its key and its tensors put in; linear: what becomes of a map by a tensor."""
@@ -101,12 +101,15 @@ class Nodes:
         def linear(x: Node) -> Node:
             tensor = x.args[1]["tensor"]
             pairs = self.errors[m.name].get(tensor)
-            if pairs is None or len(x.args[0].type.shape) != 1:
+            if pairs is None or m.link is not None or len(x.args[0].type.shape) != 1:
                 return ops.linear(x.args[0], theta(x.args[1]))
             args = (x.args[0], *(f for pair in pairs for f in pair))
             return make("linear_at", args, per_tick(m, x.type.shape), memory=m.name, tensor=tensor, place=place)
 
         def theta(t: Node) -> Node:
+            return linked(m, kept(t))
+
+        def kept(t: Node) -> Node:
             tensor = t["tensor"]
             g = self.dense[m.name].get(tensor)
             if g is not None:
@@ -151,7 +154,7 @@ class Nodes:
         self.rule(plan, tensor)
         if rule.dgd is not None:
             (h, e), = self.errors[m.name][tensor]
-            (a,) = self._at(m, [erasing(m)])
+            (a,) = self._at(m, [erasing(m, tensor)])
             self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, h, a, e)),)
             return
         rate = self.folded.get((m.name, tensor))
@@ -202,13 +205,26 @@ class Nodes:
         when = "error" if m.decay_first else "chunk"
 
         def change(n: Node, args: tuple[Node, ...]) -> Node | None:
-            return state(m, n["tensor"], when, n.type) if n.op == "theta" else None
+            return linked(m, state(m, n["tensor"], when, n.type)) if n.op == "theta" else None
 
         return self.context(rewrite(nodes, change))
 
     def rate(self, m: Memory, n: Node) -> Node:
         """An expression of a rule or gate over the context; errors' inputs in it are at the chunk's first state."""
         return self._at(m, [n])[0]
+
+
+def linked(m: Memory, a: Node) -> Node:
+    """θ = link(A) of one tensor."""
+    if m.link is None:
+        return a
+    q, shape = m.link.number, a.type.shape
+    if m.link.kind == "kl":
+        return ops.binary("mul", ops.const(q), ops.rowwise("softmax", a)) if shape else a
+    powers = ops.reduce("sum", ops.binary("pow", ops.unary("abs", a), ops.const(q)))
+    zero = ops.binary("eq", powers, ops.const(0.0))
+    safe = ops.binary("pow", ops.where(zero, ops.const(1.0), powers), ops.const((2.0 - q) / q))
+    return ops.binary("mul", ops.where(zero, ops.const(0.0), safe), a)
 
 
 def shaped(x: Node, like: Node, clock: str = "each_tick") -> Node:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from nestflow.graph.model import Link
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import (
     DecayFirst,
     Distribution,
+    Linked,
     MemoryValue,
     OnValue,
     Partial,
@@ -354,9 +356,27 @@ def special(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, site:
     bound = bind(word, args, kwargs, env.elab, site)
     if word.name == "decay_first":
         return DecayFirst(bound[0])
+    if word.name in ("kl", "lq"):
+        return Linked(bound[0], link(word.name, bound[1], env, site))
     if word.name == "on_value":
-        return OnValue(env.elab.as_node(bound[0], site))
+        node = env.elab.as_node(bound[0], site)
+        # in an update it stands beside the tensor itself, whose rows are the value's features
+        return OnValue(node) if env.rule is None else ops.reshape(node, (*node.type.shape, 1))
     raise env.elab.failure("NF205", f"`{word.name}` cannot stand here", site.span, word.doc)
+
+
+def link(kind: str, number: Any, env: Env, site: tree.Expr) -> Link:
+    """The link of a named retention: its scale or its order is known when compiling."""
+    value = number if isinstance(number, (int, float)) else env.elab.as_node(number, site)
+    if isinstance(value, Node):
+        if value.op != "const":
+            what = "the scale of `kl`" if kind == "kl" else "the order of `lq`"
+            raise env.elab.failure("NF302", f"{what} must be known when compiling", site.span, "use a number or a param")
+        value = value.value
+    if isinstance(value, bool) or not value > (0 if kind == "kl" else 1):
+        least = "the scale of `kl` is above 0" if kind == "kl" else "the order of `lq` is above 1"
+        raise env.elab.failure("NF304", f"{least}, and this is {value}", site.span)
+    return Link("kl" if kind == "kl" else "lq", float(value))
 
 
 __all__ = ["REQUIRED", "apply", "call", "evaluate", "integer", "partial"]

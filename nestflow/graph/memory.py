@@ -12,6 +12,7 @@ from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.scope import Env
 from nestflow.graph.values import MemoryValue
+from nestflow.ir.choices import names_tensor, per_tensor
 from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
 from nestflow.language.expressions import expression
@@ -110,6 +111,27 @@ class MemoryBuild:
             raise self.elab.failure("NF319", whole, x.span, help_)
         return x.type.heads
 
+    def context_names(self) -> dict[str, Any]:
+        """`key` and `value` as the other fields see them, where the memory has them."""
+        hidden = self.level.env.lookup  # a name of the level's own that is called so comes first
+        found = {n: self.context(n) for n in ("key", "value") if hidden(n) is None}
+        return {n: x for n, x in found.items() if x is not None}
+
+    def shared(self, value: Any, site: tree.Node, what: str) -> Node:
+        """A gate, rate or weight: one value, or a record with one for each tensor of the memory."""
+        if not isinstance(value, dict):
+            return self.elab.as_node(value, site, what)
+        paths = [t.path for t in self.function.tensors] if self.function is not None else []
+        for path in paths:
+            if not any(names_tensor(k, path) for k in value):
+                help_ = f"memory `{self.name}` has " + ", ".join(f"`{p}`" for p in paths)
+                raise self.elab.failure("NF322", f"{what} names no value for the tensor `{path}`", site.span, help_)
+        for k in value:
+            if not any(names_tensor(k, p) for p in paths):
+                help_ = f"memory `{self.name}` has " + ", ".join(f"`{p}`" for p in paths)
+                raise self.elab.failure("NF322", f"{what} names `{k}`, and no tensor is called so", site.span, help_)
+        return per_tensor({k: self.elab.as_node(v, site, what) for k, v in value.items()})
+
     # the function ----------------------------------------------------------------------------------
 
     def prepare(self) -> None:
@@ -185,11 +207,12 @@ class MemoryBuild:
         objective = self.attempt(lambda: learning.objective(self, value))
         rule = self.attempt(lambda: learning.rule(self))
         retain = self.attempt(lambda: learning.retention(self, every))
+        weight = self.attempt(lambda: learning.weight(self))
         read = self.attempt(lambda: learning.choice(self, "read", learning.READS, "after"))
         gradient = self.attempt(lambda: learning.choice(self, "gradient", learning.GRADIENTS, "through"))
         if self.errors:
             raise NestflowError(self.errors)
-        node, on, first = retain
+        node, on, first, link = retain
         learning.check_decay_first(self, first, every, chunk)
         return Memory(
             self.name,
@@ -199,7 +222,7 @@ class MemoryBuild:
             key,
             value,
             query,
-            None,
+            weight,
             objective,
             rule,
             node,
@@ -212,6 +235,7 @@ class MemoryBuild:
             None,
             self.texts(),
             self.node.span,
+            link=link,
         )
 
     def build_cache(self, key: Node | None, value: Node | None, query: Node | None, every: int, chunk: int) -> Memory:

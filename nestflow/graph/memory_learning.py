@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import bind, evaluate, integer
+from nestflow.graph.model import Link
 from nestflow.graph.projection import projection
 from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
-from nestflow.graph.values import DecayFirst, OnValue, Partial
+from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends
 from nestflow.ir.rule import Rule
@@ -171,7 +172,7 @@ def rule(m: MemoryBuild) -> Rule:
     built = update_rule(m.elab, f, m.env("update").extend(m.context_names()), m)
     if m.function is not None:
         shapes = {t.shape: f"{m.name}.{t.path}" for t in reversed(m.function.tensors)}
-        check_rule(m.elab, built, shapes, f)
+        check_rule(m.elab, built, shapes, f, m.kind == "matrix")
     for n in built.nodes():
         if n.type.short:
             raise m.elab.failure("NF403", "an update cannot look ahead", f.span, "`next` belongs to a loss")
@@ -192,18 +193,20 @@ def weight(m: MemoryBuild) -> Node | None:
     return node
 
 
-def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool]:
-    """The gate, what it acts on, and whether it decays before the error."""
+def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool, Link | None]:
+    """The gate, what it acts on, whether it decays before the error, and the link that the memory is read through."""
     f = m.field("retain")
     value = m.level.overrides.get("retain")
     if f is None and value is None:
-        return None, "number", False
+        return None, "number", False, None
     site: tree.Expr = f.value if f is not None and value is None else m.level.site
     if value is None:
         # in `retain` t counts updates: at the ticks that learn, the position over the period
         t = ops.leaf("position", Type("int", (), True, "T"))
         updates = t if every == 1 else ops.binary("floordiv", t, ops.const(every))
         value = evaluate(site, m.env("retain").extend({**m.context_names(), "t": updates}))
+    through = value.link if isinstance(value, Linked) else None
+    value = value.gate if isinstance(value, Linked) else value
     first = isinstance(value, DecayFirst)
     if isinstance(value, DecayFirst):
         value = value.gate
@@ -214,7 +217,7 @@ def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool]:
     if node.type.heads is None and m.level.env.heads and not node.type.is_number and node.type.batch:
         message = f"under `heads` a gate is per head, and this one is whole: {node.type}"
         raise m.elab.failure("NF319", message, site.span, "`split_heads`, or a `linear` of its own")
-    return node, _acts_on(m, node, on_value, site), first
+    return node, _acts_on(m, node, on_value, site), first, through
 
 
 def _acts_on(m: MemoryBuild, node: Node, on_value: bool, site: tree.Expr) -> RetainOn:

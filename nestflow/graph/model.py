@@ -94,6 +94,15 @@ class CacheSpec:
 
 
 @dataclass(frozen=True)
+class Link:
+    """What a memory is read through: θ = link(A). kl: number · softmax(A) over the last axis of each tensor; lq:
+    A / ‖A‖^(number − 2), the norm of that order over the whole tensor (of a head)."""
+
+    kind: Literal["kl", "lq"]
+    number: float
+
+
+@dataclass(frozen=True)
 class Texts:
     """How the fields were written (for the level table, the pictures, comments in generated code)."""
 
@@ -138,6 +147,7 @@ class Memory:
     cache: CacheSpec | None = None
     texts: Texts = Texts()
     span: Span | None = field(default=None, compare=False)
+    link: Link | None = None  # what is kept is A; recalls and errors see θ = link(A)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nestflow.graph.model import Init
+from nestflow.graph.model import Init, Link
 from nestflow.ir.node import Node
 from nestflow.language import tree
 from nestflow.vocabulary.record import Word
@@ -72,6 +72,14 @@ class DecayFirst:
     """`decay_first(gate)`."""
 
     gate: Any
+
+
+@dataclass(frozen=True)
+class Linked:
+    """`kl(gate, scale)`, `lq(gate, q)`: a gate, and the link that the memory is read through."""
+
+    gate: Any
+    link: Link
 
 
 @dataclass

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Memory
 from nestflow.ir import ops
+from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.pullback import NotDifferentiable, gradient
@@ -67,7 +68,8 @@ def errors_of(memory: Memory) -> Errors:
 
     objective = rewrite([memory.objective], change)[0]
     thetas = [n for n in walk(objective) if n.op == "theta"]
-    seed = None if memory.weight is None else number(memory.weight)
+    apart = memory.weight is not None and memory.weight.op == "each"  # a weight for each tensor
+    seed = None if memory.weight is None or apart else number(memory.weight)
     try:
         found = gradient(number(objective), thetas, seed)
     except NotDifferentiable as e:
@@ -77,6 +79,10 @@ def errors_of(memory: Memory) -> Errors:
     dense: dict[str, Node] = {}
     for theta in thetas:
         pairs, rest = found.factors.get(theta, []), found.dense.get(theta)
+        if apart:
+            own = number(for_tensor(memory.weight, theta["tensor"]))
+            pairs = [(h, ops.binary("mul", own, e)) for h, e in pairs]
+            rest = None if rest is None else ops.binary("mul", own, rest)
         if pairs and rest is None and all(len(h.type.shape) == 1 and h.type.clock for h, _ in pairs):
             factors[theta["tensor"]] = tuple(pairs)
             continue

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nestflow.graph.model import Memory
 from nestflow.graph.state import CHUNK, GRAM, PENDING, keeps_anchor, memory_path
+from nestflow.ir.choices import for_tensor
 from nestflow.ir.rule import DgdStep, Rule
 from nestflow.reference.rule import Update, Weight, pick, times
 from nestflow.reference.tick import Frame, Tensors
@@ -50,7 +51,7 @@ def learn(frame: Frame) -> None:
     for one in ones:  # 5. recall
         after = {name: tick.state[memory_path(frame.instance.path, one.memory.name, name)] for name in one.before}
         at = {"after": after, "before": one.before, "chunk_start": one.anchor}[one.memory.read]
-        frame.states[one.memory.name, "return"] = at
+        frame.states[one.memory.name, "return"] = {n: linked(one.memory, a) for n, a in at.items()}
 
 
 def begin(frame: Frame, m: Memory) -> Learning:
@@ -64,15 +65,28 @@ def begin(frame: Frame, m: Memory) -> Learning:
         for name, a in before.items():
             anchor[name] = pick(begins, a, tick.state[f"{path}.{name}{CHUNK}"])
             tick.put(f"{path}.{name}{CHUNK}", anchor[name])
-    frame.states[m.name, "chunk"] = anchor
+    frame.states[m.name, "chunk"] = {n: linked(m, a) for n, a in anchor.items()}
     return Learning(m, path, before, dict(before), anchor, {}, {}, {})
 
 
-def retained(frame: Frame, m: Memory, a: Tensor) -> Tensor:
+def linked(m: Memory, a: Tensor) -> Tensor:
+    """θ = link(A), A [B, H, *shape] (§3.4, named retentions)."""
+    if m.link is None:
+        return a
+    if m.link.kind == "kl":
+        return m.link.number * (a - a.logsumexp(-1, keepdim=True)).exp() if a.ndim > 2 else a
+    q = m.link.number
+    powers = a.abs().pow(q).flatten(2).sum(-1) if a.ndim > 2 else a.abs().pow(q)
+    zero = powers == 0
+    factor = torch.where(zero, 0.0, torch.where(zero, 1.0, powers).pow(-(q - 2) / q))
+    return times(factor, a)
+
+
+def retained(frame: Frame, m: Memory, path: str, a: Tensor) -> Tensor:
     """retain(A): a number; a vector on the key (in) axis or, `on_value`, on the value (out) axis; elementwise."""
     if m.retain is None:
         return a
-    gate = frame.eval(m.retain)
+    gate = frame.eval(for_tensor(m.retain, path))
     if m.retain_on == "value" and number(gate).ndim == 3:
         gate = gate.unsqueeze(-1)
     return times(gate, a)
@@ -82,9 +96,10 @@ def decay_first(frame: Frame, one: Learning) -> None:
     """`retain decay_first(α)`: α A_{t−1} takes A_{t−1}'s place in the error and in the step (C = N = 1)."""
     m = one.memory
     if m.decay_first:
-        one.at = {name: retained(frame, m, a) for name, a in one.before.items()}
+        one.at = {name: retained(frame, m, name, a) for name, a in one.before.items()}
     theta = one.at if m.decay_first else one.anchor
     with torch.enable_grad():  # a fresh alias: other uses of θ (names, key, value) stay constant inside the step
+        theta = {n: linked(m, a) for n, a in theta.items()}
         one.alias = {n: a.clone() if a.requires_grad else a.detach().clone().requires_grad_() for n, a in theta.items()}
     frame.states[m.name, "objective"] = one.alias
 
@@ -105,14 +120,13 @@ def error(frame: Frame, one: Learning) -> None:
             allow_unused=True,
             materialize_grads=True,
         )
-    weight = None if m.weight is None else frame.eval(m.weight)
-    one.g = {n: g if weight is None else times(weight, g) for n, g in zip(one.alias, grads)}
+    weight = {n: None if m.weight is None else frame.eval(for_tensor(m.weight, n)) for n in one.alias}
+    one.g = {n: g if (w := weight[n]) is None else times(w, g) for n, g in zip(one.alias, grads)}
     for step in m.rule.program:
         if isinstance(step, DgdStep):
             seen = frame.inputs_of.get(m.name, {})
             one.gram = {n: gram(xs, step.normalize) for n, xs in seen.items()}
-            if weight is not None:
-                one.gram = {n: times(weight.abs(), k) for n, k in one.gram.items()}
+            one.gram = {n: k if (w := weight[n]) is None else times(w.abs(), k) for n, k in one.gram.items()}
     if m.every > 1:  # Σ G over the last N ticks
         keep_pending(frame, one)
 
@@ -165,8 +179,8 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
         return
     weights: dict[str, Weight] = {}
     for one in group:
-        keep = (lambda a: a) if one.memory.decay_first else partial(retained, frame, one.memory)
         for n, a in one.at.items():
+            keep = (lambda a: a) if one.memory.decay_first else partial(retained, frame, one.memory, n)
             old = {s: tick.state[slot_path(rule, one.path, s, n)] for s in slot_names(tick.state, rule, one.path, n)}
             weights[f"{one.path}.{n}"] = Weight(
                 n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep

@@ -5,8 +5,6 @@ from __future__ import annotations
 LATER = frozenset(
     [
         "windowed",
-        "kl",
-        "lq",
         "replace",
         "prox",
         "hypergradient",

@@ -195,6 +195,18 @@ describe(
     also="delta_gd",
 )
 describe("decay_first(gate)", "retention", "Decay before the error: the gated delta rule.", "Gated DeltaNet")
+describe(
+    "kl(alpha, scale = 1)",
+    "retention",
+    "A ← αA + step, read through θ = scale · softmax(A) on the key axis of each tensor. `init` gives A.",
+    "MIRAS (Memora)",
+)
+describe(
+    "lq(alpha, q = 4)",
+    "retention",
+    "A ← αA + step, read through θ = A / ‖A‖_q^(q−2), the norm over the whole tensor (0 where A = 0). `init` gives A.",
+    "MIRAS (Moneta)",
+)
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
 describe("before(m)", "special", "The state of a memory before this tick.")
 describe("debias(m)", "update", "m / (1 − the product of its retains).", "Adam")

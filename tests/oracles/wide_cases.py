@@ -4,10 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from tests.oracles.cases import KVQ, KVQ2, LRA, LRAB, MLP, Case, Expected, Stream, Tensors, free, kvq, merge, split, start
-from tests.oracles.wide import Learner, in_ball, rows_restored
+from tests.oracles.cases import KVQ, KVQ2, LRA, LRAB, MLP, WIDTH, Case, Expected, Stream, Tensors, free, kvq, merge, split, start
+from tests.oracles.wide import Learner, in_ball, kl_link, lq_link, rows_restored
+
+def cubed(p: Tensor, v: Tensor) -> Tensor:
+    """Σ |e|³ / 3"""
+    return (p - v).abs().pow(3).sum() / 3
+
+
+def zeros(expected: Expected) -> Expected:
+    """The same from a matrix of zeros."""
+    empty = {"mem.memory.weight": torch.zeros(1, WIDTH, WIDTH, dtype=torch.float64)}
+    return lambda x, weights: expected(x, empty)
+
 
 MATRIX = "memory matrix; init learned(normal(0.3));"
 SIGN = Stream(1, free)
@@ -51,4 +63,24 @@ PROJECT = [
     ),
 ]  # fmt: skip
 
-WIDE = [*PROJECT]
+LINKS = [
+    Case(
+        "moneta", {**kvq(), **LRA}, f"chunk 4; {MLP} {KVQ} objective lp(3); update gd(lr); retain lq(a, 4)",
+        learner(chunk=4, link=lq_link(4), objective=cubed),
+    ),
+    Case(
+        "moneta, one matrix from zeros", {**kvq(), **LRA},
+        f"memory matrix; {KVQ} objective l2; update gd(lr); retain lq(a, q = 3)", zeros(learner(0, link=lq_link(3))),
+    ),
+    Case(
+        "memora", {**kvq(), **LRA}, f"{MLP} {KVQ} objective l2; update gd(lr); retain kl(a)",
+        learner(link=kl_link()),
+    ),
+    Case(
+        "memora, chunk 4, heads, scale", {**kvq(heads=2), **{n: Stream(2, s.make) for n, s in LRA.items()}},
+        f"chunk 4; {MLP} {KVQ2} objective l2; update gd(split_heads(lr)); retain kl(split_heads(a), scale = 3)",
+        learner(heads=2, chunk=4, link=kl_link(3)),
+    ),
+]  # fmt: skip
+
+WIDE = [*PROJECT, *LINKS]

@@ -20,6 +20,8 @@ from nestflow.lowering.patterns.setting import Setting, erasing, linear_rules, r
 def delta(m: Memory, errors: Errors, setting: Setting) -> dict[str, LinearRule] | str:
     if m.kind == "cache":
         return "a cache"
+    if m.link is not None:
+        return "it is read through a link that is not linear"
     if m.chunk > 1 or m.every > 1:
         return f"chunk {m.chunk}: its errors are not those of the tick before"
     if reads_memories(m) or m.name in setting.recalled:
@@ -60,7 +62,7 @@ def system(m: Memory, errors: Errors, rule: LinearRule) -> tuple[str, Node, Node
     tensor, h, a, b = found
     x = h
     if rule.dgd is not None:
-        a = ops.binary("add", a, erasing(m))
+        a = ops.binary("add", a, erasing(m, tensor))
     if m.decay_first and m.retain is not None:
         if m.retain_on == "key":
             x = ops.binary("mul", m.retain, h)

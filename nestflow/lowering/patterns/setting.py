@@ -8,6 +8,7 @@ from functools import cached_property
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
 from nestflow.ir import ops
+from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
 from nestflow.lowering.errors import Errors
@@ -53,15 +54,15 @@ def linear_rules(m: Memory, errors: Errors) -> dict[str, LinearRule] | str:
             if isinstance(found, str):
                 return found
             rule = found
-        if m.gradient == "stop" and not keeps_retain(m, rule):
+        if m.gradient == "stop" and not keeps_retain(m, t.path, rule):
             return "its steps are constants (`gradient stop`), and the weight is part of them"
         rules[t.path] = rule
     return rules
 
 
-def keeps_retain(m: Memory, rule: LinearRule) -> bool:
+def keeps_retain(m: Memory, tensor: str, rule: LinearRule) -> bool:
     """The memory's decay is its retain and nothing else."""
-    return rule.carries[-1].decay is (ONE if m.retain is None else gate_of(m))
+    return rule.carries[-1].decay is (ONE if m.retain is None else gate_of(m, tensor))
 
 
 def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> LinearRule | str:
@@ -81,12 +82,12 @@ def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> Line
         return rule
     (h, _), *_ = pairs
     lr = s.lr if s.scale is None else ops.binary("mul", s.lr, number(s.scale))
-    trace = ops.binary("mul", erasing(m), ops.reduce("sum", ops.unary("square", h)))
+    trace = ops.binary("mul", erasing(m, tensor), ops.reduce("sum", ops.unary("square", h)))
     rate = ops.binary("div", lr, ops.binary("add", ONE, ops.binary("mul", lr, trace)))
     *others, last = rule.carries
     return replace(rule, carries=(*others, Carry("", last.decay, (("g", ops.unary("neg", rate)),))))
 
 
-def erasing(m: Memory) -> Node:
+def erasing(m: Memory, tensor: str) -> Node:
     """How much of W k kᵀ a delta step takes away for each G of its rate (a number that scaled g scales both)."""
-    return ONE if m.weight is None else ops.unary("abs", number(m.weight))
+    return ONE if m.weight is None else ops.unary("abs", number(for_tensor(m.weight, tensor)))
