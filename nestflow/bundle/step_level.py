@@ -82,11 +82,11 @@ class Level:
 
 
 def mistake(code: str, message: str, help: str | None = None) -> Exception:
-    """A NestflowError; a RuntimeError where this code runs without nestflow."""
-    try:
-        from nestflow.diagnostics.core import fail
-    except ImportError:
+    """A NestflowError; a RuntimeError in a standalone file, which carries this code and must not look for nestflow."""
+    if not __name__.startswith("nestflow."):
         return RuntimeError(f"{code}: {message}" + (f"\nhelp: {help}" if help else ""))
+    from nestflow.diagnostics.core import fail
+
     return fail(code, message, help=help)
 
 
