@@ -14,7 +14,7 @@ from nestflow.diagnostics.fixes import Mended, mend
 
 
 def fix_file(target: str, overrides: dict[str, str], write: bool, quiet: bool = False) -> list[Diagnostic]:
-    """Mend a file, show the difference, and give what was mended. Raises NestflowError (NF0xx) where it cannot be read."""
+    """Mend a file, show the difference, and give what was mended. Raises NestflowError (NF0xx) if it cannot be read."""
     from nestflow.language.reader import is_file_name, read_source
 
     if not is_file_name(target):
@@ -27,7 +27,7 @@ def fix_file(target: str, overrides: dict[str, str], write: bool, quiet: bool = 
             mark = "\ufeff" if path.read_bytes().startswith(b"\xef\xbb\xbf") else ""
             path.write_bytes((mark + done.text).encode("utf-8"))
         if not quiet:
-            click.echo(_difference(old, done.text, target), nl=False)
+            click.echo(_difference(old, done.text, target), nl=False, color=wanted())
             click.echo(f"{target}: {_said(done.applied, write)}")
     return done.applied
 
@@ -35,8 +35,8 @@ def fix_file(target: str, overrides: dict[str, str], write: bool, quiet: bool = 
 def mend_text(text: str, path: Path, overrides: dict[str, str]) -> Mended:
     """A text as `check --fix` would leave it; `path` is where it stands, which files it `use`s are found by."""
     from nestflow.graph.build import build
-    from nestflow.language.resolve import program_of
     from nestflow.language.reader import parse_named
+    from nestflow.language.resolve import program_of
 
     def check(new: str) -> Sequence[Diagnostic]:
         try:

@@ -22,6 +22,8 @@ COMMANDS = {
     "generate": ("generate:command", "Let a trained bundle write."),
     "fmt": ("fmt:command", "Format a spec in place, or check that it is formatted."),
     "convert": ("convert:command", "Turn .nl into YAML and YAML into .nl."),
+    "show": ("show:command", "Print a spec as one text, or every value and where it comes from."),
+    "schema": ("schema:command", "Print the JSON Schema of specs in YAML, for editors."),
 }
 
 START = """

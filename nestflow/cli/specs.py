@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from nestflow.cli.colour import echo_spec
 from nestflow.view import words
 
 
@@ -11,12 +12,16 @@ from nestflow.view import words
 @click.argument("name", required=False)
 @click.option("--path", is_flag=True, help="Print where the file is instead of its text.")
 def command(name: str | None, path: bool) -> None:
-    """List the shipped specs, or print one (the last part of its name suffices where it is unique)."""
+    """List the shipped specs, or print one, coloured on a terminal (the last part of its name suffices where it is
+    unique)."""
     from nestflow.language import shipped
 
     if name is not None:
         _, file = shipped.find_shipped(name)
-        click.echo(str(file) if path else file.read_text(encoding="utf-8").rstrip("\n"))
+        if path:
+            click.echo(str(file))
+        else:
+            echo_spec(file.read_text(encoding="utf-8").rstrip("\n"), file.name)
         return
     group = None
     files = shipped.shipped_files()

@@ -91,8 +91,8 @@ class Edit:
 class Diagnostic:
     """One mistake (or note): a stable code, a sentence, a place, and a way out.
 
-    fix: what mends it, given only where one reading of the text exists. `nestflow.diagnostics.fixes.edits_of` also knows
-    the fixes that follow from a `did you mean`.
+    fix: what mends it, given only where one reading of the text exists. `nestflow.diagnostics.fixes.edits_of` also
+    knows the fixes that follow from a `did you mean`.
     """
 
     code: str

@@ -19,7 +19,7 @@ class HasSpan(Protocol):
 
 
 def edits_of(d: Diagnostic) -> tuple[Edit, ...]:
-    """What mends a diagnostic: its own fix, or the word that its help is sure was meant. Empty where nothing is sure."""
+    """What mends a diagnostic: its own fix, or the word that its help is sure was meant. Empty if nothing is sure."""
     if d.fix:
         return d.fix
     if d.span is None or not isinstance(d.help, Suggestion) or not d.help.sure:

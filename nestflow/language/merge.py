@@ -200,8 +200,12 @@ def rename(node: Any, old: str, new: str) -> Any:
 # --- `extends` -------------------------------------------------------------------------------------
 
 
-def extend(base: Body, changes: Body, errors: Collector) -> Body:
-    """A derived body: a named thing must exist; its fields replace, its other statements add."""
+def extend(base: Body, changes: Body, errors: Collector, replaced: list[Replacement] | None = None) -> Body:
+    """A derived body: a named thing must exist; its fields replace, its other statements add.
+
+    replaced: gathers what was replaced, by names as `titans.chunk`.
+    """
+    replaced = [] if replaced is None else replaced
     out = list(base)
     for change in changes:
         names = names_of(change)
@@ -216,7 +220,7 @@ def extend(base: Body, changes: Body, errors: Collector) -> Body:
                     did_you_mean(change.name, known) or "define it outside `extends`",
                 )
                 continue
-            out[at[0]] = _extend_template(out[at[0]], change, errors)  # type: ignore[arg-type]
+            out[at[0]] = _extend_template(out[at[0]], change, errors, replaced)  # type: ignore[arg-type]
         elif isinstance(change, T.Param) and not at:
             known = [s.name for s in out if isinstance(s, T.Param)]
             errors.error(
@@ -226,6 +230,7 @@ def extend(base: Body, changes: Body, errors: Collector) -> Body:
                 did_you_mean(change.name, known) or "define it outside `extends`",
             )
         elif at:
+            replaced.append(Replacement(names[0], out[at[0]], change))
             out[at[0]] = change
             out = [s for i, s in enumerate(out) if i not in at[1:]]
         else:
@@ -233,10 +238,13 @@ def extend(base: Body, changes: Body, errors: Collector) -> Body:
     return tuple(out)
 
 
-def _extend_template(base: T.Template, change: T.Template, errors: Collector) -> T.Template:
+def _extend_template(
+    base: T.Template, change: T.Template, errors: Collector, replaced: list[Replacement]
+) -> T.Template:
     if change.slots is not None:
         _same_slots(change.name, base, change, errors)
-    return replace(base, body=_extend_body(base.body, change.body, errors), doc=change.doc or base.doc, span=base.span)
+    body = _extend_body(base.body, change.body, errors, replaced, base.name)
+    return replace(base, body=body, doc=change.doc or base.doc, span=base.span)
 
 
 def _key(s: T.Statement) -> tuple[str, ...]:
@@ -255,7 +263,7 @@ def _key(s: T.Statement) -> tuple[str, ...]:
             return ()
 
 
-def _extend_body(base: Body, changes: Body, errors: Collector) -> Body:
+def _extend_body(base: Body, changes: Body, errors: Collector, replaced: list[Replacement], inside: str) -> Body:
     out = list(base)
     for change in changes:
         key = _key(change)
@@ -271,8 +279,13 @@ def _extend_body(base: Body, changes: Body, errors: Collector) -> Body:
                 )
             else:
                 old = out[at]
-                out[at] = replace(change, body=_extend_body(old.body, change.body, errors))  # type: ignore[union-attr]
+                name = f"{inside}.{change.name}"
+                body = _extend_body(old.body, change.body, errors, replaced, name)  # type: ignore[union-attr]
+                out[at] = replace(change, body=body)
+                if old.kind != change.kind:  # type: ignore[union-attr]
+                    replaced.append(Replacement(name, old, change))
         elif at is not None:
+            replaced.append(Replacement(f"{inside}.{key[0].removeprefix('field ')}", out[at], change))
             out[at] = change
         else:
             end = next((i for i, s in enumerate(out) if isinstance(s, T.Return)), len(out))

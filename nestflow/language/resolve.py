@@ -72,7 +72,7 @@ def program_of(
     body = loader.resolve(spec, folder, identity)
     loader.errors.stop_on_errors()
     given = _overrides(dict(overrides or {}), body)
-    return Program(spec, order.top(body), given, tuple(loader.replaced), tuple(loader.sources.values()))
+    return Program(spec, order.top(body), given, (*loader.replaced, *loader.changed), tuple(loader.sources.values()))
 
 
 def read_target(target: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[T.Spec, Path, str]:
@@ -101,6 +101,7 @@ class _Loader:
         self.roots = (root, specs_dir().resolve())
         self.errors = Collector()
         self.replaced: list[Replacement] = []
+        self.changed: list[Replacement] = []  # by `extends`, which settles for itself who comes first
         self.sources: dict[str, Source] = {}
         self.done: dict[str, tuple[T.Statement, ...]] = {}
         self.way: list[str] = []
@@ -139,7 +140,7 @@ class _Loader:
             return ()
         body = self.resolve(spec, where, identity)
         if isinstance(s, T.Extends):
-            return extend(body, s.body, self.errors)
+            return extend(body, s.body, self.errors, self.changed)
         chosen = s.chosen or (_stem(s) if s.alias else None)
         if s.chosen:
             body = select(body, s.chosen, s, self.errors)

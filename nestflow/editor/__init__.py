@@ -1,0 +1,1 @@
+"""What editors and terminals need to know of the language: colours, grammars, snippets, the schema of the YAML form."""
