@@ -34,6 +34,21 @@ SPECS = {
         memory three : matrix { key k; value linear(x); objective dot; update gd(0.1); retain kl(0.95) }
         return (one(q) + two(q) + three(q)) |> linear(12)
     """,
+    "windowed": """
+        heads 2; every 2 tokens; chunk 4; memory mlp(depth = 2, expand = 1, bias = true)
+        key k |> short_conv(2); value linear(x); query q; weight sigmoid(linear(x, 1)); update momentum(0.02, 0.9)
+        objective windowed(huber(0.5), 3, weight = learned(3, init = ones)[age] * sigmoid(linear(x, 1))); retain 0.95
+        return y |> merge_heads |> linear(12)
+    """,
+    "windows of recalls": """
+        objective l2; update gd(0.05); chunk 2
+        memory one : mlp(depth = 1) { key k; value linear(x) }
+        memory two : matrix {
+          key k; value one(q); init learned; retain lq(0.95); update muon(0.02); chunk 1
+          objective windowed(sum(square(M(key) - value) * sigmoid(linear(x, 12))) / t, 4)
+        }
+        return (one(q) + two(q)) |> linear(12)
+    """,
 }
 
 

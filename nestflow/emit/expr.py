@@ -29,6 +29,7 @@ _BASES = {
     "matmul": "z",
     "short_conv": "conv",
     "previous": "prev",
+    "window": "last",
     "rope": "r",
     "merge_heads": "y",
     "split_heads": "s",

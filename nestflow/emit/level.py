@@ -32,6 +32,8 @@ from nestflow.ir.node import Node, walk
 from nestflow.lowering.patterns.setting import context_of
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
+LOOKBACK = ("short_conv", "previous", "window")
+
 
 def emit_level(instance: Instance, entry: LevelPlan, writer: Writer, letters: Letters | None = None) -> str:
     """Write the level's function; its name. entry: the level's plan (`lower(graph).levels[instance.path]`)."""
@@ -113,7 +115,7 @@ class LevelCode:
                 self.outer.variable(n)
 
     def looks_back(self, n: Node) -> bool:
-        return n.op in ("short_conv", "previous") or (n.op == "call" and keeps_state(self.instance.child(n["child"])))
+        return n.op in LOOKBACK or (n.op == "call" and keeps_state(self.instance.child(n["child"])))
 
     # the loop --------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class LevelCode:
         self.inner.holder.update(em.holder)
         self.inner.tails = "c.n"
         for n in walk(*roots):
-            if n in loop and n.op in ("short_conv", "previous"):  # a look-back at what a memory recalls
+            if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
                 path = f'p + "{n["tail"]}"'
                 writer.line(f"c.n[{path}] = c.s[{path}]")
             elif n in loop and n.op == "call" and keeps_state(self.instance.child(n["child"])):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Operation = Callable[["Emitter", Node], Expr]
 LOOKBACK = "nestflow.ops.lookback"
-ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "fill", "recall"})  # get a variable even if used once
+ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall"})  # get a variable even if used once
 
 
 # ---- tables, look-back, calls
@@ -54,6 +54,15 @@ def previous(em: Emitter, node: Node) -> Expr:
     em.writer.use(LOOKBACK, "previous")
     x, tail = em.done[node.args[0]], _tail(em, node)
     e = expr_of(f"previous({x.text}, {em.tails}[{tail}], {tick_axis(node.type)})", ATOM, x)
+    em.assign(node, e, targets=f", c.n[{tail}]")
+    return e
+
+
+def window(em: Emitter, node: Node) -> Expr:
+    em.writer.use(LOOKBACK, "window")
+    (x,), tail = node.args, _tail(em, node)
+    part = tensor(em, x, x.type.with_(batch=True))
+    e = expr_of(f"window({part.text}, {em.tails}[{tail}], {tick_axis(x.type)})", ATOM, part)
     em.assign(node, e, targets=f", c.n[{tail}]")
     return e
 
@@ -156,6 +165,7 @@ OPERATIONS: dict[str, Operation] = {
     "embed": embed,
     "short_conv": short_conv,
     "previous": previous,
+    "window": window,
     "rope": rope,
     "call": call,
     "recall": recall,

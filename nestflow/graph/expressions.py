@@ -371,7 +371,9 @@ def link(kind: str, number: Any, env: Env, site: tree.Expr) -> Link:
     if isinstance(value, Node):
         if value.op != "const":
             what = "the scale of `kl`" if kind == "kl" else "the order of `lq`"
-            raise env.elab.failure("NF302", f"{what} must be known when compiling", site.span, "use a number or a param")
+            raise env.elab.failure(
+                "NF302", f"{what} must be known when compiling", site.span, "use a number or a param"
+            )
         value = value.value
     if isinstance(value, bool) or not value > (0 if kind == "kl" else 1):
         least = "the scale of `kl` is above 0" if kind == "kl" else "the order of `lq` is above 1"

@@ -12,8 +12,10 @@ from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.scope import Env
 from nestflow.graph.values import MemoryValue
+from nestflow.graph.windows import is_windowed
 from nestflow.ir.choices import names_tensor, per_tensor
 from nestflow.ir.node import Node, Type, make
+from nestflow.ir.rule import DgdStep
 from nestflow.language import tree
 from nestflow.language.expressions import expression
 
@@ -214,6 +216,10 @@ class MemoryBuild:
             raise NestflowError(self.errors)
         node, on, first, link = retain
         learning.check_decay_first(self, first, every, chunk)
+        if is_windowed(objective):
+            weight = None  # every pair of a window brings its own
+            if any(isinstance(s, DgdStep) for s in rule.program):
+                raise self.elab.not_yet("`dgd` beside `windowed`", self.node.span)
         return Memory(
             self.name,
             self.kind,

@@ -14,6 +14,7 @@ from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
+from nestflow.graph.windows import Windows
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends
 from nestflow.ir.rule import Rule
@@ -122,7 +123,9 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
     site: tree.Expr = f.value if f is not None else m.level.site
     if given is None:
         env = m.env("objective", recall_mode="objective").extend({"key": m.key_node()})
-        given = evaluate(site, env if value is None else env.extend({"value": value}))
+        env = env if value is None else env.extend({"value": value})
+        windows = Windows(m, env, lambda one: _named(m, one, value, site))
+        given = evaluate(site, env.with_(specials={**env.specials, "windowed": windows}))
     if isinstance(given, Partial):
         given = _named(m, given, value, site)
     node = m.elab.as_node(given, site, "`objective`")

@@ -24,6 +24,7 @@ Rows (last axis): softmax log_softmax l2norm(x; eps) rmsnorm(x, gain; eps) layer
 Shape: concat(xs...; last axis) stack(xs...; new last axis) index(x; items) reshape(x; shape)
 Tables: embed(i, w)
 Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)      tail: state path in the instance
+  window(x; tail, n) the last n values, own tick first, along a new first feature axis
 Heads: split_heads(x; heads) merge_heads(x) spread(x; heads): the same whole value seen by every head (only where an op needs it said)
 Time: next(x)
 stop(x)                             constant for every level
@@ -443,6 +444,11 @@ def short_conv(x: Node, w: Node, bias: Node | None, n: int, tail: str, span: Spa
 
 def previous(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
     return make("previous", (x,), x.type, span, n=n, tail=tail)
+
+
+def window(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
+    """x_{t−a} for a = 0 … n − 1 along a new first feature axis; zeros before the sequence's start."""
+    return make("window", (x,), x.type.with_(shape=(n, *x.type.shape), batch=True), span, n=n, tail=tail)
 
 
 def rope(x: Node, base: float = 10000.0, reset: int | None = None, span: Span | None = None) -> Node:

@@ -31,6 +31,14 @@ def previous(x: Tensor, tail: Tensor, axis: int = -2) -> tuple[Tensor, Tensor]:
     return padded.narrow(axis, 0, ticks), padded.narrow(axis, ticks, n)
 
 
+def window(x: Tensor, tail: Tensor, axis: int = -2) -> tuple[Tensor, Tensor]:
+    """x_{t−a}, a = 0 … n, along a new axis behind the token axis; tail holds the n inputs before x. And the new tail."""
+    ticks, n = x.shape[axis], tail.shape[axis]
+    padded = torch.cat([tail.to(x.dtype), x], axis)
+    aged = torch.stack([padded.narrow(axis, n - a, ticks) for a in range(n + 1)], x.ndim + axis + 1)
+    return aged, padded.narrow(axis, ticks, n)
+
+
 def rope(x: Tensor, t0: int, base: float = 10000.0, reset: int | None = None, axis: int = -2) -> Tensor:
     """Rotary positions: the pair (i, i + d/2) turns by p · base^(−2i/d), p = t − 1 (modulo `reset`).
 

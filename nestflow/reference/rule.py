@@ -19,7 +19,7 @@ from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Step
 from nestflow.reference.values import align, apply, features, leaf
 
 CONTEXT = frozenset(
-    ("slot", "weight", "theta", "position", "head", "training", "call", "recall", "short_conv", "previous", "rope")
+    ("slot", "weight", "theta", "position", "head", "training", "call", "recall", "short_conv", "previous", "window", "rope")
 )
 
 

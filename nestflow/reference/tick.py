@@ -18,7 +18,7 @@ from nestflow.ir.node import Node, walk
 from nestflow.reference.values import align, apply, as_float, leaf, rope
 
 Tensors = dict[str, Tensor]
-LOOKBACK = frozenset(("short_conv", "previous", "call"))
+LOOKBACK = frozenset(("short_conv", "previous", "window", "call"))
 
 
 @dataclass
@@ -101,6 +101,8 @@ class Frame:
             return torch.full((1, 1), tick.training, device=tick.device)
         if op == "rope":
             return rope(as_float(xs[0], tick.dtype), tick.t, node["base"], node["reset"])
+        if op == "window":
+            return self.window(node, xs[0], node["n"] - 1).flip(2)
         if op in ("short_conv", "previous"):
             return self.short_conv(node, *xs) if op == "short_conv" else self.window(node, xs[0], node["n"])[:, :, 0]
         if op == "call":

@@ -56,7 +56,7 @@ _field(
 _field(
     "weight",
     "weight EXPRESSION",
-    "A number that multiplies the gradient of a tick. Default: 1.",
+    "A number that multiplies the gradient of a tick; a record (`{gate: r1, up: r2}`) has one for each tensor. Default: 1.",
     "weight sigmoid(linear(x, 1))",
 )
 _field(
@@ -287,7 +287,7 @@ GIVEN: dict[str, tuple[str, str]] = {
     "w0": ("the weight at its start", "in `update` and in optimisers"),
     "w_chunk": ("the weight as its chunk began", "in `update` and in optimisers"),
     "w_in": ("the inputs of the weight", "in `update` and in optimisers (to come)"),
-    "age": ("how many ticks back a pair is", "in the `weight` of `windowed` (to come)"),
+    "age": ("how many ticks back a pair is", "in the `weight` of `windowed`"),
     "training": ("true in the forward pass of a step that learns", "in flows and fields"),
 }
 """Names that have a meaning of their own: what each is, and where it stands. They cannot be hidden."""

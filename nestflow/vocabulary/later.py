@@ -4,7 +4,6 @@ from __future__ import annotations
 
 LATER = frozenset(
     [
-        "windowed",
         "replace",
         "prox",
         "hypergradient",

@@ -29,6 +29,16 @@ def l2(site: Any, p: Node, v: Node) -> Node:
     return ops.binary("mul", ops.const(0.5), ops.reduce("sum", ops.unary("square", e)))
 
 
+describe(
+    "windowed(objective, window, weight = 1)",
+    "objective",
+    "Σ over the pairs of the last ticks, all at one state, each as it was at its tick and times its own `weight`. "
+    "`weight` here is an expression in `age` (0 is this tick): `windowed(l2, 16, weight = learned(16, init = ones)[age])`.",
+    "Atlas (Omega rule)",
+    also="omega sliding",
+)
+
+
 @word("lp(p)", kind="objective", paper="MIRAS (Moneta), without the factor p")
 def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
     """Σ |p − v|^p / p: gradient sign(e)|e|^(p−1)."""

@@ -7,8 +7,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tests.oracles.cases import KVQ, KVQ2, LRA, LRAB, MLP, WIDTH, Case, Expected, Stream, Tensors, free, kvq, merge, split, start
+from tests.oracles.cases import (
+    GATE,
+    KVQ,
+    KVQ2,
+    LRA,
+    LRAB,
+    MLP,
+    WIDTH,
+    Case,
+    Expected,
+    Stream,
+    Tensors,
+    free,
+    kvq,
+    merge,
+    split,
+    start,
+)
+from tests.oracles.titans import dot
 from tests.oracles.wide import Learner, in_ball, kl_link, lq_link, rows_restored
+
 
 def cubed(p: Tensor, v: Tensor) -> Tensor:
     """Σ |e|³ / 3"""
@@ -83,4 +102,28 @@ LINKS = [
     ),
 ]  # fmt: skip
 
-WIDE = [*PROJECT, *LINKS]
+WINDOWS = [
+    Case(
+        "omega rule, chunk 4", {**kvq(), **LRA},
+        f"chunk 4; {MLP} {KVQ} objective windowed(l2, 3); update gd(lr); retain a", learner(chunk=4, window=3),
+    ),
+    Case(
+        "omega rule, ages and weights", {**kvq(), **LRAB, "r": GATE},
+        f"{MLP} {KVQ} weight r; objective windowed(l2, 5, weight = 1 / (1 + age)); "
+        "update momentum(lr = lr, beta = b); retain a",
+        learner(streams="lr a b r", window=5, aged=[1 / (1 + i) for i in range(5)]),
+    ),
+    Case(
+        "omega rule, learned ages, heads, every 2", {**kvq(heads=2), **{n: Stream(2, s.make) for n, s in LRA.items()}},
+        f"chunk 4; {MLP} {KVQ2} objective windowed(l2, 3, weight = learned(3, init = ones)[age]);"
+        " update gd(split_heads(lr)); retain split_heads(a)",
+        learner(heads=2, chunk=4, every=2, window=3,
+                make=lambda x, w: {"aged": list(w["mem.objective.learned"].T[..., None, None])}), every="2 tokens",
+    ),
+    Case(
+        "sliding window linear attention", {**kvq(), **LRA},
+        f"{MATRIX} {KVQ} objective windowed(dot, 3); update gd(lr); retain a", learner(0, window=3, objective=dot),
+    ),
+]  # fmt: skip
+
+WIDE = [*PROJECT, *LINKS, *WINDOWS]
