@@ -13,10 +13,12 @@ from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import InputSpec, Instance, LevelGraph, StateSlot, WeightSpec
 from nestflow.graph.names import check_name, check_slots
+from nestflow.graph.notes import notes
 from nestflow.graph.rules import RuleBuilder
 from nestflow.graph.state import state_slots
 from nestflow.graph.steps import StepLevels
 from nestflow.graph.substitute import substitute
+from nestflow.graph.unused import check_unused
 from nestflow.graph.values import Abort, Quiet
 from nestflow.ir.node import Node
 from nestflow.ir.rule import Rule
@@ -55,6 +57,8 @@ class _Top:
         output = self.evaluate_output()
         steps.prepare()
         self.elab.collector.stop_on_errors()
+        check_unused(self.elab)
+        self.elab.collector.stop_on_errors()
         root = self.root(output)
         weights = absolute_weights(root)
         levels = steps.build(weights)
@@ -82,7 +86,7 @@ class _Top:
             info,
             describe.edges(root, levels, output, weights),
             describe.flows(root),
-            tuple(d for d in self.elab.collector.items if d.severity != "error"),
+            (*(d for d in self.elab.collector.items if d.severity != "error"), *notes(root, levels, output)),
             tuple(self.execution),
             spec.doc,
             {"overrides": "", "name": name},

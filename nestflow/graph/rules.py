@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
-from nestflow.ir.node import Node, rebuild
+from nestflow.ir.node import Node, rebuild, walk
 from nestflow.ir.rule import DgdStep, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
 from nestflow.language import tree
+
+if TYPE_CHECKING:
+    from nestflow.graph.memory import MemoryBuild
 
 MAX_NESTED = 16
 
 
-def update_rule(elab: Any, f: tree.Field, env: Env) -> Rule:
-    """The rule of an `update` field, its arguments evaluated where the field stands."""
+def update_rule(elab: Any, f: tree.Field, env: Env, memory: MemoryBuild | None = None) -> Rule:
+    """The rule of an `update` field, its arguments evaluated where the field stands. memory: of a token-level level."""
     from nestflow.graph.memory import written
 
-    builder = RuleBuilder(elab, env)
+    builder = RuleBuilder(elab, env, memory)
     return builder.build(f.value, written(f.value), f)
 
 
@@ -29,6 +32,7 @@ def update_rule(elab: Any, f: tree.Field, env: Env) -> Rule:
 class RuleBuilder:
     elab: Any
     env: Env
+    memory: MemoryBuild | None = None
     slots: list[RuleSlot] = field(default_factory=list)
     program: list[Statement] = field(default_factory=list)
     arguments: dict[str, Node] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class RuleBuilder:
             raise self.elab.not_yet(f"`{target.name}`", site.span)
         else:
             self.program.append(Step(self.step(expr, env, site), expr.span))
+        self.check_axes()
         return Rule(
             text,
             tuple(self.slots),
@@ -63,6 +68,19 @@ class RuleBuilder:
             self.eval,
             site.span,
         )
+
+    def check_axes(self) -> None:
+        """What multiplies or joins a tensor of the memory: a number, or for a matrix a vector on its key axis,
+        `on_value(…)` on its value axis, or a matrix elementwise."""
+        m = self.memory
+        if m is None:
+            return
+        values = [self.gradient, *(s.value for s in self.program if not isinstance(s, DgdStep))]
+        values += [s.pending_value for s in self.program if isinstance(s, SlotUpdate) and s.pending_value is not None]
+        for n in walk(*values):
+            for x in n.args if n.type.like and n.op in ops.BINARY | {"where"} else ():
+                if not x.type.like and not x.type.is_number:
+                    check_axis(m, x)
 
     def step(self, expr: tree.Expr, env: Env, site: tree.Node) -> Node:
         """An expression for the step, in `g` and `w`."""
@@ -177,16 +195,19 @@ class RuleBuilder:
 
     def slot_value(self, s: tree.Slot, value: Any, hypers: bool) -> Any:
         """A real number becomes a hyper of the rule (so that a parameter group can hold it); else it is bound as it is."""
+        if isinstance(value, (dict, list)) and self.memory is not None:
+            value = self.memory.shared(value, self.memory.field("update") or s, f"`{s.name}`")
         if not isinstance(value, Node) or value.type.like:
             return value
         if value.op == "const" and s.name != "lr" and (isinstance(value.value, (bool, int))):
             return value
-        if not value.type.is_number:
+        if not value.type.is_number and self.memory is None:
             raise self.elab.not_yet(f"`{s.name}` as a vector", value.span)
         if not hypers:
             return value
         self.arguments[s.name] = value
-        return ops.leaf("hyper", value.type.with_(shape=()), s.span, name=s.name)
+        type_ = value.type.with_(shape=()) if value.type.is_number else value.type
+        return ops.leaf("hyper", type_, s.span, name=s.name)
 
     def dgd(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
         from nestflow.graph.expressions import bind
@@ -194,7 +215,7 @@ class RuleBuilder:
         args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
         kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
         lr, normalize, exact, only = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]
-        lr = self.elab.as_node(lr, stage)
+        lr = self.elab.as_node(lr, stage) if self.memory is None else self.memory.shared(lr, stage, "`lr`")
         if not lr.type.is_number:
             raise self.elab.failure(
                 "NF322", f"the rate of `dgd` is a number per head, and this is {lr.type}", stage.span
@@ -228,8 +249,23 @@ class RuleBuilder:
             "NF408",
             "before `dgd` only stages that multiply g by a number may stand",
             stage.span,
-            "`g / n_ticks |> dgd(...)`, `g |> clip_norm(1) |> dgd(...)`",
+            "`(g / n_ticks) |> dgd(...)`, `g |> clip_norm(1) |> dgd(...)`",
         )
+
+
+def check_axis(m: MemoryBuild, x: Node) -> None:
+    """A rate that is no number fits an axis of the matrix that it changes."""
+    if m.kind != "matrix" or m.function is None:
+        message = f"a rate of `{m.name}` is {x.type}; a memory that is no matrix takes numbers"
+        raise m.elab.failure("NF322", message, x.span, "one number per head, or a record with one for each tensor")
+    if m.level.env.heads and x.type.heads is None and x.type.batch:
+        message = f"under `heads` a rate is per head, and this one is whole: {x.type}"
+        raise m.elab.failure("NF319", message, x.span, "`split_heads`, or a `linear` of its own")
+    out, width = m.function.tensors[0].shape
+    if x.type.shape not in ((width,), (out, 1), (1, width), (out, width)):
+        message = f"a rate of {list(x.type.shape)} fits no axis of a matrix {out} × {width}"
+        help_ = f"a number, {width} features (the key's), or `on_value` with {out}"
+        raise m.elab.failure("NF322", message, x.span, help_)
 
 
 __all__ = ["RuleBuilder", "update_rule"]

@@ -25,6 +25,7 @@ class Templates:
     def __init__(self, elab: Any) -> None:
         self.elab = elab
         self.made: dict[Any, tuple[Instance, int]] = {}
+        self.called: set[int] = set()
         self.root_keys: dict[str, Any] = {}
 
     # calls -----------------------------------------------------------------------------------------
@@ -57,6 +58,7 @@ class Templates:
         self, value: Partial, template: tree.Template, args: list[Any], kwargs: dict[str, Any], site: tree.Expr
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Slot values as given (defaults are left for the body's scope), and level fields that a keyword overrides."""
+        self.called.add(id(template))
         names = [s.name for s in template.slots or ()]
         if len(args) > len(names):
             raise self.elab.failure(

@@ -1,0 +1,74 @@
+"""Notes: what a spec says rightly, but perhaps does not mean. They are never errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from nestflow.diagnostics.core import Diagnostic, Span
+from nestflow.graph.model import Instance, Memory, StepLevel
+from nestflow.ir.node import Node, walk
+
+NORMALISED = frozenset(["sqrt", "sign", "norm_all", "norm_w", "newton_schulz", "n_ticks", "l2norm", "rmsnorm"])
+
+
+def notes(root: Instance, steps: tuple[StepLevel, ...], output: Node | None) -> tuple[Diagnostic, ...]:
+    """All notes on a graph, each place once."""
+    found: dict[tuple[str, Span | None, str], Diagnostic] = {}
+    for n in (*_memories(root), *_copies(root), *_unused(root, output), *_sums(steps)):
+        found.setdefault((n.code, n.span, n.message), n)
+    return tuple(found.values())
+
+
+def _note(code: str, message: str, span: Span | None, help: str) -> Diagnostic:
+    return Diagnostic(code, message, span, help, (), "note")
+
+
+def _memories(root: Instance) -> Iterator[Diagnostic]:
+    """A matrix under l2 that is near DeltaNet, but another function."""
+    for i in root.walk():
+        for m in i.memories:
+            if m.kind != "matrix" or m.texts.objective != "l2" or m.decay_first:
+                continue
+            if m.chunk > 1:
+                message = f"chunk {m.chunk} takes the errors of {m.chunk} ticks at one state: this is not DeltaNet"
+                help_ = "the delta rule is `chunk 1`, which is computed in blocks anyway"
+                yield _note("NF451", message, m.span, help_)
+            elif m.retain is not None and m.every == 1 and _follows(m):
+                message = "this gate decays the memory after the error is taken"
+                help_ = "Gated DeltaNet decays before it: `retain decay_first(…)`"
+                yield _note("NF452", message, m.span, help_)
+
+
+def _follows(m: Memory) -> bool:
+    return m.rule is not None and not m.rule.slots
+
+
+def _copies(root: Instance) -> Iterator[Diagnostic]:
+    """`memory model`: a new network of that shape, and not the model's weights."""
+    flows = {name for name, c in root.children if c.kind == "flow"}
+    for i in root.walk():
+        for m in i.memories:
+            if m.kind == "function" and m.texts.memory in flows:
+                message = f"`memory {m.texts.memory}` is a copy of its own, with weights that it learns in context"
+                help_ = f"did you mean `weights({m.texts.memory})`, the weights that the model computes with?"
+                yield _note("NF453", message, m.span, help_)
+
+
+def _unused(root: Instance, output: Node | None) -> Iterator[Diagnostic]:
+    """A root flow that the output does not reach."""
+    if output is None:
+        return
+    reached = {n["child"] for n in walk(output) if n.op == "call"}
+    for name, child in root.children:
+        if name not in reached:
+            message = f"no output uses `{name}`: it is computed for an objective only"
+            yield _note("NF454", message, child.span, f"`output {name}(…)`, if it is what the model should give")
+
+
+def _sums(steps: Iterable[StepLevel]) -> Iterator[Diagnostic]:
+    """`every N steps` with a rule whose step grows with its gradient: it sums N of them."""
+    for s in steps:
+        if s.every < 2 or s.rule is None or any(n.op in NORMALISED for n in walk(*s.rule.nodes())):
+            continue
+        message = f"`every {s.every} steps` sums {s.every} gradients, and this update grows with them"
+        yield _note("NF455", message, s.rule.span or s.span, "`g / n_ticks` is their mean")
