@@ -85,11 +85,13 @@ def mend(text: str, name: str, check: Callable[[str], Sequence[Diagnostic]]) -> 
 def _better(d: Diagnostic, edits: Sequence[Edit], before: Sequence[Diagnostic], after: Sequence[Diagnostic]) -> bool:
     if _is_syntax(d) and sum(map(_is_syntax, after)) < sum(map(_is_syntax, before)):
         return True
-    # A right word may open what was not read before, with mistakes of its own; other repairs of the syntax may not.
-    if (any(map(_is_syntax, after)) and not isinstance(d.help, Suggestion)) or _count(d, after) >= _count(d, before):
+    # A right word may open what was not read before, with mistakes of its own; other repairs may not.
+    allowed = isinstance(d.help, Suggestion) if _is_syntax(d) else not any(map(_is_syntax, after))
+    if not allowed or _count(d, after) >= _count(d, before):
         return False
     was = {(o.code, o.message) for o in before}
-    return not any((o.code, o.message) not in was and _touches(o, edits) for o in after)
+    new = [o for o in after if (o.code, o.message) not in was]
+    return not any(_touches(o, edits) and not edits_of(o) for o in new)
 
 
 def _touches(d: Diagnostic, edits: Sequence[Edit]) -> bool:

@@ -32,7 +32,7 @@ def title_of(code: str) -> str:
 
 
 def full(diagnostics: Sequence[Diagnostic], paint: Paint = plain) -> str:
-    """Every diagnostic with its picture, the line as its fix would leave it, and, once, what the page of its code says."""
+    """Every diagnostic with its picture, the line as its fix would leave it, and once what its code's page says."""
     told: set[str] = set()
     parts: list[str] = []
     for d in diagnostics:
