@@ -47,9 +47,13 @@ class Part:
     fields: list[str] = field(default_factory=list)
 
 
+HELPERS = {"turned": "flow turned(z, n) { h = linear(z, n); return h * sigmoid(linear(z, n)) + short_conv(h, 2) }"}
+
+
 def stages(one: One, width: int, unit: bool = True) -> str:
-    """What a projection goes through: look-back, activation, rotation, norm."""
-    parts = [one(["", "", " |> short_conv(2)", " |> short_conv(3)", " |> previous", " |> previous(2)"])]
+    """What a projection goes through: a flow, look-back, activation, rotation, norm."""
+    parts = [one(["", "", "", "", "", f" |> turned({width})"])]
+    parts += [one(["", "", " |> short_conv(2)", " |> short_conv(3)", " |> previous", " |> previous(2)"])]
     parts.append(one(["", " |> silu", " |> tanh", " |> elu1"]))
     if width % 2 == 0:
         parts.append(one(["", "", "", " |> rope", " |> rope(reset = 3)"]))
@@ -87,7 +91,10 @@ def memory_kind(one: One, key: int, value: int, flows: set[str]) -> str:
 
 def rate(one: One, number: str | None, heads: int | None) -> str:
     """At most 0.02. number: a recall of one number, or None."""
-    options = ["0.01", "0.02 * sigmoid(linear(x, 1))", "0.03 / (t + 2)"]
+    options = [
+        "0.01", "0.02 * sigmoid(linear(x, 1))", "0.03 / (t + 2)", "0.02 * sigmoid(x |> linear(1) |> short_conv(2))",
+        "(0.02 if t % 3 == 1 else 0.005)", "0.02 * sigmoid(mean(x |> linear(3)))",
+    ]  # fmt: skip
     if heads:
         options.append("0.01 if head == 0 else 0.02")
     if number:
@@ -97,7 +104,8 @@ def rate(one: One, number: str | None, heads: int | None) -> str:
 
 def gate(one: One, number: str | None, part: Part) -> str:
     """What `retain` says, 0.9 at least; "" for nothing."""
-    numbers = ["0.95", "0.9 + 0.1 * sigmoid(linear(x, 1))", "1 - 0.1 / (t + 1)"]
+    numbers = ["0.95", "0.9 + 0.1 * sigmoid(linear(x, 1))", "1 - 0.1 / (t + 1)",
+               "0.9 + 0.1 * sigmoid(x |> linear(1) |> previous)", "1 if t % 2 == 0 else 0.9"]  # fmt: skip
     if number:
         numbers = [f"0.9 + 0.1 * sigmoid({number})", *numbers]
     options = ["", *numbers]
@@ -113,15 +121,18 @@ def gate(one: One, number: str | None, part: Part) -> str:
     return chosen
 
 
-def objective(one: One, other: str | None) -> str:
-    """other: a second name of the key's width."""
+def objective(one: One, other: str | None, width: int) -> str:
+    """other: a second name of the key's width. width: the value's."""
     options = [
         "l2", "l2", "dot", "huber(0.5)", "lp(3)", "lp(p = 4)",
         "0.5 * sum(square(M(key) - value))", "inner(M(key), M(key)) * 0.1 - inner(M(key), value)",
         "sum(log(1 + square(M(key) - value)))", "-inner(tanh(M(key)), value)", "-inner(log(softmax(M(key))), value)",
-        "0.5 * sum(square(M(key) - value)) * sigmoid(linear(x, 1))", "norm(M(key) - value)",
-        "0.5 * sum(square(rmsnorm(M(key)) - value))",
+        "0.5 * sum(square(M(key) - value)) * sigmoid(linear(x, 1))", "0.5 * sum(square(rmsnorm(M(key)) - value))", "sum(abs(M(key) - value) * 0.5 + square(M(key)))",
+        "inner(clamp(M(key), -0.5, 0.5), -value)", "sum(max(M(key), value))", "-sum(exp(-square(M(key) - value)))",
+        "sum(where(value > 0, square(M(key) - value), -M(key) * value))",
     ]  # fmt: skip
+    if width > 1:  # the gradient of a norm of one number is ±1, and sums of these are zero up to rounding
+        options += ["norm(M(key) - value)", "rms(M(key) - value)"]
     if other:
         options += [
             f"0.5 * sum(square(M(key) - value)) + 0.1 * sum(square(M({other})))",
@@ -129,6 +140,32 @@ def objective(one: One, other: str | None) -> str:
             f"-inner(M({other} * key), value)",
         ]
     return one(options)
+
+
+def weight(one: One, number: str | None, part: Part) -> str:
+    """What `weight` says; "" for nothing."""
+    options = ["", "", "", "0.5", "sigmoid(linear(x, 1))", "linear(x, 1)"]
+    if part.kind.startswith("gated"):
+        options += ["{gate: 0.5, up: sigmoid(linear(x, 1)), linear: 1}"]
+    return one([f"sigmoid({number})", *options] if number else options)
+
+
+def axis_rate(one: One, part: Part) -> str:
+    """A rate that is no number: on an axis of a matrix, elementwise, or for each tensor."""
+    if part.kind.startswith("matrix"):
+        a, b = f"0.02 * sigmoid(linear(x, {part.key}))", f"0.02 * sigmoid(linear(x, {part.value}))"
+        return one([a, f"on_value({b})", f"0.02 * sigmoid(outer_product(linear(x, {part.value}), linear(x, {part.key})))"])
+    if part.kind.startswith("gated"):
+        return one(["{gate: 0.01, up: 0.02 * sigmoid(linear(x, 1)), linear: 0.02}"])
+    return "0.01"
+
+
+def axis_update(one: One, part: Part) -> str:
+    """A rule with such a rate."""
+    r = axis_rate(one, part)
+    if r.startswith("{"):
+        return one([f"gd({r})", f"momentum({r}, 0.5)", f"dgd({r})"])
+    return one([f"gd({r})", f"momentum({r}, 0.5)", f"-({r}) * g"])
 
 
 def update(one: One, number: str | None, heads: int | None, optimizers: set[str]) -> str:
@@ -146,7 +183,9 @@ def update(one: One, number: str | None, heads: int | None, optimizers: set[str]
         f"g / n_ticks |> gd({r})".replace("g / n_ticks", "(g / n_ticks)"), f"g |> clip_norm(1) |> gd({r})",
         f"g |> clip_norm(0.1) |> momentum({r}, {b})", "g |> clip_norm(1) |> adam(0.005) |> trust(0.1)",
         f"-({r}) * g / (1 + norm(g))", f"-({r}) * (g + 0.1 * w)", f"0.01 * (w0 - w) - {r} * g",
-        f"-({r}) * (g + 0.1 * (w - w_chunk))", f"(g * 0.5) |> dgd({r})",
+        f"-({r}) * (g + 0.1 * (w - w_chunk))", f"(g * 0.5) |> dgd({r})", f"momentum({r}, {b}) |> gd(-0.5)",
+        f"(2 * g) |> gd({r}) |> gd(-0.5)", "g |> clip_norm(1) |> adam(0.01) |> momentum(-0.5, 0.5)",
+        f"-({r}) * g / (0.1 + rms(g))", f"-({r}) * tanh(g)", f"-({r}) * where(g > 0, g, 0.5 * g)",
     ]  # fmt: skip
     chosen = one([*options, name, name])
     if chosen == name:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tests.properties.memories import DIM, FLOWS, OPTIMIZERS, One, Part, gate, memory_kind, objective, projected, update
+from tests.properties.memories import (
+    DIM, FLOWS, HELPERS, OPTIMIZERS, One, Part, axis_update, gate, memory_kind, objective, projected, update, weight,
+)  # fmt: skip
 
 NAMES = ("store", "aim", "pace")
 
@@ -43,6 +45,8 @@ class Level:
 
     def text(self) -> str:
         one, count = self.one, self.one([1, 1, 2, 3])
+        if one([False, False, False, True]):  # a name that nothing uses: its look-back moves all the same
+            self.lines.append("spare = x |> linear(3) |> short_conv(2)")
         body = self.cache() if count == 1 and one([False, False, False, True]) else self.memories(count)
         heads = f" heads {self.heads};" if self.heads else ""
         lines = "\n".join(f"  {line}" for line in [*self.lines, *body])
@@ -53,7 +57,7 @@ class Level:
 
     def join(self, y: str, width: int) -> str:
         """The level's `return`: whole, of width DIM."""
-        norm = self.one(["", " |> rmsnorm"])
+        norm = self.one(["", " |> rmsnorm", " |> short_conv(2)", " |> previous"])
         if width * (self.heads or 1) == DIM and self.one([True, False]):
             return f"return {y}{norm}" + (" |> merge_heads" if self.heads else "")
         return f"return {y}{norm}" + (" |> merge_heads" if self.heads else "") + f" |> linear({DIM})"
@@ -111,6 +115,8 @@ class Level:
         key = one(["k", "k", "u", *[f"({m}(u) + k) |> l2norm" for m in keys if m != p.name]])
         # its own recall at another place than the key: the error would be zero, and rounding all that is left
         value = one([self.projection(p.value, unit=False), *[f"{m}({'q' if m == p.name else 'u'})" for m in vectors],
+                     *[f"{m}(q) |> {look}" for m in vectors for look in ("short_conv(2)", "previous")],
+                     *[f"stop({m}(q))" for m in vectors if m != p.name],
                      *[f"{m}({'q' if m == p.name else 'k'}) + ({self.projection(p.value)})" for m in vectors]])  # fmt: skip
         p.fields += [f"key {key}", f"value {value}"]
         if p.kind.startswith("cache"):
@@ -119,7 +125,11 @@ class Level:
 
     def learning(self, p: Part, number: str | None, other: str | None) -> None:
         one = self.one
-        p.fields += [f"objective {objective(one, other)}", f"update {update(one, number, self.heads, self.optimizers)}"]
+        rule = axis_update(one, p) if one([False] * 7 + [True]) else update(one, number, self.heads, self.optimizers)
+        p.fields += [f"objective {objective(one, other, p.value)}", f"update {rule}"]
+        own = weight(one, number, p)
+        if own:
+            p.fields.append(f"weight {own}")
         retain = gate(one, number, p)
         if retain:
             p.fields.append(f"retain {retain}")
@@ -153,7 +163,8 @@ def make(one: One) -> Spec:
     levels = [Level(one, n, flows, optimizers).text() for n in names]
     tokens = one([False, True])
     start = f"x = {'embed(tokens, 7, 12) * 12' if tokens else 'x |> linear(12)'}"
-    calls = [f"x = x + {n}({one(['rmsnorm(x)', 'x'])})" for n in names]
+    fits = not any("decay_first" in level for level in levels)
+    calls = [f"x = x + {n}({one(['rmsnorm(x)', 'x'])}{one(['', '', '', ', chunk = 12']) if fits else ''})" for n in names]
     layout = one(["once", "repeat", "mixers"])
     if layout == "once":
         body, more = calls, []
@@ -168,6 +179,7 @@ def make(one: One) -> Spec:
         "nestflow 1",
         "input tokens : int[T] in [0, 7)" if tokens else "input x : float[T, 5]",
         f"output model({given})",
+        *[text for n, text in HELPERS.items() if any(f"{n}(" in level for level in levels)],
         *[FLOWS[f] for f in sorted(flows)],
         *[OPTIMIZERS[o] for o in sorted(optimizers)],
         *levels,
