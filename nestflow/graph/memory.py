@@ -110,7 +110,8 @@ class MemoryBuild:
         if heads and not x.type.heads:
             whole = f"under `heads` a {field} is per head, and this one is whole: {x.type}"
             help_ = "`split_heads(...)` gives each head its share, `linear` its own projection"
-            raise self.elab.failure("NF319", whole, x.span, help_)
+            f = self.field(field)
+            raise self.elab.failure("NF319", whole, f.value.span if f is not None else self.node.span, help_)
         return x.type.heads
 
     def context_names(self) -> dict[str, Any]:

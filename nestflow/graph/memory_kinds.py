@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nestflow.diagnostics.core import Span
 from nestflow.graph.expressions import apply, bind, evaluate, partial
 from nestflow.graph.model import CacheSpec, Init, MemoryFunction, MemoryTensor, WeightSpec
 from nestflow.graph.scope import Builder, Env
@@ -66,6 +67,11 @@ def _a(value: Partial) -> str:
     return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"
 
 
+def key_place(m: MemoryBuild) -> Span | None:
+    f = m.field("key")
+    return m.node.span if f is None else f.value.span
+
+
 # --- matrix -------------------------------------------------------------------------------------------------
 
 
@@ -73,7 +79,7 @@ def matrix(m: MemoryBuild, sizes: list[Any]) -> MemoryFunction:
     """W q, W: out × in; in is the key's width, out the value's."""
     key = m.key_node()
     if len(key.type.shape) != 1:
-        raise m.elab.failure("NF319", f"a matrix takes a vector as key, and this is {key.type}", key.span)
+        raise m.elab.failure("NF319", f"a matrix takes a vector as key, and this is {key.type}", key_place(m))
     (width,) = key.type.shape
     shape = value_width(m) if sizes[0] is None else ()
     if len(shape) > 1:
@@ -197,7 +203,7 @@ def cache(m: MemoryBuild, given: list[Any]) -> CacheSpec:
     """Softmax attention over the context itself."""
     key = m.key_node()
     if len(key.type.shape) != 1:
-        raise m.elab.failure("NF319", f"a cache takes a vector as key, and this is {key.type}", key.span)
+        raise m.elab.failure("NF319", f"a cache takes a vector as key, and this is {key.type}", key_place(m))
     m.heads(key)
     names = ("window", "segment", "sink", "prefix", "causal", "scale")
     plain = {n: _constant(m, n, v) for n, v in zip(names, given, strict=True)}

@@ -91,7 +91,7 @@ class StepLevels:
         node = self.elab.as_node(value, f.value, "`objective`")
         if node.type.dtype != "float":
             raise self.elab.failure("NF407", f"an objective is a number with a gradient: this is {node.type}", f.span)
-        if not depends(node, lambda n: n.op in ("call", "weight")):
+        if not self.elab.collector.errors and not depends(node, lambda n: n.op in ("call", "weight")):
             message = "this objective depends on no weight: nothing would be learned"
             raise self.elab.failure("NF407", message, f.span, "`objective cross_entropy(model(tokens), next(tokens))`")
         return node if not node.type.shape and not node.type.batch else ops.mean_all(node, f.span)
