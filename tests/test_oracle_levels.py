@@ -8,6 +8,7 @@ from torch import Tensor
 
 import nestflow
 from tests.oracles.cases import CASES, Case, Tensors
+from tests.oracles.rate_cases import RATE_CASES
 from tests.oracles.wide_cases import WIDE
 
 BATCH = 2
@@ -42,7 +43,7 @@ def assert_near(got: Tensor, want: Tensor, tolerance: float, what: str) -> None:
     assert error <= tolerance * (1 + want.abs().max().item()), f"{what}: off by {error:.2e}"
 
 
-every_case = pytest.mark.parametrize("case", [*CASES, *WIDE], ids=lambda c: c.name)
+every_case = pytest.mark.parametrize("case", [*CASES, *RATE_CASES, *WIDE], ids=lambda c: c.name)
 
 
 @every_case

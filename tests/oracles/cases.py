@@ -32,13 +32,14 @@ class Stream:
 
 @dataclass(frozen=True)
 class Case:
-    """``fields`` are the level's statements after ``every``."""
+    """``fields`` are the level's statements after ``every``; ``before``: definitions above the level."""
 
     name: str
     streams: dict[str, Stream]
     fields: str
     expected: Expected
     every: str = "1 token"
+    before: str = ""
 
     @property
     def text(self) -> str:
@@ -46,7 +47,7 @@ class Case:
         names = ", ".join(self.streams)
         inputs = "\n".join(f"input {n} : float[T, {s.width}]" for n, s in self.streams.items())
         return (
-            f"nestflow 1\n{inputs}\noutput mem({names})\nlevel mem({names}) {{ every {self.every}; {self.fields} }}\n"
+            f"nestflow 1\n{inputs}\noutput mem({names})\n{self.before}level mem({names}) {{ every {self.every}; {self.fields} }}\n"
         )
 
     def inputs(self, batch: int, ticks: int, seed: int = 0) -> Tensors:

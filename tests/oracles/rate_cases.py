@@ -1,0 +1,124 @@
+"""Specs of memories with weights, rates per channel and per tensor, and several writes a tick, beside their oracles."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from tests.oracles.cases import (
+    BETA,
+    GATE,
+    GATES,
+    KVQ,
+    RATE,
+    WIDTH,
+    Case,
+    Expected,
+    Stream,
+    Tensors,
+    between,
+    kvq,
+    merge,
+    split,
+    unit,
+)  # fmt: skip
+from tests.oracles.matrix import delta_rule, momentum_delta
+from tests.oracles.rates import channel_delta, fast_swiglu, longhorn_diagonal, rwkv7, weighted_dgd
+
+WEIGHT = Stream(1, between(0.2, 1.0))
+SIGNED = Stream(1, between(-1.0, 1.0))
+RATES = Stream(WIDTH, between(0.0, 0.1))
+
+
+def given(recurrence: object, **slots: str) -> Expected:
+    """An oracle [B,H,T,D] of one head; ``slots`` maps its arguments to inputs (k, v, q are given)."""
+
+    def expected(x: Tensors, weights: Tensors) -> Tensor:
+        k, v, q = (split(x[n]) for n in "kvq")
+        return merge(recurrence(k, v, q, **{slot: split(x[name]) for slot, name in slots.items()}))  # type: ignore[operator]
+
+    return expected
+
+
+def weighted(recurrence: object, rate: str = "rate", **slots: str) -> Expected:
+    """A weight multiplies the tick's gradient, as its rate does."""
+
+    def expected(x: Tensors, weights: Tensors) -> Tensor:
+        k, v, q = (split(x[n]) for n in "kvq")
+        gates = {slot: split(x[name]) for slot, name in slots.items()}
+        return merge(recurrence(k, v, q, **{rate: split(x["lr"]) * split(x["o"])}, **gates)[0])  # type: ignore[operator]
+
+    return expected
+
+
+def lact(every: int = 1, retains: bool = False) -> Expected:
+    """Three rates, by tensor."""
+
+    def expected(x: Tensors, weights: Tensors) -> Tensor:
+        k, v, q = (split(x[n]) for n in "kvq")
+        theta = [weights[f"mem.memory.{n}.weight"][None] for n in ("gate", "up", "down")]
+        rates = [split(x[n]) for n in ("r0", "r2", "r1")]
+        gates = [split(x[n]) for n in ("a0", "a2", "a1")] if retains else None
+        return merge(fast_swiglu(k, v, q, theta, rates=rates, retains=gates, every=every))
+
+    return expected
+
+
+FAST = """flow fast(z, n) {
+  return linear(silu(linear(z, 6, name = "gate")) * linear(z, 6, name = "up"), n, name = "down")
+}
+"""
+THREE = {f"r{i}": RATE for i in range(3)}
+GATES3 = {f"a{i}": GATE for i in range(3)}
+BY_TENSOR = "{gate: r0, up: r2, down: r1}"
+NET = f"memory fast(n = {WIDTH}); {KVQ} objective dot;"
+RWKV = {**kvq(), "gone": Stream(WIDTH, unit()), "r": Stream(WIDTH, between(0.0, 1.0)), "a": GATES}
+
+RATE_CASES = [
+    Case(
+        "weight, delta", {**kvq(), "lr": RATE, "o": SIGNED},
+        f"memory matrix; {KVQ} weight o; objective l2; update gd(lr)", weighted(delta_rule),
+    ),
+    Case(
+        "weight, momentum delta", {**kvq(), "lr": RATE, "o": WEIGHT, "b": BETA, "a": GATE},
+        f"memory matrix; {KVQ} weight o; objective l2; update momentum(lr, b); retain a",
+        weighted(momentum_delta, beta="b", retain="a"),
+    ),
+    Case(
+        "weight, dgd", {**kvq(), "lr": RATE, "o": SIGNED, "a": GATE},
+        f"memory matrix; {KVQ} weight o; objective l2; update dgd(lr); retain a",
+        given(weighted_dgd, rate="lr", weight="o", retain="a"),
+    ),
+    Case(
+        "LaCT, a weight for each tensor", {**kvq(), **THREE}, f"{NET} weight {BY_TENSOR}; update gd(1)", lact(),
+        before=FAST,
+    ),
+    Case(
+        "LaCT, every 4 tokens", {**kvq(), **THREE}, f"{NET} weight {BY_TENSOR}; update gd(1)", lact(every=4),
+        every="4 tokens", before=FAST,
+    ),
+    Case(
+        "a rate and a gate for each tensor", {**kvq(), **THREE, **GATES3},
+        f"{NET} update gd({BY_TENSOR}); retain {{gate: a0, up: a2, down: a1}}",
+        lact(retains=True), before=FAST,
+    ),
+    Case(
+        "a rate for each key channel", {**kvq(), "r": RATES, "a": GATE},
+        f"memory matrix; {KVQ} objective l2; update gd(r); retain a", given(channel_delta, rate="r", retain="a"),
+    ),
+    Case(
+        "a rate for each value channel", {**kvq(), "r": RATES},
+        f"memory matrix; {KVQ} objective l2; update gd(on_value(r))",
+        lambda x, w: merge(channel_delta(*(split(x[n]) for n in "kvq"), rate=split(x["r"]), on="value")),
+    ),
+    Case(
+        "Longhorn, diagonal", {**kvq(), "r": RATES},
+        f"memory matrix; {KVQ} objective dot; update gd(on_value(r)); retain 1 - outer_product(r, key * key)",
+        given(longhorn_diagonal, rate="r"),
+    ),
+    Case(
+        "RWKV-7", RWKV,
+        f"memory matrix; {KVQ} erased = memory(gone); objective inner(erased, M(r * gone)) - inner(M(key), value);"
+        " update gd(1); retain a",
+        given(rwkv7, gone="gone", rate="r", retain="a"),
+    ),
+]  # fmt: skip
