@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from pygments.token import Comment, Error, Keyword, Name, Number, Operator, Punc
 
 import nestflow
 from nestflow.editor import make, words
+from nestflow.editor.grammar import grammar
 from nestflow.editor.lexer import NestflowLexer
 from nestflow.editor.terminal import highlight, style_of
 from nestflow.language import tree as T
@@ -150,7 +152,7 @@ def test_styles_are_inherited() -> None:
 
 
 FOLDER = Path(nestflow.__file__).parent / "editor" / "vscode"
-ENGINE = Engine(json.loads((FOLDER / "syntaxes" / "nestflow.tmLanguage.json").read_text(encoding="utf-8")))
+ENGINE = Engine(grammar())  # what is in the folder is this, by test_folder_is_what_the_language_makes
 # What a scope and a token type have in common; the first that fits counts.
 SCOPES = (
     ("comment.line.documentation", "doc"),
@@ -217,6 +219,8 @@ def test_grammar_knows_names_from_keywords() -> None:
 
 
 def test_folder_is_what_the_language_makes() -> None:
+    if os.environ.get("NESTFLOW_UPDATE"):
+        make.main()
     for name, text in make.files().items():
         assert (FOLDER / name).read_text(encoding="utf-8") == text, "run: python -m nestflow.editor.make"
 
