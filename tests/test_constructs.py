@@ -49,6 +49,26 @@ SPECS = {
         }
         return (one(q) + two(q)) |> linear(12)
     """,
+    "when": """
+        heads 2; every 2 tokens; chunk 4; memory mlp(depth = 2, expand = 1)
+        key k; value linear(x); query q; objective l2; update (g / n_ticks) |> adam(0.02); retain 0.95
+        when norm(M(key) - value) > 1.2
+        return y |> merge_heads |> linear(12)
+    """,
+    "when of several": """
+        objective l2; heads 2; weight sigmoid(linear(x, 1)); when mean(x) > 0 or head == 1
+        memory one : matrix { key k; value linear(x); update dgd(0.1); retain decay_first(0.9) }
+        memory two : matrix { key k; value one(k); update m3(0.01, 0.9, 0.9, 0.99, 0.1, period = 2); chunk 2 }
+        memory three : mlp(depth = 1) { key k; value linear(x); update gd(0.1 / t); chunk 3; when sum(k) > 0; init learned }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
+    "when in closed form": """
+        objective l2; heads 2; when mean(x) > 0 or head == 1; update momentum(0.05, 0.9); retain 0.9
+        memory one : matrix { key k; value linear(x); gradient stop }
+        memory two : mlp(depth = 2, expand = 1) { key k; value one(k); chunk 4; when sum(k) > 0 }
+        memory three : matrix { key k; value linear(x); objective dot; retain 0.5 + 0.5 * sigmoid(linear(x, 6)); update gd(0.1) }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
 }
 
 

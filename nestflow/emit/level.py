@@ -18,14 +18,15 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.level_cache import CacheCode
-from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes
+from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes, per_tick
 from nestflow.emit.level_rows import Rows, starts_of
 from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
+from nestflow.emit.ops import tensor
 from nestflow.emit.writer import Writer, identifier, plain, short_name
 from nestflow.graph.model import Instance, Memory
-from nestflow.graph.state import state_tensors
+from nestflow.graph.state import UPDATES, state_tensors
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
@@ -185,6 +186,8 @@ class LevelCode:
             m = p.memory
             roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
             roots += self.nodes.dense[m.name].values()
+            if m.when is not None:
+                roots.append(self.nodes.rate(m, m.when))
             if p.closed:
                 roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
             elif m.rule is not None:
@@ -192,7 +195,7 @@ class LevelCode:
                 for t in probe.tensors:
                     for s in probe.expressions(t):
                         roots += [self.nodes.rate(m, n) for n in context_parts(s)]
-                    both = (for_tensor(n, t.path) for n in (m.retain, m.weight) if n is not None)
+                    both = (for_tensor(n, t.path) for n in (m.retain, m.weight, m.when) if n is not None)
                     roots += [self.nodes.rate(m, n) for n in both]
         return roots
 
@@ -345,6 +348,7 @@ class LevelCode:
             self.comment(f"the errors of `{', '.join(p.memory.name for p in group)}`, summed over the ticks", m.rule)
             codes.append(RuleCode(self.writer, self.nodes, self.inner, group, self.state.names))
             codes[-1].gradients()
+            codes[-1].count()
             codes[-1].prefetch()
         for p in self.plan.looped:
             if p.closed:
@@ -358,7 +362,7 @@ class LevelCode:
         for p in self.plan.looped:
             if not p.closed and p.memory.rule is not None:
                 m = p.memory
-                groups.setdefault((m.rule, m.every), []).append(p)
+                groups.setdefault((m.rule, m.every, m.when), []).append(p)
         return list(groups.values())
 
     def comment(self, text: str, node: object = None) -> None:
@@ -381,6 +385,10 @@ class LevelCode:
         m = p.memory
         self.comment(f"the state of `{m.name}` after the piece")
         advance = self.writer.use("nestflow.ops.chunk", "advance")
+        if m.when is not None:
+            updates = self.state.names[RuleCode.counter(m, UPDATES)]
+            brings = tensor(self.inner, self.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
+            self.writer.line(f"{updates} = {updates} + {brings}.sum(-1)")
         for t in state_tensors(m):
             rule = p.rules[t.path]
             rows = self.rows.names[self.rows.key(p, t.path)]

@@ -11,17 +11,18 @@ from dataclasses import dataclass, field
 
 from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter
-from nestflow.emit.level_nodes import Nodes, state
+from nestflow.emit.level_nodes import Nodes, per_tick, state
+from nestflow.emit.ops import tensor
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.globs import matches
 from nestflow.graph.model import Memory, MemoryTensor
-from nestflow.graph.state import has_dgd, state_tensors
+from nestflow.graph.state import TICKS, UPDATES, has_dgd, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.rule import DgdStep, SetWeight, SlotUpdate, Statement
-from nestflow.lowering.linear_rule import prepared
+from nestflow.lowering.linear_rule import COUNT, SEEN, prepared
 from nestflow.lowering.plan import MemoryPlan
 
 
@@ -99,6 +100,34 @@ class RuleCode:
             if has_dgd(t.memory) and pairs:
                 self.gram(t, pairs)
 
+    def count(self) -> None:
+        """With `when`: how many ticks brought a pair since the last update, where that makes an update, which one."""
+        m = self.first
+        if m.when is None:
+            return
+        (when,) = [self.nodes.rate(m, m.when)]
+        brings = tensor(self.em, when, per_tick(m).with_(dtype="bool")).atom
+        for p in self.plans:
+            stored = self.names.get(self.counter(p.memory, TICKS))
+            zero = f"torch.zeros_like({self.names[self.counter(p.memory, UPDATES)]})"
+            seen = self.em.fresh("seen", self.counter(m, SEEN).type)
+            self.writer.line(f"{seen} = {stored or zero} + {brings}.sum(-1)")
+            self.names[self.counter(p.memory, SEEN)] = seen
+            self.em.holder[seen] = None
+            count = self.em.fresh("count", self.counter(m, COUNT).type)
+            updates = self.names[self.counter(p.memory, UPDATES)]
+            self.writer.line(f"{count} = {updates} + ({seen} > 0)")
+            self.names[self.counter(p.memory, COUNT)] = count
+            self.em.holder[count] = None
+
+    @staticmethod
+    def counter(m: Memory, name: str) -> Node:
+        return state(m, "", name, Type("int", heads=m.heads))
+
+    def made(self, m: Memory) -> Node:
+        """Whether the memory learns now."""
+        return ops.binary("gt", self.counter(m, SEEN), ops.const(0))
+
     def gram(self, t: Tensor, pairs: tuple[tuple[Node, Node], ...]) -> None:
         """K = Σ |weight| k kᵀ over the inputs of the tensor."""
         dgd = next(s for s in t.program if isinstance(s, DgdStep))
@@ -174,6 +203,10 @@ class RuleCode:
     def commit(self) -> None:
         """Assign the new states to the variables that stay."""
         for t in self.tensors:
+            if t.memory.when is not None:
+                t.w = ops.where(self.made(t.memory), t.w, self.leaf(t.memory, t.spec, "now"))
+                t.new = {s: ops.where(self.made(t.memory), n, self.slot(t, s)) for s, n in t.new.items()}
+        for t in self.tensors:
             variable, value = self.name(t, "now"), self.em.value(t.w)
             if value != variable:
                 self.writer.line(f"{variable} = {value}")
@@ -183,6 +216,11 @@ class RuleCode:
                 self.writer.line(f"{self.name(t, '@pending')} = torch.zeros_like({self.name(t, '@pending')})")
                 if len(t.spec.shape) == 2 and state(t.memory, t.path, "@gram", self.leaf_k(t).type) in self.names:
                     self.writer.line(f"{self.name(t, '@gram')} = torch.zeros_like({self.name(t, '@gram')})")
+        for p in self.plans if self.first.when is not None else ():
+            updates, ticks = (self.counter(p.memory, c) for c in (UPDATES, TICKS))
+            self.writer.line(f"{self.names[updates]} = {self.names[self.counter(p.memory, COUNT)]}")
+            if ticks in self.names:
+                self.writer.line(f"{self.names[ticks]} = torch.zeros_like({self.names[ticks]})")
 
     def wait(self) -> None:
         """Between updates: the sums go on."""
@@ -191,6 +229,9 @@ class RuleCode:
             k = self.leaf_k(t) if len(t.spec.shape) == 2 else None
             if k is not None and k in self.names:
                 self.writer.line(f"{self.name(t, '@gram')} = {self.names[k]}")
+        for p in self.plans if self.first.when is not None else ():
+            seen = self.names[self.counter(p.memory, SEEN)]
+            self.writer.line(f"{self.names[self.counter(p.memory, TICKS)]} = {seen}")
 
     def statement(self, t: Tensor, s: Statement) -> Callable[[], None]:
         if isinstance(s, SlotUpdate):
@@ -225,11 +266,30 @@ class RuleCode:
         if s.every == 1:
             new = self.kept(t, new, base, shape)
             return lambda: t.new.update({s.slot: new})
+        if t.memory.when is not None:
+            return self.slot_by_row(t, s, new, kept, base)
         updates = "t + n" if t.memory.every == 1 else f"(t + n) // {t.memory.every}"
         due = f"({updates}) % {s.every} == 0"
         old = self.slot(t, s.slot)
         slot = self.chosen(t, due, new, old, base)
         rest = None if kept is None else self.chosen(t, due, None, kept, f"rest_{base}")
+
+        def commit() -> None:
+            t.new[s.slot] = slot
+            if rest is not None and s.pending is not None:
+                t.new[s.pending] = rest
+
+        return commit
+
+    def slot_by_row(
+        self, t: Tensor, s: SlotUpdate, new: Node, kept: Node | None, base: str
+    ) -> Callable[[], None]:
+        """A memory of the rule with a period, where every row counts its own updates."""
+        of = ops.binary("mod", self.counter(t.memory, COUNT), ops.const(s.every))
+        due = ops.binary("eq", of, ops.const(0))
+        shape = self.slot(t, s.slot).type.shape
+        slot = self.kept(t, ops.where(due, new, self.slot(t, s.slot)), base, shape)
+        rest = None if kept is None else self.kept(t, ops.where(due, ops.const(0.0), kept), f"rest_{base}", shape)
 
         def commit() -> None:
             t.new[s.slot] = slot

@@ -9,7 +9,7 @@ from nestflow.emit.level_rows import starts_of
 from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
 from nestflow.emit.writer import identifier
 from nestflow.graph.model import Memory, MemoryTensor
-from nestflow.graph.state import CHUNK, GRAM, PENDING, has_dgd, keeps_anchor, state_tensors
+from nestflow.graph.state import CHUNK, GRAM, PENDING, counters, has_dgd, keeps_anchor, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.lowering.plan import MemoryPlan
@@ -32,6 +32,9 @@ class StateNames:
             self.writer.line(f"# the state of `{p.memory.name}`")
             for t in state_tensors(p.memory):
                 self.tensor(p.memory, t)
+            for counter in counters(p.memory):
+                leaf = state(p.memory, "", counter, Type("int", heads=p.memory.heads))
+                self.add(leaf, counter[1:], p.memory.name + counter)
             for slot in p.memory.rule.slots if p.memory.rule is not None else ():
                 if slot.like == "number":
                     leaf = slot_leaf(p.memory, state_tensors(p.memory)[0], slot.name)

@@ -22,7 +22,7 @@ from nestflow.language import tree
 from nestflow.vocabulary.fields import word_for
 
 LEVEL_FIELDS = ("memory", "heads", *MEMORY_FIELDS)
-LATER = ("when", "reset", "keep", "per", "rounds")
+LATER = ("reset", "keep", "per")
 CONSTANT = ("every", "chunk", "heads", "read", "gradient", "retain", "objective", "memory")
 MAX_HEADS = 4096
 

@@ -10,10 +10,11 @@ from nestflow.graph import memory_kinds as kinds
 from nestflow.graph import memory_learning as learning
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
+from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
 from nestflow.graph.values import MemoryValue
 from nestflow.graph.windows import is_windowed
-from nestflow.ir.choices import names_tensor, per_tensor
+from nestflow.ir.choices import names_tensor, per_round, per_tensor
 from nestflow.ir.node import Node, Type, make
 from nestflow.ir.rule import DgdStep
 from nestflow.language import tree
@@ -42,6 +43,7 @@ MEMORY_FIELDS = (
     "keep",
     "per",
 )
+LISTED = ("key", "value")
 NOT_OF_A_CACHE = ("objective", "update", "retain", "init", "gradient")
 
 
@@ -84,6 +86,8 @@ class MemoryBuild:
             if f is None:
                 return None
             value: Any = evaluate(f.value, self.env(field))
+            if isinstance(value, list) and value and field in LISTED:  # one for each round
+                value = per_round([self.elab.as_node(v, f.value, f"`{field}`") for v in value])
             if isinstance(value, (list, dict)):
                 kind = "list" if isinstance(value, list) else "record"
                 raise self.elab.not_yet(f"a {kind} as `{field}`", f.span)
@@ -121,7 +125,9 @@ class MemoryBuild:
         return {n: x for n, x in found.items() if x is not None}
 
     def shared(self, value: Any, site: tree.Node, what: str) -> Node:
-        """A gate, rate or weight: one value, or a record with one for each tensor of the memory."""
+        """A gate, rate or weight: one value, a record with one for each tensor, or a list with one for each round."""
+        if isinstance(value, list) and value:
+            return per_round([self.elab.as_node(v, site, what) for v in value])
         if not isinstance(value, dict):
             return self.elab.as_node(value, site, what)
         paths = [t.path for t in self.function.tensors] if self.function is not None else []
@@ -209,19 +215,24 @@ class MemoryBuild:
             return self.build_cache(key, value, query, every, chunk)
         objective = self.attempt(lambda: learning.objective(self, value))
         rule = self.attempt(lambda: learning.rule(self))
-        retain = self.attempt(lambda: learning.retention(self, every))
         weight = self.attempt(lambda: learning.weight(self))
+        parts = [n for n in (key, value, objective, weight, *(rule.nodes() if rule else ())) if n is not None]
+        turns = self.attempt(lambda: turns_of(self, parts)) or 1
+        retain = self.attempt(lambda: learning.retention(self, every, turns))
+        when = self.attempt(lambda: learning.condition(self))
         read = self.attempt(lambda: learning.choice(self, "read", learning.READS, "after"))
         gradient = self.attempt(lambda: learning.choice(self, "gradient", learning.GRADIENTS, "through"))
         if self.errors:
             raise NestflowError(self.errors)
         node, on, first, link = retain
         learning.check_decay_first(self, first, every, chunk)
+        own, weight = weight, learning.masked(weight, when)
+        if is_windowed(objective) and own is not None:
+            weight = learning.masked(None, when)  # every pair of a window brings its own
         if is_windowed(objective):
-            weight = None  # every pair of a window brings its own
             if any(isinstance(s, DgdStep) for s in rule.program):
                 raise self.elab.not_yet("`dgd` beside `windowed`", self.node.span)
-        return Memory(
+        memory = Memory(
             self.name,
             self.kind,
             self.level.env.heads,
@@ -242,11 +253,17 @@ class MemoryBuild:
             None,
             self.texts(),
             self.node.span,
+            when=when,
             link=link,
         )
+        check_rounds(self, memory, turns)
+        return memory if turns == 1 else in_rounds(memory, turns)
 
     def build_cache(self, key: Node | None, value: Node | None, query: Node | None, every: int, chunk: int) -> Memory:
         self.mapping(self.node)
+        for node, name in ((key, "key"), (value, "value")):
+            if node is not None and node.op == "each":
+                raise self.elab.not_yet(f"a list as `{name}` of a cache", node.span)
         for name in NOT_OF_A_CACHE:
             f = self.own.get(name) if self.level.parts else self.field(name)
             if f is not None:

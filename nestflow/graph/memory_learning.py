@@ -16,7 +16,8 @@ from nestflow.graph.scope import Site
 from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
 from nestflow.graph.windows import Windows
 from nestflow.ir import ops
-from nestflow.ir.node import Node, Type, depends
+from nestflow.ir.construct import number
+from nestflow.ir.node import Node, Type, depends, make
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 from nestflow.vocabulary.record import Word
@@ -71,6 +72,8 @@ def check_unit(elab: Any, f: tree.Field, level: str) -> None:
         if f.name == "every":
             shown = f.value.span.text if f.value.span else "n"
             unit = "token" if shown == "1" else "tokens"
+            if shown.removesuffix("s") in ("step", "token"):
+                raise elab.failure("NF402", "`every` needs a number", f.span, "say how many: `every 1 token`")
             help_ = f"add a unit: `{shown} {unit}`"
             raise elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
         return
@@ -196,7 +199,34 @@ def weight(m: MemoryBuild) -> Node | None:
     return node
 
 
-def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool, Link | None]:
+def condition(m: MemoryBuild) -> Node | None:
+    """`when`: whether the tick brings a pair; None where it always does."""
+    f = m.field("when")
+    if f is None:
+        return None
+    node = m.elab.as_node(evaluate(f.value, m.env("when").extend(m.context_names())), f.value, "`when`")
+    if node.type.short:
+        raise m.elab.failure("NF403", "a condition cannot look ahead", f.span, "`next` belongs to a loss")
+    if node.type.dtype != "bool" or not node.type.is_number:
+        message = f"`when` is a condition, true or false at a tick (and head), and this is {node.type}"
+        raise m.elab.failure("NF305", message, f.value.span, "`when norm(M(key) - value) > 0.1`")
+    node = number(node)
+    if node.op == "const" and not node.value:
+        raise m.elab.failure("NF407", f"memory `{m.name}` never learns", f.span, "`every never` says so")
+    return None if node.op == "const" else node
+
+
+def masked(weight: Node | None, when: Node | None) -> Node | None:
+    """The weight of a tick, 0 where it brings no pair."""
+    if when is None:
+        return weight
+    if weight is not None and weight.op == "each":
+        values = tuple(ops.where(when, v, ops.const(0.0)) for v in weight.args)
+        return make("each", values, ops.carried(weight.type, when.type), weight.span, **dict(weight.attrs))
+    return ops.where(when, ops.const(1.0) if weight is None else number(weight), ops.const(0.0))
+
+
+def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, RetainOn, bool, Link | None]:
     """The gate, what it acts on, whether it decays before the error, and the link that the memory is read through."""
     f = m.field("retain")
     value = m.level.overrides.get("retain")
@@ -207,6 +237,9 @@ def retention(m: MemoryBuild, every: int) -> tuple[Node | None, RetainOn, bool, 
         # in `retain` t counts updates: at the ticks that learn, the position over the period
         t = ops.leaf("position", Type("int", (), True, "T"))
         updates = t if every == 1 else ops.binary("floordiv", t, ops.const(every))
+        if turns > 1:  # it acts in the first round
+            before = ops.binary("mul", ops.binary("sub", t, ops.const(1)), ops.const(turns))
+            updates = ops.binary("add", before, ops.const(1))
         value = evaluate(site, m.env("retain").extend({**m.context_names(), "t": updates}))
     through = value.link if isinstance(value, Linked) else None
     value = value.gate if isinstance(value, Linked) else value

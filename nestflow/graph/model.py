@@ -147,7 +147,11 @@ class Memory:
     cache: CacheSpec | None = None
     texts: Texts = Texts()
     span: Span | None = field(default=None, compare=False)
+    when: Node | None = None  # a bool: the tick brings a pair (`weight` is 0 where it does not)
     link: Link | None = None  # what is kept is A; recalls and errors see θ = link(A)
+    turn: int = 0  # which of the tick's updates this is, of `turns`; rounds: the same memory as the later ones see it
+    turns: int = 1
+    rounds: tuple[Memory, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ LEVEL.MEMORY.TENSOR            the memory's tensor as it stands
 LEVEL.MEMORY.TENSOR@chunk      as the open chunk began (only where chunk > every: errors are taken there)
 LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
 LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
+LEVEL.MEMORY@updates           updates so far, LEVEL.MEMORY@ticks the ticks since the last one that brought a pair (only
+                               with `when`; the second where every > 1)
 LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule (`like` w); LEVEL.MEMORY.SLOT where it is one number
 LEVEL.MEMORY.key / .value      the pairs a cache keeps
 INSTANCE.TAIL                  the last inputs of a look-back block
@@ -15,6 +17,7 @@ from nestflow.graph.model import Init, Instance, Memory, MemoryTensor, StateSlot
 from nestflow.ir.rule import DgdStep, RuleSlot
 
 CHUNK, PENDING, GRAM = "@chunk", "@pending", "@gram"
+UPDATES, TICKS = "@updates", "@ticks"
 
 
 def memory_path(instance: str, memory: str, tensor: str) -> str:
@@ -62,7 +65,16 @@ def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
             slots.append(StateSlot(name + PENDING, "pending", t.shape, memory.heads))
             if has_dgd(memory) and len(t.shape) == 2:
                 slots.append(StateSlot(name + GRAM, "pending", (t.shape[1], t.shape[1]), memory.heads))
+    for counter in counters(memory):
+        slots.append(StateSlot(memory_path(path, memory.name, "") + counter, "counter", (), memory.heads, dtype="int"))
     return slots
+
+
+def counters(memory: Memory) -> tuple[str, ...]:
+    """With `when` rows learn at ticks of their own: they count their updates, and what they wait with."""
+    if memory.when is None:
+        return ()
+    return (UPDATES, TICKS) if memory.every > 1 else (UPDATES,)
 
 
 def _tensor_slot(path: str, memory: Memory, t: MemoryTensor, suffix: str) -> StateSlot:

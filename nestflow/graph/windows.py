@@ -66,9 +66,9 @@ class Windows:
 
     def weight(self, site: tree.Expr) -> Node | None:
         """The pair's own weight, which it keeps."""
-        from nestflow.graph.memory_learning import weight
+        from nestflow.graph.memory_learning import condition, masked, weight
 
-        node = weight(self.m)
+        node = masked(weight(self.m), condition(self.m))
         if node is not None and depends(node, lambda n: n.op == "each"):
             raise self.m.elab.not_yet("a record as `weight` beside `windowed`", site.span)
         return None if node is None else number(node)

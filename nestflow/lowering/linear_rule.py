@@ -101,9 +101,9 @@ def prepared(
         if n.op == "fact" and n["name"] in facts:
             return ops.const(facts[n["name"]])
         if n.op == "n_ticks":
-            return ops.const(memory.every)
+            return ops.const(memory.every) if memory.when is None or memory.every == 1 else own_count(memory, SEEN)
         if n.op == "updates":
-            return counted(memory.every)
+            return counted(memory.every) if memory.when is None else own_count(memory, COUNT)
         if n.op == "debias":
             return debiased(rule, memory, n, args)
         return None
@@ -136,8 +136,21 @@ def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Nod
             "give the memory a constant retain",
         )
     every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
-    count = counted(memory.every * every)
+    if memory.when is None:
+        count = counted(memory.every * every)
+    else:
+        count = ops.binary("max", ops.binary("floordiv", own_count(memory, COUNT), ops.const(every)), ops.const(1))
     return ops.binary("div", args[0], ops.binary("sub", ONE, ops.binary("pow", ops.const(float(retain.value)), count)))
+
+
+SEEN, COUNT = "@seen", "@count"
+
+
+def own_count(memory: Memory, name: str) -> Node:
+    """With `when` each row counts for itself: the ticks that brought a pair since the last update, or the updates, those
+    of this tick included. At least 1."""
+    type_ = Type("int", batch=True, heads=memory.heads)
+    return ops.binary("max", ops.leaf("state", type_, memory=memory.name, tensor="", when=name), ops.const(1))
 
 
 def counted(period: int) -> Node:
@@ -159,6 +172,8 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     gradient, program, project = prepared(rule, memory, tensor)
     if project is not None:
         raise NotLinear("`project` changes every new state")
+    if memory.when is not None and memory.every > 1:
+        raise NotLinear("`when` leaves out updates, and errors are summed between them")
     test = BasisTest(gradient)
     retain = ONE if memory.retain is None else gate_of(memory, tensor.path)
     carries: list[Carry] = []
@@ -188,7 +203,20 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     if dgd is not None:
         weight = added({ops.leaf("w", Type(like=True)): retain}, weight)
     carries.append(test.carry("", weight))
-    return LinearRule(tuple(carries), dgd)
+    return LinearRule(tuple(carries if memory.when is None else sometimes(carries, memory.when, dgd)), dgd)
+
+
+def sometimes(carries: list[Carry], when: Node, dgd: DgdStep | None) -> list[Carry]:
+    """Where a tick brings no pair every state stays as it is."""
+    if dgd is not None:
+        raise NotLinear("`when` leaves out updates by `dgd`")
+    found = [
+        Carry(c.slot, ops.where(when, c.decay, ONE), tuple((at, ops.where(when, k, ZERO)) for at, k in c.drive))
+        for c in carries
+    ]
+    if any(depends(n, lambda x: x.op == "state") for c in found for n in (c.decay, *(k for _, k in c.drive))):
+        raise NotLinear("`when` leaves out updates, and it counts them")
+    return found
 
 
 def gate_of(memory: Memory, tensor: str) -> Node:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.model import Memory
-from nestflow.graph.state import CHUNK, GRAM, PENDING, keeps_anchor, memory_path
+from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, UPDATES, keeps_anchor, memory_path
 from nestflow.ir.choices import for_tensor
+from nestflow.ir.node import walk
 from nestflow.ir.rule import DgdStep, Rule
 from nestflow.reference.rule import Update, Weight, pick, times
 from nestflow.reference.tick import Frame, Tensors
@@ -38,7 +39,7 @@ def learn(frame: Frame) -> None:
     ones = [begin(frame, m) for m in memories if m.cache is None]
     for m in memories:  # 2. context: all that looks back takes its input, whether used at this tick or not
         rule = tuple(m.rule.nodes()) if m.rule is not None else ()
-        frame.look_back(m.key, m.value, m.query, m.weight, m.objective, m.retain, *rule)
+        frame.look_back(m.key, m.value, m.query, m.weight, m.when, m.objective, m.retain, *rule)
         if m.cache is not None:
             append(frame, m)
     frame.look_back(*(n for _, n in frame.instance.names))
@@ -48,6 +49,12 @@ def learn(frame: Frame) -> None:
         error(frame, one)
     for rule, group in same_update(ones):
         update(frame, rule, group)
+    for turn in range(1, max((m.turns for m in memories), default=1)):  # `rounds`: 3 and 4 again, from where they led
+        later = [again(frame, one, turn) for one in ones if one.memory.turns > turn]
+        for one in later:
+            error(frame, one)
+        for rule, group in same_update(later):
+            update(frame, rule, group)
     for one in ones:  # 5. recall
         after = {name: tick.state[memory_path(frame.instance.path, one.memory.name, name)] for name in one.before}
         at = {"after": after, "before": one.before, "chunk_start": one.anchor}[one.memory.read]
@@ -67,6 +74,21 @@ def begin(frame: Frame, m: Memory) -> Learning:
             tick.put(f"{path}.{name}{CHUNK}", anchor[name])
     frame.states[m.name, "chunk"] = {n: linked(m, a) for n, a in anchor.items()}
     return Learning(m, path, before, dict(before), anchor, {}, {}, {})
+
+
+def again(frame: Frame, one: Learning, turn: int) -> Learning:
+    """The memory as the round `turn` finds it. What was recalled in the objective of a round before is forgotten."""
+    m = one.memory.rounds[turn - 1]
+    stale: set[int] = set()
+    for n in walk(*(x for x in (m.objective,) if x is not None)):
+        if any(id(a) in stale for a in n.args) or (n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"):
+            stale.add(id(n))
+            frame.memo.pop(id(n), None)
+    frame.inputs_of.pop(m.name, None)
+    now = {n: frame.tick.state[f"{one.path}.{n}"] for n in one.before}
+    new = Learning(m, one.path, now, dict(now), one.anchor, {}, {}, {})
+    decay_first(frame, new)
+    return new
 
 
 def linked(m: Memory, a: Tensor) -> Tensor:
@@ -97,7 +119,7 @@ def decay_first(frame: Frame, one: Learning) -> None:
     m = one.memory
     if m.decay_first:
         one.at = {name: retained(frame, m, name, a) for name, a in one.before.items()}
-    theta = one.at if m.decay_first else one.anchor
+    theta = one.at if m.decay_first or m.turn else one.anchor
     with torch.enable_grad():  # a fresh alias: other uses of θ (names, key, value) stay constant inside the step
         theta = {n: linked(m, a) for n, a in theta.items()}
         one.alias = {n: a.clone() if a.requires_grad else a.detach().clone().requires_grad_() for n, a in theta.items()}
@@ -163,7 +185,8 @@ def same_update(ones: list[Learning]) -> list[tuple[Rule, list[Learning]]]:
         if one.memory.rule is None or not one.g:
             continue
         for rule, group in groups:
-            if rule == one.memory.rule and group[0].memory.every == one.memory.every:
+            other = group[0].memory
+            if rule == one.memory.rule and (other.every, other.when) == (one.memory.every, one.memory.when):
                 group.append(one)
                 break
         else:
@@ -175,7 +198,7 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
     """4. In the rows where N divides t: Δ, s_t = update(g, …, s_{t−1}); A_t = retain(A_{t−1}) + Δ."""
     tick, m = frame.tick, group[0].memory
     learns = tick.t % m.every == 0
-    if not learns.any():
+    if not learns.any() and m.when is None:
         return
     weights: dict[str, Weight] = {}
     for one in group:
@@ -185,9 +208,12 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
             weights[f"{one.path}.{n}"] = Weight(
                 n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
             )
-    updates = (tick.t // m.every).clamp(min=1)  # 0 only in rows that do not learn now
+    updates, n_ticks = tick.t // m.every, torch.full_like(tick.t, m.every)
+    if m.when is not None:
+        learns, updates, n_ticks = counted(frame, group)
+    updates, n_ticks = updates.clamp(min=1), n_ticks.clamp(min=1)  # 0 only in rows that do not learn now
     Update(
-        rule, list(weights.values()), updates, m.every, every=m.every, context=frame.eval, stop=m.gradient == "stop"
+        rule, list(weights.values()), updates, n_ticks, every=m.every, context=frame.eval, stop=m.gradient == "stop"
     ).run()
     for one in group:
         for n, a in one.before.items():
@@ -195,6 +221,24 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
             tick.put(f"{one.path}.{n}", pick(learns, w.w, a))
             for s, value in w.new.items():
                 tick.put(slot_path(rule, one.path, s, n), pick(learns, value, w.old[s]))
+
+
+def counted(frame: Frame, group: list[Learning]) -> tuple[Tensor, Tensor, Tensor]:
+    """With `when`: where the memory learns now (not if all N ticks were false), its updates, and n_ticks."""
+    tick, m = frame.tick, group[0].memory
+    if m.when is None:
+        raise LookupError("no condition")
+    due = tick.t % m.every == 0
+    brings = frame.eval(m.when).reshape(*frame.memo[id(m.when)].shape[:2])
+    for one in group:
+        seen = brings.to(torch.int64).expand(tick.t.shape[0], m.heads or 1)
+        if m.every > 1:
+            seen = tick.state[one.path + TICKS] + seen
+            tick.put(one.path + TICKS, torch.where(due, 0, seen))
+        learns = due & (seen > 0)
+        updates = tick.state[one.path + UPDATES] + learns
+        tick.put(one.path + UPDATES, updates)
+    return learns, updates, seen
 
 
 def slot_path(rule: Rule, memory: str, slot: str, tensor: str) -> str:

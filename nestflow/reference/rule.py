@@ -46,7 +46,7 @@ class Update:
     rule: Rule
     weights: list[Weight]
     updates: Tensor
-    n_ticks: int = 1
+    n_ticks: Tensor | int = 1
     ticks: Tensor | float | None = None
     every: int = 1
     run_length: float | None = None
@@ -143,7 +143,7 @@ class Update:
             at = next(i for i, entry in enumerate(node["names"]) if w.path == entry or w.path.startswith(f"{entry}."))
             return self.value(node.args[at], w)
         if op == "n_ticks":
-            return torch.full((1, 1), self.n_ticks, device=like.device)
+            return torch.as_tensor(self.n_ticks, device=like.device).reshape(-1, 1 if isinstance(self.n_ticks, int) else self.n_ticks.shape[1])
         if op == "fact":
             shape = like.shape[2:]
             facts = {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": shape[1:].numel()}

@@ -14,6 +14,7 @@ from tests.oracles.cases import (
     LRA,
     LRAB,
     MLP,
+    MOMENTUM,
     WIDTH,
     Case,
     Expected,
@@ -126,4 +127,27 @@ WINDOWS = [
     ),
 ]  # fmt: skip
 
-WIDE = [*PROJECT, *LINKS, *WINDOWS]
+def sometimes(x: Tensors, weights: Tensors) -> dict[str, object]:
+    """Pairs where the input `on` is above zero."""
+    return {"when": x["on"][..., 0] > 0}
+
+
+WHEN = [
+    Case(
+        "delta rule, when", {**kvq(), **LRA, "on": SIGN},
+        f"memory matrix; {KVQ} objective l2; update gd(lr); retain a; when on > 0",
+        zeros(learner(0, make=sometimes)),
+    ),
+    Case(
+        "titans, when, chunk 4", {**kvq(), **LRAB, "on": SIGN},
+        f"chunk 4; {MLP} {KVQ} objective l2; {MOMENTUM}; when on > 0",
+        learner(streams="lr a b", make=sometimes, chunk=4),
+    ),
+    Case(
+        "titans, when, every 2", {**kvq(), **LRAB, "on": SIGN},
+        f"chunk 4; {MLP} {KVQ} objective windowed(l2, 3); {MOMENTUM}; when on > 0",
+        learner(streams="lr a b", make=sometimes, chunk=4, every=2, window=3), every="2 tokens",
+    ),
+]  # fmt: skip
+
+WIDE = [*PROJECT, *LINKS, *WINDOWS, *WHEN]

@@ -32,7 +32,7 @@ class Setting:
 
 def context_of(m: Memory) -> list[Node]:
     """Every expression of the level that the memory's fields hold."""
-    nodes = [n for n in (m.key, m.value, m.query, m.weight, m.objective, m.retain) if n is not None]
+    nodes = [n for n in (m.key, m.value, m.query, m.weight, m.when, m.objective, m.retain) if n is not None]
     return nodes + ([] if m.rule is None else list(m.rule.nodes()))
 
 
@@ -62,7 +62,8 @@ def linear_rules(m: Memory, errors: Errors) -> dict[str, LinearRule] | str:
 
 def keeps_retain(m: Memory, tensor: str, rule: LinearRule) -> bool:
     """The memory's decay is its retain and nothing else."""
-    return rule.carries[-1].decay is (ONE if m.retain is None else gate_of(m, tensor))
+    retain = ONE if m.retain is None else gate_of(m, tensor)
+    return rule.carries[-1].decay is (retain if m.when is None else ops.where(m.when, retain, ONE))
 
 
 def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> LinearRule | str:
