@@ -69,6 +69,11 @@ SPECS = {
         memory three : matrix { key k; value linear(x); objective dot; retain 0.5 + 0.5 * sigmoid(linear(x, 6)); update gd(0.1) }
         return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
     """,
+    "poly": """
+        heads 2; chunk 4; memory matrix; objective windowed(l2, 3); update muon(0.02); retain 0.95; init learned
+        key k |> poly(3); value linear(x); query q |> poly(3)
+        return y |> merge_heads |> linear(12)
+    """,
 }
 
 

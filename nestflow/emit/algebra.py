@@ -104,6 +104,13 @@ def rowwise(em: Emitter, node: Node) -> Expr:
     return expr_of(f"{node.op}({', '.join(text)})", ATOM, *parts)
 
 
+def poly(em: Emitter, node: Node) -> Expr:
+    em.writer.use(BLOCKS, "poly")
+    x, w = node.args
+    parts = [em.done[x], tensor(em, w, node.type, 1)]
+    return expr_of(f"poly({parts[0].text}, {parts[1].text}, {node['p']})", ATOM, *parts)
+
+
 def newton_schulz(em: Emitter, node: Node) -> Expr:
     em.writer.use(BLOCKS, "newton_schulz")
     e = em.done[node.args[0]]

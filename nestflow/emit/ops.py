@@ -154,6 +154,7 @@ OPERATIONS: dict[str, Operation] = {
     "rmsnorm": A.rowwise,
     "layernorm": A.rowwise,
     "newton_schulz": A.newton_schulz,
+    "poly": A.poly,
     "concat": A.concat,
     "stack": A.stack,
     "index": A.index,

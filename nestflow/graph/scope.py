@@ -243,6 +243,10 @@ class Site:
             return Init("normal", float(fan_in) ** -0.5) if fan_in else Init("normal", std or 0.0)
         return self.env.elab.as_init(value, self.expr)
 
+    def inverse_factorials(self) -> Init:
+        """1/i! along the last axis."""
+        return Init("series")
+
     def distribution(self, kind: str, args: tuple[float, ...]) -> Any:
         from nestflow.graph.values import Distribution
 

@@ -66,6 +66,7 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "stack": lambda a, n: ops.stack(a, n.span),
     "reshape": lambda a, n: ops.reshape(a[0], n["shape"], n.span),
     "previous": lambda a, n: ops.previous(a[0], n["n"], n["tail"], n.span),
+    "poly": lambda a, n: ops.poly(a[0], a[1], n["p"], n.span),
     "window": lambda a, n: ops.window(a[0], n["n"], n["tail"], n.span),
     "rope": lambda a, n: ops.rope(a[0], n["base"], n["reset"], n.span),
     "split_heads": lambda a, n: ops.split_heads(a[0], n.type.heads or 1, n.span),

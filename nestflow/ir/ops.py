@@ -34,6 +34,7 @@ recall(x; memory, mode)             a memory of this level at x. mode: "chunk" s
                                     "objective" (the recall that is differentiated), "return" (state by the level's `read`).
                                     Memories without a key (like, vector, scalar) have no argument.
 newton_schulz(x; iters, coefficients, eps, dtype)
+poly(x, w; p)                       monomials of degree 0 to p
 Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: the mean over unmasked terms;
   mean_all(x) mean over features, batch and ticks; sum_features
 Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(slot_new, retain; slot);
@@ -444,6 +445,16 @@ def short_conv(x: Node, w: Node, bias: Node | None, n: int, tail: str, span: Spa
 
 def previous(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
     return make("previous", (x,), x.type, span, n=n, tail=tail)
+
+
+def poly(x: Node, w: Node, p: int, span: Span | None = None) -> Node:
+    """All monomials of degree 0 … p of a vector, those of degree i times w[i]; w [p + 1]."""
+    if len(x.type.shape) != 1:
+        raise ShapeError(f"poly takes a vector, and this is {x.type}")
+    width = math.comb(x.type.shape[0] + p, p)
+    if width > 2**20:
+        raise ShapeError(f"{x.type.shape[0]} features have {width:,} monomials up to degree {p}")
+    return make("poly", (x, w), carried(x.type, w.type).with_(dtype="float", shape=(width,)), span, p=p)
 
 
 def window(x: Node, n: int, tail: str, span: Span | None = None) -> Node:

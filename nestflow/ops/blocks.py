@@ -5,6 +5,8 @@ They know tensors only. Norms, softmax and losses are computed in at least float
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,6 +22,21 @@ def rmsnorm(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     z = at_least_float32(x)
     y = (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if gain is None else y * gain
+
+
+def poly(x: Tensor, w: Tensor, p: int) -> Tensor:
+    """All monomials of degree 0 … p of the last axis, each once, in lexicographic order, those of degree i times w[i].
+
+    x [..., d], w [..., p + 1]; the result [..., binom(d + p, p)]. (Atlas, φ_p; w starts at 1/i!.)
+    """
+    parts = [w[..., :1].expand(*torch.broadcast_shapes(x.shape[:-1], w.shape[:-1]), 1)]
+    for degree in range(1, p + 1):
+        chosen = list(itertools.combinations_with_replacement(range(x.shape[-1]), degree))
+        terms = w[..., degree : degree + 1]
+        for factor in zip(*chosen):
+            terms = terms * x.index_select(-1, torch.tensor(factor, device=x.device))
+        parts.append(terms)
+    return torch.cat(parts, -1)
 
 
 def l2norm(x: Tensor, eps: float = 1e-6) -> Tensor:

@@ -7,6 +7,7 @@ the right.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -147,6 +148,19 @@ def newton_schulz(x: Tensor, iters: int, coefficients: Sequence[float], eps: flo
     return (m.mT if tall else m).reshape(x.shape).to(x.dtype)
 
 
+def poly(x: Tensor, w: Tensor, p: int) -> Tensor:
+    """Monomials of degree 0 … p, each once, in lexicographic order, those of degree i times w[i]."""
+    x, w = align(x, w)
+    terms = []
+    for degree in range(p + 1):
+        for chosen in itertools.combinations_with_replacement(range(x.shape[-1]), degree):
+            one = w[..., degree] * torch.ones_like(x[..., 0])
+            for i in chosen:
+                one = one * x[..., i]
+            terms.append(one)
+    return torch.stack(terms, -1)
+
+
 def reduce(op: str, x: Tensor, node: Node) -> Tensor:
     """sum, mean, amax, amin over feature axes (of a tensor like w: over all of them)."""
     dims = features(x) if node.args[0].type.like else tuple(2 + a for a in node["axes"])
@@ -200,6 +214,8 @@ def apply(node: Node, xs: list[Tensor], dtype: torch.dtype) -> Tensor:
         return xs[0].unsqueeze(-1) * xs[1].unsqueeze(-2)
     if op == "embed":
         return embed(xs[0], xs[1], node)
+    if op == "poly":
+        return poly(as_float(xs[0], dtype), xs[1], node["p"])
     if op == "newton_schulz":
         return newton_schulz(xs[0], node["iters"], node["coefficients"], node["eps"], node.get("dtype"))
     simple = {"linear": linear, "matmul": matmul, "transpose": lambda x: x.mT, "stop": torch.Tensor.detach}

@@ -23,7 +23,7 @@ def linear(site: Any, x: Any, n: Any, bias: Any, init: Any) -> Node:
     if n is None:
         if heads and not x.type.heads:
             if width % heads:
-                site.fail("NF307", f"{heads} heads do not divide a width of {width}", "give `linear` a width")
+                site.fail("NF307", f"{heads} heads do not divide a width of {width}", f"choose a width that is a multiple of {heads}, other `heads`, or say how wide a head is: `linear({max(1, width // heads)})`")
             out = width // heads
         else:
             out = width
@@ -111,6 +111,17 @@ def softmax(site: Any, x: Any, axis: Any) -> Node:
     if site.number(axis, "axis") not in (-1, len(x.type.shape) - 1):
         site.fail("NF308", "softmax acts on the last axis", "transpose first")
     return ops.rowwise("softmax", x, span=site.span)
+
+
+@word("poly(x, p)", also="polynomial monomials feature_map", paper="Atlas: polynomial features of keys and queries")
+def poly(site: Any, x: Any, p: Any) -> Node:
+    """All monomials of degree 0 … p of the features, each once, in lexicographic order; those of degree i times
+    `weight`[i], which starts at 1/i!. The width is binom(d + p, p)."""
+    x, degree = site.vector(x, "poly"), site.size(p, "the degree of poly")
+    if degree > 16:
+        site.fail("NF304", f"the degree of poly is between 1 and 16, and this is {degree}")
+    w = site.weight("weight", (degree + 1,), site.inverse_factorials(), x.type.heads)
+    return ops.poly(x, w, degree, site.span)
 
 
 # --- elementwise -------------------------------------------------------------------------------------

@@ -26,7 +26,6 @@ LATER = frozenset(
         "diag",
         "eye",
         "trace",
-        "poly",
         "groupnorm",
         "dropout",
         "noise",

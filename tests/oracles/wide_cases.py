@@ -150,4 +150,24 @@ WHEN = [
     ),
 ]  # fmt: skip
 
-WIDE = [*PROJECT, *LINKS, *WINDOWS, *WHEN]
+def monomials(x: Tensors, weights: Tensors) -> Tensor:
+    """Linear attention on φ(k), φ(q): 1, k_i, k_i k_j (i ≤ j), times the weights of their degree."""
+
+    def phi(z: Tensor, w: Tensor) -> Tensor:
+        rows, cols = torch.triu_indices(z.shape[-1], z.shape[-1])
+        squares = (z[..., :, None] * z[..., None, :])[..., rows, cols]
+        return torch.cat([w[0].expand(*z.shape[:-1], 1), w[1] * z, w[2] * squares], -1)
+
+    k, q = phi(x["k"], weights["mem.key.poly.weight"]), phi(x["q"], weights["mem.query.poly.weight"])
+    seen = torch.tril(torch.einsum("btd,bsd->bts", q, k))
+    return torch.einsum("bts,bso->bto", seen, x["v"])
+
+
+POLY = [
+    Case(
+        "linear attention on polynomial features", kvq(4),
+        "memory matrix; key poly(k, 2); value v; query poly(q, 2); objective dot; update gd(1)", monomials,
+    ),
+]  # fmt: skip
+
+WIDE = [*POLY, *PROJECT, *LINKS, *WINDOWS, *WHEN]
