@@ -64,6 +64,7 @@ class NestflowLexer(Lexer):
     aliases = ("nestflow", "nl")
     filenames = ("*.nl",)
     mimetypes = ("text/x-nestflow",)
+    priority = 0.5  # NewLisp, which Pygments knows too, has the same suffix
     url = ""
     version_added = ""
 

@@ -138,6 +138,32 @@ def test_a_fix_that_does_not_help_is_not_made() -> None:
     assert done.text == text and [d.code for d in done.left] == ["NF202"]
 
 
+def test_every_word_misspelt_in_turn() -> None:
+    """Two letters swapped in each long word: mending is stable, never adds mistakes, and mostly gives the text back."""
+    restored = wrong = 0
+    for m in re.finditer(r"[a-z_0-9]{5,}", SPEC):
+        word = m.group()
+        slip = word[:2] + word[3] + word[2] + word[4:]
+        text = SPEC[: m.start()] + slip + SPEC[m.end() :]
+        before = mend_text(text, Path("a.nl"), {})
+        if before.text == text and not before.left:
+            continue  # a name of one's own may be spelt as one likes, and equal letters swap to the same
+        wrong += 1
+        restored += before.text == SPEC
+        again = mend_text(before.text, Path("a.nl"), {})
+        assert again.text == before.text and not again.applied, word
+        assert len(before.left) <= max(1, len(errors_of(text))), word
+    assert wrong >= 25 and restored >= 0.8 * wrong, (restored, wrong)
+
+
+def errors_of(text: str) -> tuple[Diagnostic, ...]:
+    try:
+        nestflow.check(text)
+    except nestflow.NestflowError as e:
+        return e.diagnostics
+    return ()
+
+
 def test_diff_writes_nothing(here: Path) -> None:
     text = SPEC.replace("0.1 ^ 2", "0.1 ** 2")
     (here / "a.nl").write_text(text, encoding="utf-8")

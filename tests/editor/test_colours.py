@@ -115,6 +115,14 @@ def test_wrong_characters_are_errors_and_the_rest_goes_on() -> None:
     assert (Name.Attribute, "output") in [(k, p) for _, k, p in found]
 
 
+def test_its_suffix_is_its_own() -> None:
+    from pygments.lexers import get_lexer_for_filename
+
+    assert NestflowLexer.priority > type(get_lexer_for_filename("a.nl")).priority or (
+        get_lexer_for_filename("a.nl").name == "nestflow"
+    )
+
+
 def test_it_knows_a_spec() -> None:
     assert NestflowLexer.analyse_text("# mine\nnestflow 1\n") > 0.5 > NestflowLexer.analyse_text("import torch")
 
