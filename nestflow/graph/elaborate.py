@@ -21,6 +21,10 @@ from nestflow.vocabulary.record import WORDS, Word, lookup
 
 MAX_INSTANCES = 100_000
 MAX_WEIGHTS = 20_000_000_000
+_BATCH = "the batch axis is never written: `float[T, 16]` is a vector of 16 at each token"
+_MODULE = "functions stand without a module: `linear`, `rmsnorm`, `softmax`; `nestflow explain linear` says more"
+# what newcomers from Python and PyTorch write
+ELSEWHERE = {"B": _BATCH, "batch": _BATCH, "batch_size": _BATCH, "nn": _MODULE, "torch": _MODULE, "F": _MODULE}
 MAX_DEPTH = 60
 MAX_TURNS = 10_000
 
@@ -226,6 +230,8 @@ class Elaborator:
         other = word_for(name)
         if other is not None:
             return self.failure("NF201", message, span, f"nestflow's word is `{other.name}`: {other.doc}")
+        if name in ELSEWHERE:
+            return self.failure("NF201", message, span, ELSEWHERE[name])
         known = {*self.values, *self.inputs, *self.names, *self.declared, *WORDS, *shipped_words(), *self.visible(env)}
         help_ = did_you_mean(name, known) or "define it with `=`, or `use` the file that does"
         return self.failure("NF201", message, span, help_)

@@ -331,7 +331,7 @@ def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: t
     if len(args) > len(names):
         raise elab.failure(
             "NF213",
-            f"`{word.name}` takes at most {len(names)} arguments, and this gives {len(args)}",
+            f"`{word.name}` takes at most {len(names)} argument{'s'[: len(names) != 1]}, and this gives {len(args)}",
             site.span,
             f"`{word.signature}`",
         )
@@ -344,10 +344,20 @@ def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: t
         elif slot.name in kwargs:
             result.append(kwargs[slot.name])
         elif slot.required:
-            raise elab.failure("NF214", f"`{word.name}` needs `{slot.name}`", site.span, f"`{word.signature}`")
+            raise elab.failure("NF214", f"`{word.name}` needs `{slot.name}`", site.span, _whole_call(word, site))
         else:
             result.append(slot.default)
     return result
+
+
+def _whole_call(word: Word, site: tree.Expr) -> str:
+    """How to complete a call: where only the first slot was left out, its value may come through a pipe."""
+    given = len(site.args) + len(site.kwargs) if isinstance(site, tree.Call) and site.span else -1
+    if given != sum(s.required for s in word.slots) - 1 or not site.span:
+        return f"`{word.signature}`"
+    first, written_ = word.slots[0].name, site.span.text
+    later = f"; to make it here and call it later: `shared NAME = {written_}`" if first == "i" else ""
+    return f"`{word.signature}`; where `{first}` is missing: `{first} |> {written_}`{later}"
 
 
 def special(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr) -> Any:

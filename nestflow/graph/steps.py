@@ -161,7 +161,7 @@ class StepLevels:
                 "NF201",
                 f"`{name or written(expr)}` is no flow of this spec",
                 expr.span,
-                did_you_mean(name, [*children, *self.elab.declared]),
+                did_you_mean(name, [*children, *self.elab.declared]) or f"its flows are {', '.join(sorted(children))}",
             )
         return name
 
@@ -280,6 +280,9 @@ class StepLevels:
         if f.unit is None:
             count = written(f.value)
             unit = "step" if count == "1" else "steps"
+            if count.removesuffix("s") in ("step", "token"):
+                help_ = f"say how many: `every 1 {count.removesuffix('s')}`"
+                raise self.elab.failure("NF402", "`every` needs a number", f.span, help_)
             help_ = f"add a unit: `{count} {unit}`"
             raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
         unit = f.unit.removesuffix("s")

@@ -63,7 +63,8 @@ class Templates:
         if len(args) > len(names):
             raise self.elab.failure(
                 "NF213",
-                f"`{value.name}` takes at most {len(names)} arguments, and this gives {len(args)}",
+                f"`{value.name}` takes at most {len(names)} argument{'s'[: len(names) != 1]}, and this gives "
+                f"{len(args)}",
                 site.span,
                 f"its slots are {', '.join(names) or 'none'}",
             )

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, cast
 
-from nestflow.diagnostics.core import Collector, Edit, NestflowError, Related
+from nestflow.diagnostics.core import Collector, Edit, NestflowError, Related, Span
 from nestflow.language import tree as T
 from nestflow.language.layout import MAX_DEPTH
 from nestflow.language.lexer import Token
@@ -34,6 +35,10 @@ EXPRESSION_FIELDS = frozenset(
         "output",
     ]
 )
+LEVEL_FIELDS = frozenset(
+    ["every", "chunk", "heads", "memory", "key", "value", "query", "objective", "update", "retain", "init", "read"]
+)
+_EQUALS = re.compile(r"\s*=\s*")
 PLURAL_OF_CONSTANT = {"True": "true", "False": "false"}
 
 
@@ -181,6 +186,30 @@ def _template(t: T.Template, errors: Collector) -> None:
         seen.add(s.name)
 
 
+def _level(level: T.Level, errors: Collector) -> None:
+    """`retain = e` would give a name that nobody asks for, and leave the memory without its field."""
+    _template(level, errors)
+    fields_: set[str] = set()
+    queue: list[Any] = list(level.body)
+    while queue:
+        s = queue.pop()
+        if isinstance(s, T.Field):
+            fields_.add(s.name)
+        elif not isinstance(s, T.Assign):
+            queue.extend(c for c in children(s) if isinstance(c, T.Statement))
+    for s in level.body:
+        if not isinstance(s, T.Assign) or s.names[0] not in LEVEL_FIELDS - fields_ or len(s.names) > 1 or not s.span:
+            continue
+        name, value = s.names[0], s.value.span
+        equals = _EQUALS.match(s.span.text, len(name))
+        if value is None or equals is None:  # under `let:` of a YAML spec
+            help, fix = f"a field stands in the level itself, a name under `let:`: `{name}: ...`", ()
+        else:
+            help = f"write `{name} {' '.join(value.text.split())}`"
+            fix = (Edit(Span(s.span.source, s.span.start + len(name), s.span.start + equals.end()), " "),)
+        errors.error("NF113", f"`{name}` is a field, and a field has no `=`", s.span, help, fix=fix)
+
+
 def _assign(a: T.Assign, errors: Collector) -> None:
     if len(set(a.names)) < len(a.names):
         errors.error("NF118", "one name is given twice in this statement", a.span, "give each part a name of its own")
@@ -201,7 +230,7 @@ _CHECKS: dict[type, Any] = {
     T.Record: _record,
     T.Pipe: _pipe,
     T.Field: _field,
-    T.Level: _template,
+    T.Level: _level,
     T.Flow: _template,
     T.Optimizer: _template,
     T.Assign: _assign,

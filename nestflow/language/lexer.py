@@ -183,6 +183,11 @@ def forbidden_characters(source: Source, errors: Collector) -> bool:
     return found
 
 
+def _line_end(text: str, start: int) -> int:
+    end = text.find("\n", start)
+    return len(text) if end < 0 else end
+
+
 def tokenize(
     text: str, source: Source, errors: Collector, places: Places | None = None, comments: list[Comment] | None = None
 ) -> list[Token]:
@@ -191,6 +196,7 @@ def tokenize(
     direct = places is None
     out: list[Token] = []
     line_empty = True
+    skip_to = 0
     for m in _TOKEN.finditer(text):
         kind = m.lastgroup
         if kind == "SPACE":
@@ -209,6 +215,8 @@ def tokenize(
             )
         raw = m.group()
         start, end = (m.start(), m.end()) if direct else (at(m.start()), at(m.end() - 1) + 1)
+        if start < skip_to:
+            continue
         if kind == "NL":
             out.append(Token("NL", raw, start, end, source))
             line_empty = True
@@ -220,6 +228,11 @@ def tokenize(
                 errors.error(
                     "NF108", "`#` begins no comment here", Span(source, start, end), "put the comment outside the entry"
                 )
+            continue
+        if raw == "//" and line_empty and comments is not None and direct:
+            fix = (Edit(Span(source, start, end), "#"),)
+            errors.error("NF108", "`//` begins no comment", fix[0].span, "comments begin with `#`", fix=fix)
+            skip_to = _line_end(text, end)
             continue
         line_empty = False
         if kind == "NAME":

@@ -71,6 +71,7 @@ def explain(f: Failure) -> Diagnostic:
         _bare_statement,
         _ends_early,
         _nothing_between,
+        _separator,
         _no_operator,
     ):
         d = rule(f)
@@ -384,8 +385,28 @@ def _nothing_between(f: Failure) -> Diagnostic | None:
             "NF101",
             f"a value is missing between `{before.text}` and {_show(t)}",
             t.span,
-            _line_above(f, before) or "write the value, or delete one of the two",
+            _line_above(f, before)
+            or ("to do something n times: `repeat n as i { ... }`" if before.type == t.type == "DOT" else None)
+            or "write the value, or delete one of the two",
         )
+    return None
+
+
+def _separator(f: Failure) -> Diagnostic | None:
+    """What other languages put after a field's name, between fields, or around a list."""
+    t, before = f.token, f.before
+    if before is None:
+        return None
+    if t.type == "COMMA" and f.in_brackets is None and f.first.type == "NAME" and f.i - f.start > 1:
+        said, help = f"{_show(t)} separates no statements", "statements end with their line, or with `;`"
+        return Diagnostic("NF101", said, t.span, help, fix=(Edit(t.span, ";"),))
+    if t.type == "COLON" and f.i == f.start + 1 and f.first.type == "NAME":
+        end = f.tokens[f.i + 1].start if f.i + 1 < len(f.tokens) and f.tokens[f.i + 1].type in VALUE_STARTS else t.end
+        fix = (Edit(Span(t.source, f.first.end, end), " "),)
+        help = f"a field is `{f.first.text} value`, a name `{f.first.text} = value`"
+        return Diagnostic("NF101", f"no `:` stands after `{f.first.text}`", t.span, help, fix=fix)
+    if t.type == "COMMA" and f.in_brackets is not None and f.in_brackets.type == "LPAR" and "RPAR" in f.expected:
+        return Diagnostic("NF101", "there are no values in round brackets", t.span, "a list is `[a, b]`")
     return None
 
 

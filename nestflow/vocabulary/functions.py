@@ -23,7 +23,12 @@ def linear(site: Any, x: Any, n: Any, bias: Any, init: Any) -> Node:
     if n is None:
         if heads and not x.type.heads:
             if width % heads:
-                site.fail("NF307", f"{heads} heads do not divide a width of {width}", f"choose a width that is a multiple of {heads}, other `heads`, or say how wide a head is: `linear({max(1, width // heads)})`")
+                site.fail(
+                    "NF307",
+                    f"{heads} heads do not divide a width of {width}",
+                    f"choose a width that is a multiple of {heads}, other `heads`, or say how wide a head is: "
+                    f"`linear({max(1, width // heads)})`",
+                )
             out = width // heads
         else:
             out = width

@@ -188,7 +188,7 @@ describe(
     "memory",
     "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width.",
     "softmax attention",
-    also="attention kv_cache sdpa",
+    also="attention kv_cache sdpa softmax_attention sliding_window sliding_window_attention local_attention swa",
 )
 describe(
     "weights(F, globs..., except = none)",
