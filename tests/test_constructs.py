@@ -74,6 +74,21 @@ SPECS = {
         key k |> poly(3); value linear(x); query q |> poly(3)
         return y |> merge_heads |> linear(12)
     """,
+    "without a key": """
+        heads 2; every 2 tokens; chunk 4; objective l2; update momentum(0.1, 0.9)
+        memory one : vector { value linear(x); retain 0.9 + 0.1 * sigmoid(linear(x, 6)) }
+        memory two : vector(6) { objective inner(M, linear(x)) + 0.5 * sum(square(M - one)); init learned }
+        memory three : scalar { value sum(k); when mean(x) > 0; project max(w, -1) }
+        memory four : like(outer_product(k, k)) { value outer_product(k, q); objective sum(square(M - value)); update adam(0.01) }
+        return (one + two() * three + four @ q) |> merge_heads |> linear(12)
+    """,
+    "never": """
+        objective l2; update gd(0.05)
+        memory one : mlp(depth = 2) { key k; value linear(x); every never }
+        memory two : matrix { key k; value one(k) }
+        memory three : vector(12) { every never; init learned }
+        return (one(q) + two(q) + three) |> linear(12)
+    """,
 }
 
 

@@ -123,7 +123,8 @@ class LevelCode:
     def loop(self, result: Node) -> None:
         plan, writer, em = self.plan, self.writer, self.outer
         for p in plan.looped:
-            self.nodes.learn(p)
+            for r in (p, *p.rounds):
+                self.nodes.learn(r)
         self.reads = self.nodes.context(self.front)
         everything = self.roots()
         loop = looped_nodes(everything)
@@ -182,7 +183,7 @@ class LevelCode:
     def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
         """Everything that the loop evaluates."""
         roots, done = list(self.reads), {(p.memory.name, t) for p, t in early}
-        for p in self.plan.looped:
+        for p in (r for q in self.plan.looped for r in (q, *q.rounds)):
             m = p.memory
             roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
             roots += self.nodes.dense[m.name].values()
@@ -284,7 +285,8 @@ class LevelCode:
 
     def piece(self) -> None:
         for p in self.plan.looped:
-            self.errors(p)
+            if p.memory.rule is not None:
+                self.errors(p)
         said: set[str] = set()
         for p, tensor in self.late:
             if self.rows.key(p, tensor) not in self.rows.names:
@@ -350,16 +352,56 @@ class LevelCode:
             codes[-1].gradients()
             codes[-1].count()
             codes[-1].prefetch()
+        later = [r for p in self.plan.looped for r in p.rounds]
+        self.before_rounds(later)
         for p in self.plan.looped:
             if p.closed:
                 self.advance(p)
         for code in codes:
             self.update(code)
+        for turn in range(1, max((p.memory.turns for p in later), default=1)):
+            self.round([p for p in later if p.memory.turn == turn])
 
-    def groups(self) -> list[list[MemoryPlan]]:
+    def before_rounds(self, later: list[MemoryPlan]) -> None:
+        """What further rounds of the tick use of the state that it began with, into variables while it is there."""
+        for p in later:
+            m = p.memory
+            mine: set[Node] = set()
+            nodes = [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
+            for n in walk(*nodes, *self.nodes.dense[m.name].values()):
+                if (n.op == "state" and n["memory"] == m.name) or any(a in mine for a in n.args):
+                    mine.add(n)
+                for a in n.args if n in mine else ():
+                    if a not in mine and any(x.op == "state" for x in walk(a)):
+                        self.keep(a)
+            for n in nodes:
+                if n not in mine and any(x.op == "state" for x in walk(n)):
+                    self.keep(n)
+            RuleCode(self.writer, self.nodes, self.inner, [p], self.state.names).prefetch()
+
+    def keep(self, n: Node) -> None:
+        """The value of an expression as it is now; a state in a variable of its own."""
+        name = self.inner.variable(n)
+        if n.op == "state":
+            copy = self.inner.fresh("found", n.type)
+            self.writer.line(f"{copy} = {name}")
+            self.inner.bind(n, copy)
+
+    def round(self, plans: list[MemoryPlan]) -> None:
+        """Error and learning again, from the state that the round before has left."""
+        codes = []
+        for group in self.groups(plans):
+            m = group[0].memory
+            self.comment(f"round {m.turn + 1} of {m.turns}", m.rule)
+            codes.append(RuleCode(self.writer, self.nodes, self.inner, group, self.state.names))
+            codes[-1].gradients()
+        for code in codes:
+            code.update()
+
+    def groups(self, plans: Sequence[MemoryPlan] | None = None) -> list[list[MemoryPlan]]:
         """Memories that learn by one rule at the same ticks: norms may go over all of them."""
         groups: dict[object, list[MemoryPlan]] = {}
-        for p in self.plan.looped:
+        for p in self.plan.looped if plans is None else plans:
             if not p.closed and p.memory.rule is not None:
                 m = p.memory
                 groups.setdefault((m.rule, m.every, m.when), []).append(p)

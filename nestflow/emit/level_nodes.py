@@ -46,7 +46,7 @@ class Nodes:
 
     def __init__(self, plan: LevelPlan) -> None:
         self.instance: Instance = plan.instance
-        self.plans = {p.memory.name: p for p in plan.memories}
+        self.plans = {p.memory.name: p for q in plan.memories for p in (q, *q.rounds)}
         self.memo: dict[Node, Node] = {}
         self.errors: dict[str, dict[str, tuple[tuple[Node, Node], ...]]] = {}
         self.dense: dict[str, dict[str, Node]] = {}
@@ -63,6 +63,8 @@ class Nodes:
         if n.op != "recall" or self.plans[n["memory"]].pattern == "cache":
             return None
         plan = self.plans[n["memory"]]
+        if plan.memory.rule is None:  # `every never`
+            return shaped(self.plain(plan.memory, args, "now"), n)
         if n["mode"] == "return" and not (plan.memory.read == "chunk_start" and keeps_anchor(plan.memory)):
             return self.read(plan, args, n)
         return shaped(self.plain(plan.memory, args, "chunk"), n)

@@ -269,6 +269,8 @@ class RuleCode:
         if t.memory.when is not None:
             return self.slot_by_row(t, s, new, kept, base)
         updates = "t + n" if t.memory.every == 1 else f"(t + n) // {t.memory.every}"
+        if t.memory.turns > 1:
+            updates = f"(t + n - 1) * {t.memory.turns} + {t.memory.turn + 1}"
         due = f"({updates}) % {s.every} == 0"
         old = self.slot(t, s.slot)
         slot = self.chosen(t, due, new, old, base)

@@ -39,6 +39,16 @@ class StateNames:
                 if slot.like == "number":
                     leaf = slot_leaf(p.memory, state_tensors(p.memory)[0], slot.name)
                     self.add(leaf, slot.name, f"{p.memory.name}.{slot.name}")
+        self.again()
+
+    def again(self) -> None:
+        """Further rounds of a tick find a memory where the one before has left it: in the same variables."""
+        for p in self.level.plan.looped:
+            for r in p.rounds:
+                for leaf, name in list(self.names.items()):
+                    if leaf["memory"] == p.memory.name:
+                        attrs = {**dict(leaf.attrs), "memory": r.memory.name}
+                        self.names[make(leaf.op, leaf.args, leaf.type, leaf.span, **attrs)] = name
 
     def tensor(self, m: Memory, t: MemoryTensor) -> None:
         type_, path = Type(shape=t.shape, heads=m.heads), f"{m.name}.{t.path}"

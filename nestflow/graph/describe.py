@@ -76,7 +76,7 @@ def _memory_rows(
         if s.role in ("memory", "cache_key", "cache_value")
         and s.path.startswith(f"{instance.path}.{m.name}." if instance.path else f"{m.name}.")
     )
-    every = -1 if m.kind == "cache" else m.every
+    every = -1 if m.kind == "cache" else 0 if m.rule is None else m.every
     info = LevelInfo(
         row,
         instance.name if single else f"{instance.name}.{m.name}",
@@ -92,7 +92,7 @@ def _memory_rows(
         None if single else name,
         m.span or instance.span,
     )
-    order = (0.0, -1.0 if every < 0 else float(m.every), at)
+    order = (2.0 if every == 0 else 0.0, -1.0 if every < 0 else float(m.every), at)
     rows = [(order, info)]
     size = sum(_size(t.shape) for t in m.function.tensors) * heads if m.function else 0
     for k, slot in enumerate(m.rule.slots if m.rule else ()):
@@ -140,6 +140,8 @@ def _slot_texts(slot: RuleSlot, span: Span | None) -> Texts:
 def _token_text(m: Memory) -> str:
     if m.kind == "cache":
         return "∞"
+    if m.rule is None:
+        return "never"
     every = "every token" if m.every == 1 else f"every {m.every} tokens"
     return every if m.chunk == m.every else f"{every}, chunk {m.chunk}"
 
@@ -229,6 +231,8 @@ def _answering(level: Instance) -> Memory:
 
 def _level_edges(i: Instance, m: Memory, add: object) -> None:
     fields = {"key": m.key, "value": m.value, "query": m.query, "gate": m.retain}
+    for r in m.rounds:
+        fields |= {f"key {r.turn + 1}": r.key, f"value {r.turn + 1}": r.value}
     if m.rule is not None:
         fields |= {"rate" if n == "lr" else n: a for n, a in m.rule.arguments}
     for label, node in fields.items():

@@ -42,6 +42,13 @@ _BINARY = {
 }
 
 
+NEEDS_AXES = frozenset(
+    ["linear", "embed", "short_conv", "previous", "rope", "rmsnorm", "layernorm", "outer_product", "concat", "stack"]
+    + ["reshape", "flatten", "width", "split_heads", "merge_heads", "next", "cross_entropy"]
+)
+"""Words that ask for the axes of what they are given: a tensor like w has those of each weight."""
+
+
 def evaluate(expr: tree.Expr, env: Env) -> Any:
     """The value of an expression. Raises NestflowError for a mistake in it, Quiet where one was told already."""
     elab = env.elab
@@ -86,6 +93,8 @@ def name(expr: tree.Name, env: Env) -> Any:
         raise env.elab.unknown_name(expr.name, expr.span, env)
     if isinstance(value, Poison):
         raise Quiet
+    if isinstance(value, MemoryValue) and value.keyless:  # its bare name is its state
+        return value.level.recall(value.name, [], env, expr)
     return value
 
 
@@ -229,7 +238,8 @@ def call(
         return env.specials[written](piped, args, kwargs, site)
     if isinstance(function, tree.Attribute) and function.name == "read":
         raise env.elab.not_yet("`m.read(x)`", site.span)
-    value = evaluate(function, env)
+    value = env.lookup(function.name) if isinstance(function, tree.Name) else None
+    value = value if isinstance(value, MemoryValue) else evaluate(function, env)
     if isinstance(value, MemoryValue):
         if kwargs:
             raise env.elab.failure("NF210", "a recall takes a key and nothing else", site.span)
@@ -302,6 +312,9 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
         return Partial(word, word.name, (), tuple(kwargs.items()))
     if word.build is None:
         return special(word, args, kwargs, env, site)
+    if word.name in NEEDS_AXES and any(isinstance(a, Node) and a.type.like for a in (*args, *kwargs.values())):
+        help_ = "update rules are made of g, w, memories, numbers and elementwise functions"
+        raise elab.failure("NF547", f"`{word.name}` cannot stand in an update rule", site.span, help_)
     bound = bind(word, args, kwargs, elab, site)
     s = Site(env, word.name, site, base)
     if word.kind == "objective":

@@ -108,6 +108,13 @@ class MemoryBuild:
             )
         return key
 
+    @property
+    def keyless(self) -> bool:
+        """A vector, a number, a tensor like another: what it recalls is its state."""
+        given = self.level.overrides.get("memory")
+        kind = self.kind_expr.function if isinstance(self.kind_expr, tree.Call) else self.kind_expr
+        return (getattr(kind, "name", "") if given is None else getattr(given, "name", "")) in kinds.KEYLESS
+
     def heads(self, x: Node, field: str = "key") -> int | None:
         """The heads of a key or value, which are the level's."""
         heads = self.level.env.heads
@@ -167,6 +174,8 @@ class MemoryBuild:
 
     def recall(self, given: list[Any], mode: str, site: tree.Node) -> Node:
         """This memory at a key; `mode` says which state it sees."""
+        if self.keyless:
+            return self.state_now(given, mode, site)
         if len(given) != 1:
             message = f"a recall takes one key, and this gives {len(given)}"
             raise self.elab.failure("NF229", message, site.span, f"`{self.name}(q)`")
@@ -182,6 +191,19 @@ class MemoryBuild:
         type_ = want.with_(shape=out, dtype="float", batch=True, clock=want.clock or "T")
         return make("recall", (x,), type_, site.span, memory=self.name, mode=mode)
 
+    def state_now(self, given: list[Any], mode: str, site: tree.Node) -> Node:
+        """A memory without a key: its state."""
+        if given:
+            help_ = f"`{self.name}()`, or its bare name"
+            raise self.elab.failure("NF229", f"memory `{self.name}` has no key to be recalled at", site.span, help_)
+        if self.preparing:
+            message = f"the value of `{self.name}` depends on `{self.name}` itself, and its width is not known"
+            raise self.elab.failure("NF206", message, site.span, "`memory vector(n)`")
+        self.prepare()
+        assert self.function is not None
+        type_ = self.function.result.type.with_(batch=True, clock="T")
+        return make("recall", (), type_, site.span, memory=self.name, mode=mode)
+
     def mapping(self, site: tree.Node) -> tuple[Type, tuple[int, ...]]:
         """What the memory is asked with, and the shape of its answer."""
         if self.function is not None:
@@ -192,6 +214,8 @@ class MemoryBuild:
         return self.key_node().type, value.type.shape
 
     def y(self, site: tree.Node) -> Node:
+        if self.keyless:
+            return self.recall([], "return", site)
         query = self.context("query")
         if query is None:
             raise self.elab.failure(
@@ -213,6 +237,10 @@ class MemoryBuild:
         every, chunk = learning.clock(self)
         if self.cache is not None:
             return self.build_cache(key, value, query, every, chunk)
+        if self.keyless:
+            self.check_keyless()
+        if learning.is_frozen(self):
+            return self.build_frozen(key, value, query)
         objective = self.attempt(lambda: learning.objective(self, value))
         rule = self.attempt(lambda: learning.rule(self))
         weight = self.attempt(lambda: learning.weight(self))
@@ -258,6 +286,22 @@ class MemoryBuild:
         )
         check_rounds(self, memory, turns)
         return memory if turns == 1 else in_rounds(memory, turns)
+
+    def check_keyless(self) -> None:
+        for name in ("key", "query"):
+            f = self.own.get(name) if self.level.parts else self.field(name)
+            if f is not None:
+                message = f"memory `{self.name}` recalls its state: it has no `{name}`"
+                raise self.elab.failure("NF239", message, f.span, "`matrix` and networks are asked with a key")
+
+    def build_frozen(self, key: Node | None, value: Node | None, query: Node | None) -> Memory:
+        """`every never`: it stays as it started."""
+        heads, node = self.level.env.heads, self.node
+        texts = self.texts()
+        return Memory(
+            self.name, self.kind, heads, self.function, key, value, query, None, None, None, None,
+            texts=Texts(texts.memory, texts.key, texts.value, texts.query), span=node.span,
+        )  # fmt: skip
 
     def build_cache(self, key: Node | None, value: Node | None, query: Node | None, every: int, chunk: int) -> Memory:
         self.mapping(self.node)

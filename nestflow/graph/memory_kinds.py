@@ -20,10 +20,32 @@ if TYPE_CHECKING:
 ELSEWHERE = {
     "weights": "on the step clock, in a level at the top without slots",
     "rest": "on the step clock, in a level at the top without slots",
-    "vector": "in optimisers for now",
-    "scalar": "in optimisers for now",
-    "like": "in optimisers for now",
 }
+
+
+KEYLESS = ("vector", "scalar", "like")
+FROM_ZERO = ("matrix", *KEYLESS)
+
+
+def keyless(m: MemoryBuild, kind: str, sizes: list[Any]) -> MemoryFunction:
+    """M() is the state: a number, a vector of the value's width or of n, or a tensor like another value."""
+    shape: tuple[int, ...] = ()
+    if kind == "like":
+        shape = m.elab.as_node(sizes[0], m.kind_expr, "`like`").type.shape
+    elif kind == "vector" and sizes[0] is not None:
+        shape = (_size(m, sizes[0], "features"),)
+    elif kind == "vector":
+        value = m.context("value")
+        if value is None:
+            raise m.elab.failure("NF233", f"memory `{m.name}` needs a `value`", m.node.span, "or a width: `vector(n)`")
+        shape = value.type.shape
+        if len(shape) != 1:
+            message = f"a vector tracks a vector, and the value of `{m.name}` is {value.type}"
+            raise m.elab.failure("NF319", message, value.span, "`memory scalar`, `memory like(value)`")
+    heads = m.level.env.heads
+    m.elab.count_weights(shape, heads, m.kind_expr)
+    theta = ops.leaf("theta", Type(shape=shape, heads=heads), m.kind_expr.span, tensor="state")
+    return MemoryFunction(Type(), theta, (tensor(m, "state", shape, Init("zeros"), heads, 1),))
 
 
 def make_function(m: MemoryBuild) -> None:
@@ -47,6 +69,9 @@ def make_function(m: MemoryBuild) -> None:
     elif word.name == "matrix":
         m.kind = "matrix"
         m.function = matrix(m, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
+    elif word.name in KEYLESS:
+        m.kind = word.name
+        m.function = keyless(m, word.name, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
     else:
         where = ELSEWHERE.get(word.name, "elsewhere")
         message = f"`memory {word.name}` in a level that is called on tokens: it is built {where}"
@@ -165,7 +190,7 @@ def tensor(
 ) -> MemoryTensor:
     """A state tensor and its start: `init`, or the default of the kind (zeros for a matrix, else learned)."""
     f = m.field("init")
-    start = start_of(m, f, layers) if f is not None else "zeros" if m.kind == "matrix" else "learned"
+    start = start_of(m, f, layers) if f is not None else "zeros" if m.kind in FROM_ZERO else "learned"
     if start == "zeros":
         return MemoryTensor(path, shape, None, Init("zeros"))
     if isinstance(start, Init):

@@ -20,7 +20,7 @@ from nestflow.ir.construct import number
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
-from nestflow.vocabulary.record import Word
+from nestflow.vocabulary.record import WORDS, Word
 
 if TYPE_CHECKING:
     from nestflow.graph.memory import MemoryBuild
@@ -34,8 +34,18 @@ MAX_PERIOD = 10_000_000
 # --- clock --------------------------------------------------------------------------------------------------
 
 
+def is_frozen(m: MemoryBuild) -> bool:
+    """`every never`."""
+    f = m.field("every")
+    given = m.level.overrides.get("every")
+    name = getattr(given, "name", given) if given is not None else getattr(f.value, "name", None) if f else None
+    return name == "never"
+
+
 def clock(m: MemoryBuild) -> tuple[int, int]:
-    """every and chunk, in tokens."""
+    """every and chunk, in tokens. A memory that never learns takes no part in either."""
+    if is_frozen(m):
+        return 1, 1
     every = _count(m, "every", 1)
     chunk = _count(m, "chunk", every)
     if chunk % every:
@@ -66,8 +76,6 @@ def _count(m: MemoryBuild, name: str, default: int) -> int:
 
 def check_unit(elab: Any, f: tree.Field, level: str) -> None:
     """`every` of a level that is called on tokens counts tokens; `chunk` counts them without saying so."""
-    if isinstance(f.value, tree.Name) and f.value.name == "never" and f.name == "every":
-        raise elab.not_yet("`every never` of a memory on the token clock", f.span)
     if f.unit is None:
         if f.name == "every":
             shown = f.value.span.text if f.value.span else "n"
@@ -116,6 +124,8 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
     """What the memory minimises at a tick: one number, over a recall of the memory at the key."""
     f = m.field("objective")
     given = m.level.overrides.get("objective")
+    if f is None and given is None and m.keyless:
+        given = Partial(WORDS["dot"], "dot")
     if f is None and given is None:
         raise m.elab.failure(
             "NF232",
@@ -125,7 +135,7 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
         )
     site: tree.Expr = f.value if f is not None else m.level.site
     if given is None:
-        env = m.env("objective", recall_mode="objective").extend({"key": m.key_node()})
+        env = m.env("objective", recall_mode="objective").extend({} if m.keyless else {"key": m.key_node()})
         env = env if value is None else env.extend({"value": value})
         windows = Windows(m, env, lambda one: _named(m, one, value, site))
         given = evaluate(site, env.with_(specials={**env.specials, "windowed": windows}))
@@ -153,7 +163,7 @@ def _named(m: MemoryBuild, given: Partial, value: Node | None, site: tree.Expr) 
     if value is None:
         message = f"`{given.name}` compares the recall with a `value`, and there is none"
         raise m.elab.failure("NF233", message, site.span, "write `value …`")
-    prediction = m.recall([m.key_node()], "objective", site)
+    prediction = m.recall([] if m.keyless else [m.key_node()], "objective", site)
     fits = prediction.type.shape == value.type.shape or (prediction.type.is_number and value.type.is_number)
     if not fits or prediction.type.heads != value.type.heads:
         message = f"memory `{m.name}` recalls a {prediction.type}, and its value is {value.type}"
@@ -260,6 +270,8 @@ def _acts_on(m: MemoryBuild, node: Node, on_value: bool, site: tree.Expr) -> Ret
     """A number on all; on a matrix a vector on the key axis, `on_value` on the value axis, a matrix elementwise."""
     if node.type.is_number:
         return "number"
+    if m.keyless and m.function is not None and not on_value and node.type.shape == m.function.tensors[0].shape:
+        return "full"
     if m.kind != "matrix" or m.function is None:
         message = f"the gate of `{m.name}` is {node.type}; a memory that is no matrix takes one number per head"
         raise m.elab.failure("NF322", message, site.span, "`sigmoid(linear(x, 1) + 6)`")

@@ -18,7 +18,7 @@ from nestflow.ir.rule import Rule
 
 @dataclass(frozen=True)
 class Init:
-    """How a tensor starts. kind: zeros ones eye constant(a) normal(std a) uniform(a, b) log_uniform(a, b).
+    """How a tensor starts. kind: zeros ones eye series (1/i!) constant(a) normal(std a) uniform(a, b) log_uniform(a, b).
     maps: functions applied to the draw, innermost first (log, inverse_softplus, neg)."""
 
     kind: str

@@ -51,6 +51,11 @@ class MemoryValue:
     level: Any
     name: str
 
+    @property
+    def keyless(self) -> bool:
+        found = self.level.memories.get(self.name)
+        return found is not None and found.keyless
+
 
 @dataclass(frozen=True)
 class Distribution:

@@ -16,6 +16,7 @@ MEANING = {
     "recurrence": "a linear recurrence, {size} ticks at once",
     "delta": "the delta rule in closed form (one triangular system for {size} ticks)",
     "chunk": "all errors of a chunk at its first state, then the rule in closed form, {size} ticks at once",
+    "frozen": "it stays as it started",
     "scan": "sequential: the rule on the tensors themselves, {every}",
 }
 

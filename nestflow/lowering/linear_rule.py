@@ -103,7 +103,7 @@ def prepared(
         if n.op == "n_ticks":
             return ops.const(memory.every) if memory.when is None or memory.every == 1 else own_count(memory, SEEN)
         if n.op == "updates":
-            return counted(memory.every) if memory.when is None else own_count(memory, COUNT)
+            return counted(memory) if memory.when is None else own_count(memory, COUNT)
         if n.op == "debias":
             return debiased(rule, memory, n, args)
         return None
@@ -137,7 +137,7 @@ def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Nod
         )
     every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
     if memory.when is None:
-        count = counted(memory.every * every)
+        count = counted(memory, every)
     else:
         count = ops.binary("max", ops.binary("floordiv", own_count(memory, COUNT), ops.const(every)), ops.const(1))
     return ops.binary("div", args[0], ops.binary("sub", ONE, ops.binary("pow", ops.const(float(retain.value)), count)))
@@ -153,11 +153,17 @@ def own_count(memory: Memory, name: str) -> Node:
     return ops.binary("max", ops.leaf("state", type_, memory=memory.name, tensor="", when=name), ops.const(1))
 
 
-def counted(period: int) -> Node:
-    """The updates so far, this one included. At least 1: rows before the first are computed too, and not used."""
+def counted(memory: Memory, period: int = 1) -> Node:
+    """The updates so far, this one included, of what learns at every `period`-th of them. At least 1: rows before the
+    first are computed too, and not used."""
+    period *= memory.every
+    count = position()
+    if memory.turns > 1:
+        before = ops.binary("mul", ops.binary("sub", count, ops.const(1)), ops.const(memory.turns))
+        count = ops.binary("add", before, ops.const(memory.turn + 1))
     if period == 1:
-        return position()
-    return ops.binary("max", ops.binary("floordiv", position(), ops.const(period)), ops.const(1))
+        return count
+    return ops.binary("max", ops.binary("floordiv", count, ops.const(period)), ops.const(1))
 
 
 def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nestflow.graph.model import Instance, LevelGraph, Memory
 from nestflow.graph.state import keeps_anchor
+from nestflow.ir.construct import rewrite
+from nestflow.ir.node import Node, make
 from nestflow.lowering.errors import Errors, errors_of
 from nestflow.lowering.linear_rule import LinearRule
 from nestflow.lowering.patterns import PATTERNS, Pattern, Setting
@@ -25,7 +27,7 @@ LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are o
 class MemoryPlan:
     """pattern: recurrence, delta, chunk, scan or cache. rules: the linear rule of each tensor (closed forms only).
     reasons: why each faster pattern did not apply. boundary: pieces of a call must end at its multiples (None:
-    anywhere)."""
+    anywhere). rounds: the tick's further updates, of the memory under a name of its own (`state@2`)."""
 
     memory: Memory
     pattern: str
@@ -33,6 +35,7 @@ class MemoryPlan:
     rules: Mapping[str, LinearRule] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
     boundary: int | None = None
+    rounds: tuple[MemoryPlan, ...] = ()
 
     @property
     def closed(self) -> bool:
@@ -94,16 +97,36 @@ def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Patter
     errors = errors_of(memory)
     reasons: list[str] = []
     for name, pattern in patterns.items():
+        if memory.rounds and name not in ("cache", "scan"):
+            reasons.append(f"{name}: {memory.turns} updates a tick")
+            continue
         found = pattern(memory, errors, setting)
         if isinstance(found, str):
             reasons.append(f"{name}: {found}")
             continue
-        return MemoryPlan(memory, name, errors, found, tuple(reasons), boundary(memory, name, setting))
+        later = tuple(lower_round(r) for r in memory.rounds)
+        return MemoryPlan(memory, name, errors, found, tuple(reasons), boundary(memory, name, setting), later)
     raise AssertionError("scan takes every memory")
+
+
+def lower_round(memory: Memory) -> MemoryPlan:
+    """A further update of the tick. The memory has another name there, so that its state is told from the one before."""
+    name = f"{memory.name}@{memory.turn + 1}"
+
+    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "recall" and n["memory"] == memory.name and n["mode"] == "objective":
+            return make("recall", args, n.type, n.span, memory=name, mode="objective")
+        return None
+
+    objective = None if memory.objective is None else rewrite([memory.objective], change)[0]
+    renamed = replace(memory, name=name, objective=objective)
+    return MemoryPlan(renamed, "scan", errors_of(renamed))
 
 
 def boundary(memory: Memory, pattern: str, setting: Setting) -> int | None:
     """Where pieces of a call must end so that the memory's errors and recalls see the right state."""
+    if pattern == "frozen":
+        return None
     if pattern == "scan":
         return memory.every
     if memory.retain_on == "key":

@@ -38,8 +38,9 @@ def learn(frame: Frame) -> None:
     tick, memories = frame.tick, frame.instance.memories
     ones = [begin(frame, m) for m in memories if m.cache is None]
     for m in memories:  # 2. context: all that looks back takes its input, whether used at this tick or not
-        rule = tuple(m.rule.nodes()) if m.rule is not None else ()
-        frame.look_back(m.key, m.value, m.query, m.weight, m.when, m.objective, m.retain, *rule)
+        for r in (m, *m.rounds):
+            rule = tuple(r.rule.nodes()) if r.rule is not None else ()
+            frame.look_back(r.key, r.value, r.query, r.weight, r.when, r.objective, r.retain, *rule)
         if m.cache is not None:
             append(frame, m)
     frame.look_back(*(n for _, n in frame.instance.names))
@@ -209,6 +210,8 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
                 n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
             )
     updates, n_ticks = tick.t // m.every, torch.full_like(tick.t, m.every)
+    if m.turns > 1:  # each round is an update
+        updates = (tick.t - 1) * m.turns + m.turn + 1
     if m.when is not None:
         learns, updates, n_ticks = counted(frame, group)
     updates, n_ticks = updates.clamp(min=1), n_ticks.clamp(min=1)  # 0 only in rows that do not learn now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from nestflow.ir import ops
@@ -43,6 +44,8 @@ describe(
 def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
     """Σ |p − v|^p / p: gradient sign(e)|e|^(p−1)."""
     n = float(site.number(power, "p"))
+    if not 1 <= n < math.inf:
+        site.fail("NF304", f"p of lp(p) is at least 1, and this is {n:g}")
     e = ops.unary("abs", ops.binary("sub", p, v))
     return ops.binary("div", ops.reduce("sum", ops.binary("pow", e, ops.const(n))), ops.const(n))
 
@@ -51,6 +54,8 @@ def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
 def huber(site: Any, p: Node, v: Node, delta: Any = None) -> Node:
     """Per coordinate ½e² inside δ, δ(|e| − δ/2) outside: gradient clip(e, ±δ)."""
     d = site.node(delta, "huber")
+    if d.op == "const" and not float(d.value) > 0:
+        site.fail("NF304", f"delta of huber is above 0, and this is {float(d.value):g}: nothing would be learned")
     e = ops.binary("sub", p, v)
     a = ops.unary("abs", e)
     quadratic = ops.binary("mul", ops.const(0.5), ops.unary("square", e))
@@ -99,6 +104,9 @@ def _schedule(name: str, signature: str, doc: str) -> None:
 
     def build(site: Any, *args: Any) -> Node:
         values = {n: (None if a is None else float(site.number(a, n))) for n, a in zip(names, args, strict=True)}
+        for n, v in values.items():
+            if v is not None and n != "peak" and (v < 0 or (n == "total" and v < 1)):
+                site.fail("NF304", f"`{n}` of `{name}` is at least {1 if n == 'total' else 0}, and this is {v:g}")
         return make("schedule", (), Type(), site.span, kind=name, **values)
 
     word(signature, kind="schedule", doc=doc)(build)
@@ -180,7 +188,7 @@ describe(
     "W q. State: `weight`, out × in, zeros. in = key's width, out = value's.",
     also="linear_memory",
 )
-describe("vector(n)", "memory", "M() is the state, a vector, zeros.")
+describe("vector(n = none)", "memory", "M() is the state, a vector, zeros; n is the value's width. Its bare name is the state too.")
 describe("scalar()", "memory", "M() is the state, a number, zero.")
 describe("like(w)", "memory", "M() is the state, of w's shape, zeros: what optimisers keep.")
 describe(

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from tests.oracles.cases import (
     GATE,
+    GATES,
     KVQ,
     KVQ2,
+    LR,
     LRA,
     LRAB,
     MLP,
@@ -163,6 +165,36 @@ def monomials(x: Tensors, weights: Tensors) -> Tensor:
     return torch.einsum("bts,bso->bto", seen, x["v"])
 
 
+def normalised(x: Tensors, weights: Tensors) -> Tensor:
+    """y = W φ(q) / (z·φ(q)), z the sum of all φ(k)."""
+    k, q = (torch.where(x[n] > 0, x[n] + 1, x[n].exp()) for n in "kq")
+    seen = torch.tril(torch.einsum("btd,bsd->bts", q, k))
+    return torch.einsum("bts,bso->bto", seen, x["v"]) / seen.sum(-1, keepdim=True)
+
+
+def tracked(x: Tensors, weights: Tensors) -> Tensor:
+    """A vector that follows its value with a gate per channel, and a mean of numbers that starts at a learned one."""
+    z, c, out = torch.zeros_like(x["v"][:, 0]), weights["mem.mean.state"].expand(x["v"].shape[0]), []
+    for t in range(x["v"].shape[1]):
+        z = x["a"][:, t] * z - x["lr"][:, t] * (z - x["v"][:, t])
+        c = c - x["lr"][:, t, 0] * (c - x["k"][:, t].sum(-1))
+        out.append(z + c[:, None])
+    return torch.stack(out, 1)
+
+
+KEYLESS = [
+    Case(
+        "linear attention, normalised", kvq(),
+        "update gd(1); memory s : matrix { key elu1(k); value v; objective dot }; memory z : vector { value elu1(k) };"
+        " return s(elu1(q)) / inner(z, elu1(q))", normalised,
+    ),
+    Case(
+        "a vector and a number", {**kvq(), **LR, "a": GATES},
+        "objective l2; update gd(lr); memory z : vector { value v; retain a };"
+        " memory mean : scalar { value sum(k); init learned }; return z() + mean", tracked,
+    ),
+]  # fmt: skip
+
 POLY = [
     Case(
         "linear attention on polynomial features", kvq(4),
@@ -170,4 +202,4 @@ POLY = [
     ),
 ]  # fmt: skip
 
-WIDE = [*POLY, *PROJECT, *LINKS, *WINDOWS, *WHEN]
+WIDE = [*KEYLESS, *POLY, *PROJECT, *LINKS, *WINDOWS, *WHEN]

@@ -11,6 +11,7 @@ from nestflow.lowering.linear_rule import LinearRule
 from nestflow.lowering.patterns.cache import cache
 from nestflow.lowering.patterns.chunk import chunk
 from nestflow.lowering.patterns.delta import delta
+from nestflow.lowering.patterns.frozen import frozen
 from nestflow.lowering.patterns.recurrence import recurrence
 from nestflow.lowering.patterns.scan import scan
 from nestflow.lowering.patterns.setting import Setting
@@ -18,7 +19,7 @@ from nestflow.lowering.patterns.setting import Setting
 Pattern = Callable[[Memory, Errors, Setting], "Mapping[str, LinearRule] | str"]
 
 PATTERNS: dict[str, Pattern] = {
-    "cache": cache, "recurrence": recurrence, "delta": delta, "chunk": chunk, "scan": scan,
+    "cache": cache, "frozen": frozen, "recurrence": recurrence, "delta": delta, "chunk": chunk, "scan": scan,
 }
 
 __all__ = ["PATTERNS", "Pattern", "Setting"]
