@@ -202,6 +202,9 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
         if folded is not None:
             return const(folded, span)
     _mix_check((a.type, b.type))
+    if op == "pow" and "float" not in (a.type.dtype, b.type.dtype) and not (is_const(b) and b.value >= 0):
+        # an integer to a negative power is no integer: 2 ^ (-5 - head)
+        a = const(float(a.value), span) if is_const(a) else binary("mul", a, const(1.0), span)
     base = carried(a.type, b.type)
     shape = () if base.like else broadcast_shapes(a.type.shape, b.type.shape)
     if op in COMPARE or op in ("and", "or"):

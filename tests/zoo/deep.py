@@ -1,0 +1,192 @@
+"""Memories that are networks: gradients by autograd at the state a chunk began with, learned from tick by tick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Net = Callable[[Sequence[Tensor], Tensor], Tensor]
+Loss = Callable[..., Tensor]
+Weights = list[Tensor]
+
+
+def apply(w: Tensor, x: Tensor) -> Tensor:
+    """W x for w [B, H, out, in], x [B, H, in]."""
+    return torch.einsum("bhoi,bhi->bho", w, x)
+
+
+def mlp(residual: bool) -> Net:
+    """(x +) W₂ gelu(W₁ x)"""
+
+    def net(w: Sequence[Tensor], x: Tensor) -> Tensor:
+        y = apply(w[1], torch.nn.functional.gelu(apply(w[0], x)))
+        return x + y if residual else y
+
+    return net
+
+
+def norm(x: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean 0, biased variance 1."""
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def miras(w: Sequence[Tensor], x: Tensor) -> Tensor:
+    """x + LN(W₂ gelu(W₁ x))"""
+    return x + norm(mlp(False)(w, x))
+
+
+def swiglu(w: Sequence[Tensor], x: Tensor) -> Tensor:
+    """W_down (silu(W_gate x) ⊙ W_up x), w = [gate, up, down]"""
+    return apply(w[2], torch.nn.functional.silu(apply(w[0], x)) * apply(w[1], x))
+
+
+def l2(p: Tensor, v: Tensor) -> Tensor:
+    """½‖p − v‖²"""
+    return (p - v).square().sum(-1) / 2
+
+
+def dot(p: Tensor, v: Tensor) -> Tensor:
+    """−⟨p, v⟩"""
+    return -(p * v).sum(-1)
+
+
+def cubic(p: Tensor, v: Tensor) -> Tensor:
+    """Σ|e|³/3"""
+    return (p - v).abs().pow(3).sum(-1) / 3
+
+
+def huber_mixture(p: Tensor, v: Tensor, delta: Tensor) -> Tensor:
+    """½‖e‖₂² where ‖e‖₂ ≤ δ, else δ‖e‖₁ (MIRAS 16, with ½)."""
+    e = p - v
+    return torch.where(e.norm(dim=-1) <= delta[..., 0], l2(p, v), delta[..., 0] * e.abs().sum(-1))
+
+
+def gradients(loss: Tensor, weights: Weights) -> Weights:
+    """∂ Σ loss / ∂ weights, differentiable again; each row and head has weights of its own."""
+    return list(torch.autograd.grad(loss.sum(), weights, create_graph=True))
+
+
+def copies(start: Sequence[Tensor], like: Tensor) -> Weights:
+    """[H, ...] learned starts as [B, H, ...]."""
+    many = [w.expand(like.shape[0], *w.shape) for w in start]
+    return [w if w.requires_grad else w.clone().requires_grad_() for w in many]
+
+
+def number(x: Tensor, w: Tensor) -> Tensor:
+    """[B, H, 1] beside a weight [B, H, ...]."""
+    return x.reshape(*x.shape[:2], *[1] * (w.ndim - 2))
+
+
+def lq(w: Tensor) -> Tensor:
+    """A / ‖A‖₄² over the whole tensor (MIRAS 24)."""
+    return w / w.pow(4).flatten(2).sum(-1).pow(0.5).reshape(*w.shape[:2], *[1] * (w.ndim - 2))
+
+
+def newton_schulz(x: Tensor) -> Tensor:
+    """Muon's five quintic steps on the shorter side."""
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.flatten(2).norm(dim=-1).clamp(min=1e-7)[..., None, None]
+    for _ in range(5):
+        a = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.mT if tall else x
+
+
+def chunked(
+    net: Net,
+    loss: Loss,
+    start: Sequence[Tensor],
+    streams: tuple[Tensor, Tensor, Tensor],
+    rate: Tensor,
+    retain: Tensor,
+    chunk: int,
+    *,
+    extra: Tensor | None = None,
+    link: Callable[[Tensor], Tensor] = lambda a: a,
+    span: int = 1,
+    beta: Tensor | None = None,
+) -> Tensor:
+    """A_t = α_t A_{t−1} − η_t Σ_{i>t−span} ∇ℓ(W_a; k_i, v_i), W = link(A), a the last tick before t's chunk, y = W_t(q).
+
+    beta: Atlas instead, S_t = β_t S_{t−1} − Σ ∇ℓ and A_t = α_t A_{t−1} + η_t NS(S_t).
+    """
+    key, value, query = streams
+    state = copies(start, key)
+    momentum = [torch.zeros_like(w) for w in state]
+    outputs = []
+    for t in range(key.shape[2]):
+        if t % chunk == 0:
+            anchor = [link(a) for a in state]
+        total = [torch.zeros_like(w) for w in state]
+        for i in range(max(0, t - span + 1), t + 1):
+            more = () if extra is None else (extra[:, :, i],)
+            term = gradients(loss(net(anchor, key[:, :, i]), value[:, :, i], *more), anchor)
+            total = [s + g for s, g in zip(total, term, strict=True)]
+        eta, alpha = rate[:, :, t], retain[:, :, t]
+        if beta is None:
+            step = [-number(eta, g) * g for g in total]
+        else:
+            momentum = [number(beta[:, :, t], s) * s - g for s, g in zip(momentum, total, strict=True)]
+            step = [number(eta, s) * newton_schulz(s) for s in momentum]
+        state = [number(alpha, a) * a + d for a, d in zip(state, step, strict=True)]
+        outputs.append(net([link(a) for a in state], query[:, :, t]))
+    return torch.stack(outputs, 2)
+
+
+def ttt(
+    net: Net, start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rate: Tensor, chunk: int,
+    gain: Tensor, bias: Tensor,
+) -> Tensor:  # fmt: skip
+    """Token i of a chunk: W_i = W_a − (1/i) Σ_{j≤i} η_j G_j; f(x) = x + gain ⊙ norm(net(x)) + bias; gain, bias [H, D]."""
+
+    def f(w: Sequence[Tensor], x: Tensor) -> Tensor:
+        return x + gain * norm(net(w, x)) + bias
+
+    state, outputs = copies(start, key), []
+    anchor, total = state, [torch.zeros_like(w) for w in state]
+    for t in range(key.shape[2]):
+        if t % chunk == 0:
+            anchor, total = state, [torch.zeros_like(w) for w in state]
+        term = gradients(l2(f(anchor, key[:, :, t]), value[:, :, t]), anchor)
+        total = [s + number(rate[:, :, t], g) * g for s, g in zip(total, term, strict=True)]
+        state = [a - s / (t % chunk + 1) for a, s in zip(anchor, total, strict=True)]
+        outputs.append(f(state, query[:, :, t]))
+    return torch.stack(outputs, 2)
+
+
+def lact(start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rates: Tensor, chunk: int) -> Tensor:
+    """Read a chunk with the weights from before it, then S ← .9 S − ∇Σ_i η_i ℓ_i, W ← W + NS(S), rows at their first length.
+
+    rates [B, H, T, 3]: for gate, up and down. A last chunk that is not whole is not written.
+    """
+    state = copies(start, key)
+    lengths = [w.norm(dim=-1, keepdim=True) for w in state]
+    momentum = [torch.zeros_like(w) for w in state]
+    outputs = []
+    for first in range(0, key.shape[2], chunk):
+        ticks = range(first, min(first + chunk, key.shape[2]))
+        outputs += [swiglu(state, query[:, :, t]) for t in ticks]
+        if len(ticks) < chunk:
+            break
+        total = [torch.zeros_like(w) for w in state]
+        for t in ticks:
+            term = gradients(dot(swiglu(state, key[:, :, t]), value[:, :, t]), state)
+            total = [s + number(rates[:, :, t, i : i + 1], g) * g for i, (s, g) in enumerate(zip(total, term, strict=True))]
+        momentum = [0.9 * s - g for s, g in zip(momentum, total, strict=True)]
+        moved = [w + newton_schulz(s) for w, s in zip(state, momentum, strict=True)]
+        state = [w * n / w.norm(dim=-1, keepdim=True) for w, n in zip(moved, lengths, strict=True)]
+    return torch.stack(outputs, 2)
+
+
+def linear(w: Sequence[Tensor], x: Tensor) -> Tensor:
+    """W x + b"""
+    return apply(w[0], x) + w[1]
+
+
+def biased_mlp(w: Sequence[Tensor], x: Tensor) -> Tensor:
+    """W₂ gelu(W₁ x + b₁) + b₂"""
+    return apply(w[2], torch.nn.functional.gelu(apply(w[0], x) + w[1])) + w[3]
