@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from nestflow.diagnostics.core import NestflowError, Related
+from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph import describe
 from nestflow.graph.body import items_of
@@ -31,8 +32,16 @@ def build(program: Any) -> LevelGraph:
     try:
         return top.build()
     except (Quiet, Abort):
-        top.elab.collector.stop_on_errors()
-        raise
+        unknown = Diagnostic("NF299", "this spec cannot be built, and nothing says why: please report it")
+        raise NestflowError(in_order(top.elab.collector.errors) or [unknown]) from None
+    except NestflowError as e:
+        raise NestflowError(in_order(e.diagnostics)) from None
+
+
+def in_order(found: Sequence[Diagnostic]) -> list[Diagnostic]:
+    """Mistakes as they stand in the text; those of the spec itself before those of what it uses."""
+    sources = list(dict.fromkeys(d.span.source for d in found if d.span is not None))
+    return sorted(found, key=lambda d: (sources.index(d.span.source), d.span.start) if d.span else (-1, 0))
 
 
 class _Top:

@@ -14,7 +14,7 @@ _OTHERS = {"y": "out", "M": "memory_of", "t": "at", "g": "grad", "w": "weights_o
 def check_name(elab: Any, name: str, span: Span | None) -> None:
     """An input, param, slot or name of one's own must not hide a given name."""
     if name in GIVEN:
-        message = f"`{name}` is a given name ({GIVEN[name][0]}) and cannot be hidden"
+        message = f"`{name}` is a given name ({GIVEN[name][0].partition(' (')[0]}) and cannot be hidden"
         raise elab.failure("NF219", message, span, f"choose another: `{_OTHERS.get(name, name + '_')}`")
 
 

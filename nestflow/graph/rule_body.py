@@ -122,6 +122,14 @@ class Program:
         m = self.named(piped, args, site, "debias")
         new = m.state_node(site)
         retain = m.retain if m.retain is not None else ops.const(1.0)
+        known = self.rule.arguments.get(retain["name"], retain) if retain.op == "hyper" else retain
+        if ops.is_const(known, 1):
+            raise self.elab.failure(
+                "NF304",
+                f"`debias({m.name})` divides by 1 − the product of its retains, and its retain is 1",
+                site.span,
+                "give the memory a `retain` below 1, or leave `debias` out",
+            )
         return make("debias", (new, retain), m.type, site.span, slot=m.name)
 
     def named(self, piped: list[Any], args: tuple[tree.Expr, ...], site: tree.Expr, what: str) -> RuleMemory:
@@ -163,6 +171,8 @@ class Program:
             for n in s.names:
                 check_name(self.elab, n, s.span)
             value = evaluate(s.value, self.env)
+            if isinstance(value, RuleMemory):  # `u = m` reads the memory here
+                value = value.state_node(s.value)
             if len(s.names) > 1:
                 self.elab.unpack(s.names, value, s, self.local)
             else:
@@ -268,7 +278,7 @@ class Program:
             raise self.elab.failure("NF401", message, f.unit_span or f.span, "`every 8 ticks`")
         n = integer(f.value, self.raw_env, "`every`")
         if not 1 <= n <= 10**9:
-            raise self.elab.failure("NF406", f"`every` is at least 1 tick, and this is {n}", f.span)
+            raise self.elab.failure("NF406", f"`every` is at least 1 tick and at most 10^9, and this is {n}", f.span)
         return n
 
     def inner_step(self, fields: dict[str, tree.Field], m: RuleMemory, value: Node) -> Node:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.ir import ops
-from nestflow.ir.construct import construct
+from nestflow.ir.construct import construct, rewrite
 from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.rule import DgdStep, Rule, SlotUpdate
 from nestflow.language import tree
@@ -50,6 +51,7 @@ def _mixes(elab: Any, node: Node, f: tree.Field) -> None:
 
 def _fits(elab: Any, root: Node, shape: tuple[int, ...], path: str, types: dict[int, Type], f: tree.Field) -> Type:
     """The type of an expression of the rule where w has this shape."""
+    (root,) = rewrite([root], lambda n, args: _fact(n, shape))  # a choice by ndim(w) keeps the branch taken
     for n in walk(root):
         if id(n) in types:
             continue
@@ -59,6 +61,15 @@ def _fits(elab: Any, root: Node, shape: tuple[int, ...], path: str, types: dict[
             message = f"{e}, where w is `{path}`, {list(shape)}"
             raise elab.failure("NF301", message, _span(n, f), "transposes, and `ndim(w)`, tell tensors apart") from e
     return types[id(root)]
+
+
+def _fact(n: Node, shape: tuple[int, ...]) -> Node | None:
+    """What is known of a tensor when compiling: ndim, rows, cols."""
+    if n.op != "fact":
+        return None
+    rows = shape[0] if shape else 1
+    facts = {"ndim": len(shape), "rows": rows, "cols": math.prod(shape[1:])}
+    return ops.const(facts[n["name"]]) if n["name"] in facts else None
 
 
 def _type(n: Node, shape: tuple[int, ...], types: dict[int, Type]) -> Type:

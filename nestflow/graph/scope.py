@@ -123,13 +123,6 @@ class Site:
 
     def vector(self, value: Any, what: str) -> Node:
         x = self.node(value, what)
-        if x.type.like and what in ("rmsnorm", "layernorm", "short_conv", "outer_product"):  # they need a width
-            raise self.env.elab.failure(
-                "NF547",
-                f"`{what}` cannot stand in an update rule",
-                self.expr.span,
-                "update rules are made of g, w, memories, numbers and elementwise functions",
-            )
         return x if x.type.shape or x.type.like else ops.reshape(x, (1,))
 
     def number(self, value: Any, what: str) -> float:
