@@ -183,6 +183,8 @@ class MemoryBuild:
         if self.preparing:
             return self.guess(x, mode, site)
         self.prepare()
+        if self.cache is not None and mode != "return":
+            raise self.elab.not_yet(f"a recall of the cache `{self.name}` outside `return`", site.span)
         want, out = self.mapping(site)
         if x.type.shape != want.shape or x.type.heads != want.heads or x.type.short:
             message = f"memory `{self.name}` is recalled at a {want}, and this is {x.type}"

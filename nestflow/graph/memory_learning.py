@@ -188,7 +188,7 @@ def rule(m: MemoryBuild) -> Rule:
     built = update_rule(m.elab, f, m.env("update").extend(m.context_names()), m)
     if m.function is not None:
         shapes = {t.shape: f"{m.name}.{t.path}" for t in reversed(m.function.tensors)}
-        check_rule(m.elab, built, shapes, f, m.kind == "matrix")
+        check_rule(m.elab, built, shapes, f, m.kind != "function")
     for n in built.nodes():
         if n.type.short:
             raise m.elab.failure("NF403", "an update cannot look ahead", f.span, "`next` belongs to a loss")
@@ -244,9 +244,9 @@ def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, 
         return None, "number", False, None
     site: tree.Expr = f.value if f is not None and value is None else m.level.site
     if value is None:
-        # in `retain` t counts updates: at the ticks that learn, the position over the period
+        # in `retain` t counts updates: at the ticks that learn, the position over the period (1 at those before the first)
         t = ops.leaf("position", Type("int", (), True, "T"))
-        updates = t if every == 1 else ops.binary("floordiv", t, ops.const(every))
+        updates = t if every == 1 else ops.binary("max", ops.binary("floordiv", t, ops.const(every)), ops.const(1))
         if turns > 1:  # it acts in the first round
             before = ops.binary("mul", ops.binary("sub", t, ops.const(1)), ops.const(turns))
             updates = ops.binary("add", before, ops.const(1))

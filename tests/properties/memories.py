@@ -168,6 +168,13 @@ def axis_update(one: One, part: Part) -> str:
     return one([f"gd({r})", f"momentum({r}, 0.5)", f"-({r}) * g"])
 
 
+def listed(one: One, part: Part, field: str, again: str) -> str:
+    """A field with an entry for each of two rounds, where the level's clock allows rounds."""
+    if part.every == part.chunk == 1 and one([False, False, False, False, True]):
+        return f"[{field}, {again}]"
+    return field
+
+
 def update(one: One, number: str | None, heads: int | None, optimizers: set[str]) -> str:
     """A rule, its rates drawn with `rate`."""
     r, b = rate(one, number, heads), one(["0.5", "sigmoid(linear(x, 1))", "0.9"])

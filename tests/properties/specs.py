@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from tests.properties.memories import (
-    DIM, FLOWS, HELPERS, OPTIMIZERS, One, Part, axis_update, gate, memory_kind, objective, projected, update, weight,
+    DIM, FLOWS, HELPERS, OPTIMIZERS, One, Part, axis_update, gate, listed, memory_kind, objective, projected, update, weight,
 )  # fmt: skip
 
 NAMES = ("store", "aim", "pace")
@@ -118,6 +118,8 @@ class Level:
                      *[f"{m}(q) |> {look}" for m in vectors for look in ("short_conv(2)", "previous")],
                      *[f"stop({m}(q))" for m in vectors if m != p.name],
                      *[f"{m}({'q' if m == p.name else 'k'}) + ({self.projection(p.value)})" for m in vectors]])  # fmt: skip
+        if not p.kind.startswith("cache"):
+            value = listed(one, p, value, self.projection(p.value))
         p.fields += [f"key {key}", f"value {value}"]
         if p.kind.startswith("cache"):
             return

@@ -1,0 +1,74 @@
+"""The smallest specs of the mistakes that random ones have found."""
+
+from __future__ import annotations
+
+import pytest
+
+import nestflow
+from nestflow.diagnostics.core import NestflowError
+from tests.properties import checks
+from tests.properties.checks import Case
+from tests.properties.specs import Spec
+
+MLP = "memory mlp(depth = 2, expand = 1); key x; value x |> linear; query x;"
+MATRIX = "memory matrix; key x |> l2norm; value x |> linear; query x;"
+LEVELS = {
+    "a rate counts updates, tensor by tensor": f"{MLP} objective l2; update gd(0.1 / (t + 2))",
+    "a rate counts updates, once in three": f"every 3 tokens; chunk 6; {MLP} objective l2; update gd(0.1 / (t + 2))",
+    "t of a gate counts updates": f"every 2 tokens; chunk 4; {MLP} objective l2; update gd(0.1); retain 1 - 0.1 / t",
+    "a norm of zero": "memory mlp(depth = 2, expand = 1); key x; value memory(x); query x |> linear;"
+    " objective norm(M(key) - value); update gd(0.1)",
+    "adam where the gradient has been zero": "memory matrix; key x |> previous; value x |> linear; query x;"
+    " objective l2; update adam(0.01)",
+    "rms of a gradient that is zero": "memory matrix; key x |> previous; value x |> linear; query x; objective l2;"
+    " update -0.01 * g / (0.1 + rms(g))",
+    "a number before dgd": f"chunk 4; {MLP} objective l2; update (g * 0.5) |> dgd(0.1)",
+    "a number before the printed dgd": f"chunk 4; {MLP} objective l2; update (g * 0.5) |> dgd(0.1, exact = false)",
+    "a number before dgd on a matrix": f"{MATRIX} objective l2; update (g * 0.5) |> dgd(0.1)",
+    "the mean gradient": f"every 2 tokens; chunk 4; {MLP} objective l2; update (g / n_ticks) |> gd(0.1)",
+    "the mean gradient of a recurrence": f"every 2 tokens; {MATRIX} objective dot; update (g / n_ticks) |> gd(0.1)",
+    "keys of length one, however short": "memory matrix; key 0.001 * x; value x |> linear; query x; objective l2;"
+    " update dgd(0.1, normalize = true)",
+    "a rate from outside the loop, a gate from inside": f"chunk 3; {MLP} objective l2;"
+    " update nesterov(0.1 * sigmoid(linear(x, 1)), 0.9); retain 0.9 + 0.1 * sigmoid(linear(memory(x), 1))",
+    "one constant gate, in pieces and over the whole call": """chunk 3; key x; value x |> linear; objective l2
+      memory a : mlp(depth = 2, expand = 1) { update gd(0.1) }
+      memory b : mlp(depth = 2, expand = 1) { update nesterov(0.1 * sigmoid(mean(a(x))), 1) }
+      return a(x) + b(x)""",
+    "a cache of what a memory recalls": """key x; value x |> linear; objective l2; update gd(0.1)
+      memory store : mlp(depth = 2, expand = 1) { read before }
+      memory seen : cache(window = 3) { key store(x); value store(x |> linear) }
+      return store(x) + seen(x)""",
+}
+
+
+def spec_of(level: str) -> Spec:
+    every = "" if level.startswith("every") else "every 1 token; "
+    text = f"nestflow 1\ninput x : float[T, 5]\noutput first(x)\nlevel first(x) {{\n{every}{level}\n}}\n"
+    return Spec(text, ("first",), tokens=False, batch=2, ticks=9, cuts=(1, 5), seed=3)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_found_before(name: str) -> None:
+    case = Case(spec_of(LEVELS[name]))
+    for check in checks.PROPERTIES:
+        check(case)
+
+
+def test_t_of_a_gate_is_one_at_the_first_update() -> None:
+    """`retain 0 if t == 1 else 1` empties the memory at its first update, at tick 4, and at no other."""
+    level = f"every 4 tokens; {MATRIX} init learned; objective dot; update gd(0); retain 0 if t == 1 else 1"
+    case = Case(spec_of(level))
+    y = case.full[0]
+    assert (y[:, :3].abs().amax((0, 2)) > 0).all()
+    assert y[:, 3:].abs().max() == 0
+    checks.compiled_is_interpreted(case)
+
+
+def test_a_cache_is_recalled_in_return_alone() -> None:
+    text = spec_of("""objective l2; update gd(0.1)
+      memory store : matrix { key seen(x) |> l2norm; value x }
+      memory seen : cache { key x; value x }
+      return store(x) + seen(x)""").text
+    with pytest.raises(NestflowError, match="cache `seen`"):
+        nestflow.compile(text)
