@@ -10,12 +10,15 @@ model.py, optim.py        the generated source, to be read; loading compiles the
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +59,9 @@ def _put(bundle: Bundle, path: Path, extra: dict[str, Any]) -> None:
             help="choose another folder: nothing of yours is overwritten",
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.writing-", dir=path.parent))
+    prefix = f".{path.name[:100]}.writing-"
+    _clear_stale(path.parent, prefix)
+    writing = Path(tempfile.mkdtemp(prefix=f"{prefix}{_host()}-{os.getpid()}-", dir=path.parent))
     try:
         writing.chmod(0o777 & ~_umask())
         _write(bundle, writing, extra)
@@ -64,6 +69,24 @@ def _put(bundle: Bundle, path: Path, extra: dict[str, Any]) -> None:
     except BaseException:
         shutil.rmtree(writing, ignore_errors=True)
         raise
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _clear_stale(folder: Path, prefix: str) -> None:
+    """Remove what processes of this machine that were killed while saving have left."""
+    if os.name != "posix":
+        return
+    for left in folder.glob(glob.escape(prefix) + f"{_host()}-*"):
+        pid = left.name.removeprefix(prefix).split("-")[1]
+        try:
+            os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except (OSError, ValueError, OverflowError):
+            continue
 
 
 def _umask() -> int:

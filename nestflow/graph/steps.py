@@ -32,6 +32,7 @@ class StepLevels:
         self.elab, self.levels = elab, levels
         self.fields: dict[str, dict[str, tree.Field]] = {}
         self.owner: dict[str, tree.Level] = {}
+        self.rests: dict[str, tree.Level] = {}
         self.objectives: dict[str, Node | None] = {}
 
     def prepare(self) -> None:
@@ -230,6 +231,14 @@ class StepLevels:
             prefix = self.flow_of(level, flow_expr) + "."
             if globs:
                 raise self.elab.failure("NF238", "`rest(F)` takes no glob", globs[0].span, "`weights(F, glob)` does")
+            if (other := self.rests.setdefault(prefix, level)) is not level:
+                raise self.elab.failure(
+                    "NF411",
+                    f"`{other.name}` and `{level.name}` both own the rest of `{prefix[:-1]}`",
+                    level.span,
+                    "`weights(F, glob)` says what the one owns; the other owns the rest",
+                    (Related(other.span, f"`{other.name}` takes it here"),) if other.span else (),
+                )
             mine = tuple(w.path for w in weights if w.path.startswith(prefix) and w.path not in self.owner)
             for p in mine:
                 self.owner.setdefault(p, level)
@@ -297,7 +306,10 @@ class StepLevels:
         n = integer(f.value, self.elab.top, "`every`")
         if not 1 <= n <= 10**9:
             raise self.elab.failure(
-                "NF406", f"`every` is at least 1 step, and this is {n}", f.span, "`every never` freezes a level"
+                "NF406",
+                f"`every` is at least 1 step and at most 10^9, and this is {n}",
+                f.span,
+                "`every never` freezes a level",
             )
         return n
 

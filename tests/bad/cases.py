@@ -154,6 +154,22 @@ CHANGES: list[tuple[str, str, str]] = [
         "level outer {",
         'level more { every 1 step; memory weights(model, "block.**"); objective loss; update gd(0.1) }\nlevel outer {',
     ),
+    (
+        "two owners of the rest",
+        "level outer {",
+        "level more { every 1 step; memory rest(model); objective loss; update gd(0.1) }\n"
+        "level less { every 2 steps; memory rest(model); objective loss; update gd(0.1) }\nlevel outer {",
+    ),
+    ("a power below 1", "  objective l2\n", "  objective lp(0)\n"),
+    ("a delta of nothing", "  objective l2\n", "  objective huber(0)\n"),
+    ("a warm-up before the start", "adamw(1e-3)", "adamw(cosine(1e-3, warmup = -3, total = 9))"),
+    ("a run of no steps", "adamw(1e-3)", "adamw(cosine(1e-3, total = 0))"),
+    (
+        "a mean that is divided by nothing",
+        "adamw(1e-3) }",
+        "mine(1e-3) }\noptimizer mine(lr) { memory m : like(w) { value g; update gd(1) }; step -lr * debias(m) }",
+    ),
+    ("a period of ages", "every 1 step", "every 1_000_000_000_000 steps"),
     ("weights that nobody owns", "weights(model)", 'weights(model, "block.**")'),
     ("a level as a memory", "memory mlp(depth = 2, expand = 2)", "memory outer"),
     ("a key that looks ahead", "key x |> linear |> l2norm", "key next(x) |> linear |> l2norm"),

@@ -196,3 +196,19 @@ def test_tensors_that_are_none(tmp_path: Path) -> None:
     resealed(tmp_path / "b", known, True)
     with pytest.raises(nestflow.NestflowError, match="NF513"):
         nestflow.load(tmp_path / "b")
+
+
+def test_saving_clears_what_a_killed_save_left(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import os, sys, nestflow\nfrom nestflow.bundle import files\nfrom tests.bundle.specs import LM\n"
+        "files._swap = lambda *_: os._exit(9)\nnestflow.compile(LM).save(sys.argv[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "b")], check=False)
+    assert done.returncode == 9 and len(list(tmp_path.iterdir())) == 1
+    other = tmp_path / ".b.writing-00000000-1-of-another-machine"
+    other.mkdir()
+    nestflow.compile(LM).save(tmp_path / "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "b"]
