@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,16 +63,32 @@ def bundle_of(target: str, overrides: dict[str, str], **settings: Any) -> Any:
             raise fail(
                 "NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set"
             )
-        return nestflow.load(target)
+        return nestflow.load(find_bundle(Path(target)))
     return nestflow.compile(spec_of(target), overrides=overrides, **settings)
 
 
-def console(stderr: bool = False) -> Any:
-    """A rich console that also serves pipes and NO_COLOR; at most 100 columns where nothing says how many."""
-    from rich.console import Console
+def find_bundle(path: Path) -> Path:
+    """The bundle that a folder is, or that a run left in it (the trained one, else its last checkpoint)."""
+    if (path / "bundle.json").is_file() or not path.is_dir():
+        return path
+    if (path / "bundle").is_dir():
+        return path / "bundle"
+    if (path / "checkpoints").is_dir():
+        from nestflow.train.checkpoint import find_checkpoint
 
-    width = None if os.environ.get("COLUMNS") or os.isatty(2 if stderr else 1) else 100
-    return Console(stderr=stderr, highlight=False, width=width)
+        return find_checkpoint(path)[0]
+    raise fail(
+        "NF033",
+        f"`{path}` holds no bundle and no run",
+        help="give a folder that `nestflow compile` or `nestflow train` wrote",
+    )
+
+
+def console(stderr: bool = False) -> Any:
+    """See `nestflow.view.screen.console`; rich is loaded when it is called."""
+    from nestflow.view import screen
+
+    return screen.console(stderr)
 
 
 def write(path: Path, text: str, force: bool = True) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from nestflow.cli.common import bundle_of, graph_of, set_option, spec_of, write
+from nestflow.diagnostics.core import fail
 from nestflow.view import words
 
 
@@ -39,6 +40,12 @@ def command(
         click.echo(bundle.source.rstrip("\n"))
         return
     folder = output or Path("out") / bundle.name
+    if (folder / "checkpoints").is_dir():
+        raise fail(
+            "NF032",
+            f"`{folder}` holds a training run, whose bundle would be replaced by one that has learned nothing",
+            help="choose another folder with -o",
+        )
     files = bundle.write_source(folder)
     if standalone:
         file = folder / f"{bundle.name}_standalone.py"
@@ -57,9 +64,11 @@ def usage(bundle: object, saved: Path) -> str:
     batch = ", ".join(f'"{n}": {n}' for n in names)
     learns = any(s.rule is not None for s in bundle.graph.step_levels)  # type: ignore[attr-defined]
     call = ", ".join(f"{n}={n}" for n in names)
-    last = f"b.step({{{batch}}})          # one step of training" if learns else f"b.module({call})"
-    load = f'b = nestflow.load("{saved.as_posix()}")      # b.module, b.optimizer: torch\'s own kinds'
-    return f"import nestflow\n{load}\n{last}"
+    last = f"b.step({{{batch}}})" if learns else f"b.module({call})"
+    load = f'b = nestflow.load("{saved.as_posix()}")'
+    wide = max(len(load), len(last))
+    what = "one step of training" if learns else "what it computes"
+    return f"import nestflow\n{load:<{wide}}  # b.module, b.optimizer: torch's own kinds\n{last:<{wide}}  # {what}"
 
 
 def _dump_front(spec: str, stage: str, overrides: dict[str, str]) -> None:

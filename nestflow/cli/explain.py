@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from pathlib import Path
 
 import click
@@ -11,15 +12,21 @@ from nestflow.cli.common import bundle_of, console, set_option
 from nestflow.cli.fields import FIELDS
 from nestflow.diagnostics.core import NestflowError, fail
 
+_LABEL = 13  # columns of `  half-life  `
 _CODE = re.compile(r"NF\d{3}", re.IGNORECASE)
 
 
 @click.command("explain", epilog="Examples: nestflow explain dgd; nestflow explain NF201; nestflow explain hope")
-@click.argument("what", metavar="WORD|CODE|SPEC")
+@click.argument("what", metavar="[WORD|CODE|SPEC]", required=False)
 @set_option
-def command(what: str, overrides: dict[str, str]) -> None:
-    """Say what a word means, what an error code means, or how each level of a spec is lowered and what it costs."""
-    if _CODE.fullmatch(what):
+def command(what: str | None, overrides: dict[str, str]) -> None:
+    """Say what a word means, what an error code means, or how each level of a spec is lowered and what it costs.
+
+    Without an argument, list all words.
+    """
+    if what is None:
+        click.echo(overview())
+    elif _CODE.fullmatch(what):
         click.echo(page(what.upper()))
     elif text := word(what):
         click.echo(text)
@@ -35,14 +42,7 @@ def page(code: str) -> str:
     file = folder / f"{code}.md"
     if file.is_file():
         return file.read_text(encoding="utf-8").strip()
-    from nestflow.diagnostics.suggest import did_you_mean
-
-    known = sorted(f.name[:5] for f in folder.iterdir() if f.name.endswith(".md")) if folder.is_dir() else []
-    raise fail(
-        "NF033",
-        f"there is no code {code}",
-        help=did_you_mean(code, known) or "codes are printed with each mistake, as error[NF201]",
-    )
+    raise fail("NF033", f"there is no code {code}", help="codes are printed with each mistake, as error[NF201]")
 
 
 def word(name: str) -> str | None:
@@ -86,7 +86,35 @@ def spec(name: str, overrides: dict[str, str]) -> None:
         raise
     from nestflow.lowering.explain import explain
 
-    console().print(explain(bundle))
+    out = console()
+    out.print(hanging(explain(bundle), out.width), soft_wrap=True)
+
+
+def hanging(text: str, width: int) -> str:
+    """Long lines go on below their text, behind the column of its label."""
+    lines = text.split("\n")
+    return "\n".join(
+        textwrap.fill(line, width, subsequent_indent=" " * _LABEL, break_long_words=False, break_on_hyphens=False)
+        if len(line) > width
+        else line
+        for line in lines
+    )
+
+
+def overview() -> str:
+    """All words by their kind."""
+    from nestflow.language.shipped import shipped_words
+    from nestflow.vocabulary import WORDS
+
+    groups: dict[str, list[str]] = {"field of a level": list(FIELDS)}
+    for record in WORDS.values():
+        groups.setdefault(record.kind, []).append(record.name)
+    groups["shipped flow, level or optimizer"] = [w for w in shipped_words() if w not in WORDS]
+    said = [
+        f"{kind}\n{textwrap.fill(' '.join(sorted(names)), 98, initial_indent='  ', subsequent_indent='  ')}"
+        for kind, names in groups.items()
+    ]
+    return "\n\n".join([*said, "nestflow explain WORD says more, and nestflow explain SPEC how a spec is computed"])
 
 
 def unknown(name: str) -> NestflowError:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nestflow.diagnostics.core import fail
+from nestflow.cli.common import find_bundle
 
 
 @click.command("generate", epilog="Example: nestflow generate out/hope/bundle --prompt 'To be' --tokens 300")
@@ -41,20 +41,3 @@ def command(bundle: Path, prompt: str, tokens: int, temperature: float, top_k: i
         on_token=lambda byte: click.echo(safe(decoder.decode(bytes([byte]))), nl=False),
     )
     click.echo(safe(decoder.decode(b"", final=True)))
-
-
-def find_bundle(path: Path) -> Path:
-    """The bundle that a folder is, or that a run left in it (the trained one, else its last checkpoint)."""
-    if (path / "bundle.json").is_file() or not path.is_dir():
-        return path
-    if (path / "bundle").is_dir():
-        return path / "bundle"
-    if (path / "checkpoints").is_dir():
-        from nestflow.train.checkpoint import find_checkpoint
-
-        return find_checkpoint(path)[0]
-    raise fail(
-        "NF033",
-        f"`{path}` holds no bundle and no run",
-        help="give a folder that `nestflow compile` or `nestflow train` wrote",
-    )

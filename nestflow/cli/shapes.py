@@ -17,12 +17,14 @@ def shape_lines(graph: LevelGraph) -> list[str]:
 
 def _instance(i: Instance) -> list[str]:
     rows = [f"  in  {name:<20} {type}" for name, type in i.slots]
-    rows += [f"  {'weight' if w.role == 'weight' else 'start'} {w.path:<30} {_dims(w.full_shape)}" for w in i.weights]
+    rows += [
+        f"  {'weight' if w.role == 'weight' else 'start':<6} {w.path:<30} {_dims(w.full_shape)}" for w in i.weights
+    ]
     rows += [line for m in i.memories for line in _memory(m)]
     rows += [f"  keeps {t.path:<22} the last {t.length} of {t.type}" for t in i.tails]
     if i.result is not None and i.kind != "root":
         rows.append(f"  out {'':<20} {i.result.type}")
-    return [f"{i.path or i.name} ({i.kind})", *rows] if rows else []
+    return [f"{i.path or i.name} ({i.kind})", *rows] if rows and i.kind != "root" else rows if i.weights else []
 
 
 def _memory(m: Memory) -> list[str]:

@@ -9,6 +9,7 @@ import click
 
 from nestflow.cli.common import bundle_of, set_option
 from nestflow.cli.failure import INTERRUPTED
+from nestflow.view import words
 
 
 @click.command(
@@ -69,7 +70,8 @@ def command(
     folder = out or Path("out")
     saved = history.bundle.save(folder / "bundle")
     last = f"validation {history.val[-1][1]:.3f} bits per byte; " if history.val else ""
-    click.echo(f"{history.steps} steps; {last}saved {saved}\nnext: nestflow generate {saved} --prompt 'The '")
+    click.echo(f"{words.plural(history.steps, 'step')}; {last}saved {saved}")
+    click.echo(f"next: nestflow generate {saved} --prompt 'The '")
     return 0
 
 

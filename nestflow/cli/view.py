@@ -10,7 +10,7 @@ from nestflow.cli.common import console, graph_of, set_option
 
 
 @click.command("view", epilog="Example: nestflow view hope -o hope.html")
-@click.argument("spec", metavar="FILE|NAME|BUNDLE")
+@click.argument("spec", metavar="FILE|NAME|BUNDLE|RUN")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file: .svg .html .png .mmd or .dot.")
 @click.option(
     "--format",

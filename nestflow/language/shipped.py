@@ -64,6 +64,9 @@ def find_shipped(name: str, span: Span | None = None) -> tuple[str, Path]:
 def _instead(name: str) -> str:
     if "/" in name or "\\" in name:
         return "a file's name ends in .nl, .yaml or .yml"
+    for suffix in (".nl", ".yaml", ".yml"):
+        if Path(name + suffix).is_file():
+            return f"the file is `{name}{suffix}`: its ending belongs to its name"
     last = {n.rsplit(".", 1)[-1]: n for n in shipped_files()}
     near = did_you_mean(name, shipped_files()) or did_you_mean(name.rsplit(".", 1)[-1], last)
     if near:

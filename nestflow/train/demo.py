@@ -37,6 +37,7 @@ from nestflow.train.loop import train
 from nestflow.train.ngrams import baselines
 from nestflow.train.plot import plot_loss
 from nestflow.train.sampling import generate
+from nestflow.view import screen
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def demo(out: str | Path = "out/hope", plan: Plan = Plan(), console: Console | N
     import nestflow
 
     begin = time.perf_counter()
-    console = console or Console()
+    console = console or screen.console()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     bundle = nestflow.compile(plan.spec, **plan.model)

@@ -15,6 +15,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from nestflow.view import screen
+
 
 def token_levels_line(graph: Any, length: int) -> str:
     """How often the fast levels learn inside one window of `length` tokens; empty if the graph has none.
@@ -23,8 +25,10 @@ def token_levels_line(graph: Any, length: int) -> str:
     `inside a window of 256: titans learns every token (256 times), in 2 places`.
     """
     groups: dict[tuple[str, int, int], int] = {}
+    names = {getattr(level, "name", "") for level in getattr(graph, "levels", ()) or ()}
     for level in getattr(graph, "levels", ()) or ():
-        if level.clock == "token" and level.every >= 1:
+        # the memories of an update rule learn with the level that they belong to
+        if level.clock == "token" and level.every >= 1 and getattr(level, "parent", None) not in names:
             key = (level.title.split(".")[0], level.every, level.count)
             groups[key] = groups.get(key, 0) + 1
     parts: list[str] = []
@@ -65,7 +69,7 @@ class Display:
     """Shows a run. `with Display(...) as d: d.step(record, levels)`. show=False prints nothing."""
 
     def __init__(self, steps: int, start: int = 0, show: bool = True, console: Console | None = None, note: str = ""):
-        self.console = console or Console()
+        self.console = console or screen.console()
         self.show = show
         self.steps = steps
         self.note = note
@@ -85,7 +89,7 @@ class Display:
 
     def __enter__(self) -> Display:
         if self.show and self.note:
-            self.console.print(Text(self.note, style="dim"))
+            self.console.print(Text(self.note, style="dim"), soft_wrap=not self.console.is_terminal)
         if self.show and self.console.is_terminal:
             self.live = Live(self.progress, console=self.console, refresh_per_second=8)
             self.live.start()
@@ -113,4 +117,4 @@ class Display:
 
     def say(self, text: str) -> None:
         if self.show:
-            self.console.print(Text(text))
+            self.console.print(Text(text), soft_wrap=not self.console.is_terminal)  # a line of a log stays one

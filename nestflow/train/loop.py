@@ -156,6 +156,8 @@ class _Run:
                 self.log.val(self.done, bpb)
                 display.validation(bpb)
                 display.say(f"step {self.done}: validation {bpb:.3f} bits per byte")
+                if not math.isfinite(bpb):
+                    display.say("a memory ran away on the held-out text: lower its rate or its chunk (NF526)")
             if last or stop.name is not None or (c.checkpoint_every and self.done % c.checkpoint_every == 0):
                 self.save()
         if stop.name is not None:

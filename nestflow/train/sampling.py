@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -25,6 +26,9 @@ def generate(
     The same seed gives the same text. on_token is called with each byte as it is drawn.
     Raises NF528 for settings that make no sense, NF527 if the spec does not read bytes.
     """
+    if isinstance(bundle, (str, os.PathLike)):
+        help = f'`nestflow.load("{bundle}")` gives the bundle of a folder'
+        raise fail("NF528", "`generate` takes a bundle, and this is a path", help=help)
     start = prompt.encode("utf-8") if isinstance(prompt, str) else bytes(prompt)
     _check(start, tokens, temperature, top_k)
     require_vocab(bundle, max(start))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.model import LevelGraph
@@ -10,13 +11,28 @@ from nestflow.view.arrange import Link, arrange
 from nestflow.view.layout import Box, Lane, Unit
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 WIDTH = 98
 
 
+@dataclass(frozen=True)
+class Picture:
+    """Something rich prints, as wide as the console is, and `width` at most."""
+
+    graph: LevelGraph
+    width: int
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _whole(self.graph, max(40, min(self.width, options.max_width)))
+
+
 def render(graph: LevelGraph, width: int = WIDTH) -> RenderableType:
     """Something rich prints, at most `width` columns wide (100 fit); without colour it says the same."""
+    return Picture(graph, width)
+
+
+def _whole(graph: LevelGraph, width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
