@@ -46,8 +46,10 @@ def check_rounds(m: MemoryBuild, memory: Memory, turns: int) -> None:
         return
     f: tree.Node = m.field("rounds") or m.field("key") or m.node
     if (memory.every, memory.chunk) != (1, 1):
-        message = f"{turns} updates a tick need the error of each tick's own state, and this level has chunk {memory.chunk}"
-        raise m.elab.failure("NF414", message, f.span, "leave `chunk` and `every` at 1 token")
+        message = (
+            f"{turns} updates a tick need the error of each tick's own state, and this level has chunk {memory.chunk}"
+        )
+        raise m.elab.failure("NF417", message, f.span, "leave `chunk` and `every` at 1 token")
     rule = memory.rule
     if memory.when is not None:
         raise m.elab.not_yet("`when` in a tick of several rounds", f.span)

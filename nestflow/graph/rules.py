@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
@@ -13,6 +13,7 @@ from nestflow.ir import ops
 from nestflow.ir.node import Node, rebuild, walk
 from nestflow.ir.rule import DgdStep, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
 from nestflow.language import tree
+from nestflow.vocabulary.record import Word
 
 if TYPE_CHECKING:
     from nestflow.graph.memory import MemoryBuild
@@ -54,8 +55,8 @@ class RuleBuilder:
                 self.optimizer_tail(target, last, env)
         elif target is not None and target.name == "dgd":
             self.dgd(head, target, last, env)
-        elif target is not None and target.name in ("replace", "prox", "hypergradient"):
-            raise self.elab.not_yet(f"`{target.name}`", site.span)
+        elif is_word(target, "replace", "prox"):
+            self.whole(head, target, last, env)
         else:
             self.program.append(Step(self.step(expr, env, site), expr.span))
         self.check_axes()
@@ -85,6 +86,8 @@ class RuleBuilder:
     def step(self, expr: tree.Expr, env: Env, site: tree.Node) -> Node:
         """An expression for the step, in `g` and `w`."""
         value: Any = evaluate(expr, env)
+        if isinstance(value, list) and value and self.memory is not None:
+            value = self.memory.shared(value, expr, "`update`")
         if isinstance(value, (list, dict)):
             raise self.elab.not_yet("a list or record as `update`", site.span)
         help_ = "`update gd(0.1)`, or an expression in `g`: `-0.1 * g`"
@@ -209,6 +212,27 @@ class RuleBuilder:
         type_ = value.type.with_(shape=()) if value.type.is_number else value.type
         return ops.leaf("hyper", type_, s.span, name=s.name)
 
+    def whole(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
+        """`replace` and `prox` know their step from the memory's own fields."""
+        from nestflow.graph.exact_steps import prox, replaced
+
+        if head is not None:
+            message = f"`{target.name}` takes its step from key and value: no stage may stand before it"
+            raise self.elab.failure("NF408", message, stage.span, f"`update {target.name}` alone")
+        if self.memory is None:
+            raise self.elab.not_yet(f"`{target.name}` on the step clock", stage.span)
+        if target.name == "replace":
+            self.program.append(SetWeight(replaced(self.memory, stage), stage.span))
+            return
+        from nestflow.graph.expressions import bind
+
+        args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
+        kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
+        (lr,) = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]
+        self.arguments["lr"] = rate = prox(self.memory, self.memory.shared(lr, stage, "`lr`"), stage)
+        hyper = ops.leaf("hyper", rate.type, stage.span, name="lr")
+        self.program.append(Step(ops.unary("neg", ops.binary("mul", hyper, ops.leaf("g", LIKE))), stage.span))
+
     def dgd(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
         from nestflow.graph.expressions import bind
 
@@ -253,8 +277,16 @@ class RuleBuilder:
         )
 
 
+def is_word(target: Partial | None, *names: str) -> TypeGuard[Partial]:
+    """Whether the last stage is one of these words of the vocabulary."""
+    return target is not None and isinstance(target.target, Word) and target.name in names
+
+
 def check_axis(m: MemoryBuild, x: Node) -> None:
-    """A rate that is no number fits an axis of the matrix that it changes."""
+    """A rate that is no number fits an axis of the matrix that it changes, or is as the state of a memory without key."""
+    shape = m.function.tensors[0].shape if m.function is not None else ()
+    if m.kind in ("vector", "like") and x.type.shape == shape and (x.type.heads or not m.level.env.heads):
+        return
     if m.kind != "matrix" or m.function is None:
         message = f"a rate of `{m.name}` is {x.type}; a memory that is no matrix takes numbers"
         raise m.elab.failure("NF322", message, x.span, "one number per head, or a record with one for each tensor")

@@ -116,7 +116,8 @@ _field(
 _field(
     "rounds",
     "rounds N",
-    "How many updates one tick makes. Default: 1.",
+    "How many updates one tick makes. Default: 1. Lists of n as key, value, weight or rate make n rounds too; round j "
+    "takes the j-th of each.",
     "rounds 5",
     "inner_steps iterations",
 )
@@ -157,9 +158,10 @@ _field(
 )
 _field(
     "reset",
-    "reset each(sequence) | each(chunk) | never",
-    "When the memory goes back to its start. Default: each(sequence) on the token clock.",
-    "reset each(sequence)",
+    "reset each(sequence) | each(chunk) | each(MEMORY) | where(CONDITION)",
+    "When the memory goes back to its start: with each sequence (the default on the token clock), at the first tick of "
+    "each chunk, at the first tick after each update of another memory of the level, or where a condition holds.",
+    "reset each(chunk, keep = rule)",
 )
 _field(
     "per", "per sequence | model", "How many copies of the memory there are. Default: one per sequence.", "per model"

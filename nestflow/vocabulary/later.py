@@ -4,8 +4,6 @@ from __future__ import annotations
 
 LATER = frozenset(
     [
-        "replace",
-        "prox",
         "hypergradient",
         "curvature",
         "precondition",

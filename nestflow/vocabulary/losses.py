@@ -225,6 +225,14 @@ describe(
     "A ← αA + step, read through θ = A / ‖A‖_q^(q−2), the norm over the whole tensor (0 where A = 0). `init` gives A.",
     "MIRAS (Moneta)",
 )
+describe("replace()", "update", "A = v: the memory becomes its value (a memory without a key).", also="copy assign")
+describe(
+    "prox(lr)",
+    "update",
+    "The exact proximal step of l2 on a matrix: A = argmin ℓ + ‖A − A_(t−1)‖²/(2 lr). lr is a number, or `on_value`.",
+    "Longhorn",
+    also="implicit proximal",
+)
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
 describe("before(m)", "special", "The state of a memory before this tick.")
 describe("debias(m)", "update", "m / (1 − the product of its retains).", "Adam")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from tests.oracles.cases import (
@@ -16,13 +17,23 @@ from tests.oracles.cases import (
     Stream,
     Tensors,
     between,
+    free,
     kvq,
     merge,
     split,
     unit,
 )  # fmt: skip
 from tests.oracles.matrix import delta_rule, momentum_delta
-from tests.oracles.rates import channel_delta, fast_swiglu, longhorn_diagonal, rwkv7, weighted_dgd
+from tests.oracles.rates import (
+    channel_delta,
+    delta_product,
+    fast_swiglu,
+    inner_steps,
+    longhorn,
+    longhorn_diagonal,
+    rwkv7,
+    weighted_dgd,
+)
 
 WEIGHT = Stream(1, between(0.2, 1.0))
 SIGNED = Stream(1, between(-1.0, 1.0))
@@ -63,6 +74,30 @@ def lact(every: int = 1, retains: bool = False) -> Expected:
     return expected
 
 
+def product(beta: bool = False) -> Expected:
+    """Two writes a token."""
+
+    def expected(x: Tensors, weights: Tensors) -> Tensor:
+        keys, values, rates = ([split(x[f"{n}{j}"]) for j in (1, 2)] for n in ("k", "v", "r"))
+        b = split(x["b"]) if beta else None
+        return merge(delta_product(keys, values, split(x["q"]), rates=rates, retain=split(x["a"]), beta=b))
+
+    return expected
+
+
+def three_rounds(x: Tensors, weights: Tensors) -> Tensor:
+    """Three steps on each token's pair."""
+    k, v, q, lr, a = (split(x[n]) for n in ("k", "v", "q", "lr", "a"))
+    return merge(inner_steps(k, v, q, rate=lr, retain=a, rounds=3))
+
+
+def held(x: Tensors, weights: Tensors) -> Tensor:
+    """The value of the last tick that is a multiple of 4 (zeros before the first), and k."""
+    k = x["k"].tanh()
+    shown = [k[:, t - t % 4 - 1] if t >= 4 else torch.zeros_like(k[:, 0]) for t in range(1, k.shape[1] + 1)]
+    return torch.stack(shown, 1) + x["k"]
+
+
 FAST = """flow fast(z, n) {
   return linear(silu(linear(z, 6, name = "gate")) * linear(z, 6, name = "up"), n, name = "down")
 }
@@ -72,6 +107,12 @@ GATES3 = {f"a{i}": GATE for i in range(3)}
 BY_TENSOR = "{gate: r0, up: r2, down: r1}"
 NET = f"memory fast(n = {WIDTH}); {KVQ} objective dot;"
 RWKV = {**kvq(), "gone": Stream(WIDTH, unit()), "r": Stream(WIDTH, between(0.0, 1.0)), "a": GATES}
+BIG = Stream(1, between(0.0, 1.9))
+WRITES = {
+    **{f"k{j}": Stream(WIDTH, unit()) for j in (1, 2)}, **{f"v{j}": Stream(WIDTH, free) for j in (1, 2)},
+    "q": Stream(WIDTH, unit()), "r1": BIG, "r2": BIG, "a": GATE,
+}  # fmt: skip
+PAIRS = "key [k1, k2]; value [v1, v2]; query q;"
 
 RATE_CASES = [
     Case(
@@ -116,9 +157,41 @@ RATE_CASES = [
         given(longhorn_diagonal, rate="r"),
     ),
     Case(
+        "Longhorn, exact", {**kvq(), "r": Stream(1, between(0.1, 1.0))},
+        f"memory matrix; {KVQ} objective l2; update prox(r)", given(longhorn, rate="r"),
+    ),
+    Case(
+        "Longhorn, exact, a rate for each value channel", {**kvq(), "r": Stream(WIDTH, between(0.1, 1.0))},
+        f"memory matrix; {KVQ} objective l2; update prox(on_value(r))", given(longhorn, rate="r"),
+    ),
+    Case(
+        "Longhorn, exact, weighted", {**kvq(), "r": Stream(1, between(0.1, 1.0)), "o": WEIGHT},
+        f"memory matrix; {KVQ} objective l2; weight o; update prox(r)",
+        lambda x, w: merge(longhorn(*(split(x[n]) for n in "kvq"), rate=split(x["r"]) * split(x["o"]))),
+    ),
+    Case(
+        "replace", {"k": Stream(WIDTH, free)}, "memory vector; value 2 * k; update replace", lambda x, w: 2 * x["k"],
+    ),
+    Case(
+        "replace, every 4 tokens", {"k": Stream(WIDTH, free)},
+        "memory like(k); value tanh(k); update replace; retain 0.5; return y + k", held, every="4 tokens",
+    ),
+    Case(
         "RWKV-7", RWKV,
         f"memory matrix; {KVQ} erased = memory(gone); objective inner(erased, M(r * gone)) - inner(M(key), value);"
         " update gd(1); retain a",
         given(rwkv7, gone="gone", rate="r", retain="a"),
+    ),
+    Case(
+        "DeltaProduct", WRITES,
+        f"memory matrix; {PAIRS} objective l2; update gd([r1, r2]); retain decay_first(a)", product(),
+    ),
+    Case(
+        "DeltaProduct, momentum", {**WRITES, "b": BETA},
+        f"memory matrix; {PAIRS} objective l2; update momentum([r1, r2], b); retain decay_first(a)", product(beta=True),
+    ),
+    Case(
+        "rounds", {**kvq(), "lr": Stream(1, between(0.0, 0.9)), "a": GATE},
+        f"memory matrix; rounds 3; {KVQ} objective l2; update -lr / t * g; retain decay_first(a)", three_rounds,
     ),
 ]  # fmt: skip

@@ -112,3 +112,34 @@ def fast_swiglu(
             pending = [torch.zeros_like(w) for w in theta]
         outputs.append(swiglu(theta, query[:, :, t]))
     return torch.stack(outputs, 2)
+
+
+def delta_product(
+    keys: Rows, values: Rows, query: Tensor, *, rates: Rows, retain: Tensor, beta: Tensor | None = None
+) -> Tensor:
+    """Per token W ← α W once, then for each pair W ← W (I − β_j k_j k_jᵀ) + β_j v_j k_jᵀ; read after the last.
+    With ``beta`` the steps pass through a momentum of one decay a token: S ← b S + step, W ← W + S."""
+    w, outputs = zeros(keys[0], values[0]), []
+    s = torch.zeros_like(w)
+    for t in range(query.shape[2]):
+        w = retain[:, :, t].unsqueeze(-1) * w
+        for k, v, r in zip((x[:, :, t] for x in keys), (x[:, :, t] for x in values), rates, strict=True):
+            step = -r[:, :, t].unsqueeze(-1) * outer(apply(w, k) - v, k)
+            s = step if beta is None else beta[:, :, t].unsqueeze(-1) * s + step
+            w = w + s
+        outputs.append(apply(w, query[:, :, t]))
+    return torch.stack(outputs, 2)
+
+
+def inner_steps(key: Tensor, value: Tensor, query: Tensor, *, rate: Tensor, retain: Tensor, rounds: int) -> Tensor:
+    """n steps of −η_t/(i) G on the token's own pair, i the count of all steps so far; first the gate, once."""
+    w, outputs, count = zeros(key, value), [], 0
+    for t in range(query.shape[2]):
+        k, v = key[:, :, t], value[:, :, t]
+        w = retain[:, :, t].unsqueeze(-1) * w
+        for _ in range(rounds):
+            count += 1
+            step = rate[:, :, t].unsqueeze(-1) / count * outer(apply(w, k) - v, k)
+            w = w - step
+        outputs.append(apply(w, query[:, :, t]))
+    return torch.stack(outputs, 2)
