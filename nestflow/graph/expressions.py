@@ -18,7 +18,7 @@ from nestflow.graph.values import (
     SharedValue,
 )
 from nestflow.ir import ops
-from nestflow.ir.node import Node
+from nestflow.ir.node import Node, Type
 from nestflow.language import tree
 from nestflow.language.expressions import expression
 from nestflow.vocabulary.record import REQUIRED, Word
@@ -47,6 +47,12 @@ NEEDS_AXES = frozenset(
     + ["reshape", "flatten", "width", "split_heads", "merge_heads", "next", "cross_entropy"]
 )
 """Words that ask for the axes of what they are given: a tensor like w has those of each weight."""
+
+
+def is_like(value: Any) -> bool:
+    """A tensor of w's shape, or a memory of an optimiser that is one."""
+    type_ = getattr(value, "type", None)
+    return isinstance(type_, Type) and type_.like
 
 
 def evaluate(expr: tree.Expr, env: Env) -> Any:
@@ -312,7 +318,7 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
         return Partial(word, word.name, (), tuple(kwargs.items()))
     if word.build is None:
         return special(word, args, kwargs, env, site)
-    if word.name in NEEDS_AXES and any(isinstance(a, Node) and a.type.like for a in (*args, *kwargs.values())):
+    if word.name in NEEDS_AXES and any(is_like(a) for a in (*args, *kwargs.values())):
         help_ = "update rules are made of g, w, memories, numbers and elementwise functions"
         raise elab.failure("NF547", f"`{word.name}` cannot stand in an update rule", site.span, help_)
     bound = bind(word, args, kwargs, elab, site)

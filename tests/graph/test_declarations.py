@@ -8,8 +8,6 @@ import pytest
 
 from tests.graph.building import codes, graph, mistake, shapes
 
-TEXT = "param n = 4 in [1, 16]\ninput x : float[T, 8]\noutput linear_flow(x)\nflow linear_flow(x) {{ return linear(x, {}) }}\n"
-
 
 def widths(param: str, use: str = "n", **given: Any) -> int:
     text = f"{param}\ninput x : float[T, 8]\noutput f(x)\nflow f(x) {{ return linear(x, {use}) }}\n"
@@ -61,7 +59,8 @@ def test_a_param_that_is_not_there() -> None:
 
 
 def test_a_param_below_a_loop_can_be_set() -> None:
-    text = "input x : float[T, 8]\nfor i in [1, 2] { c{i} = i }\nparam n = 4\noutput f(x)\nflow f(x) { return linear(x, n) }\n"
+    text = "input x : float[T, 8]\nfor i in [1, 2] { c{i} = i }\nparam n = 4\noutput f(x)\n"
+    text += "flow f(x) { return linear(x, n) }\n"
     assert shapes(graph(text, n=5)) == {"f.linear.weight": (5, 8)}
 
 
@@ -163,6 +162,7 @@ def test_an_assert_is_told_with_its_message() -> None:
 
 
 def test_conditions_of_the_top_choose() -> None:
-    text = "param deep = false\ninput x : float[T, 8]\noutput f(x)\nif deep { n = 4 } else { n = 2 }\nflow f(x) { return linear(x, n) }\n"
+    text = "param deep = false\ninput x : float[T, 8]\noutput f(x)\nif deep { n = 4 } else { n = 2 }\n"
+    text += "flow f(x) { return linear(x, n) }\n"
     assert shapes(graph(text)) == {"f.linear.weight": (2, 8)}
     assert shapes(graph(text, deep=True)) == {"f.linear.weight": (4, 8)}

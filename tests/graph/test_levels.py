@@ -231,7 +231,8 @@ def test_a_cache_learns_nothing(field: str) -> None:
 def called(keywords: str) -> str:
     return (
         f"input x : float[T, 8]\noutput m(x, {keywords})\nlevel m(x, size = 8) {{\n  memory mlp(depth = 1)\n  chunk 2\n"
-        "  key l2norm(x)\n  value linear(x, size)\n  query l2norm(x)\n  objective l2\n  update gd(0.1)\n  retain 0.5\n}\n"
+        "  key l2norm(x)\n  value linear(x, size)\n  query l2norm(x)\n  objective l2\n"
+        "  update gd(0.1)\n  retain 0.5\n}\n"
     )
 
 

@@ -23,11 +23,12 @@ def owners(levels: str) -> dict[str, set[str]]:
 
 
 def owned(levels: str) -> LevelGraph:
-    lines = [
-        f"level {name} {{ every {every}; memory {memory}; {'' if every == 'never' else 'objective loss; update gd(0.1)'} }}"
-        for name, every, memory in (tuple(p.strip() for p in line.split("|")) for line in levels.split("\n") if line)
-    ]
-    return graph(MODEL + "\n".join(lines) + "\n")
+    text = ""
+    for line in levels.split("\n"):
+        name, every, memory = (p.strip() for p in line.split("|"))
+        learns = "" if every == "never" else "objective loss; update gd(0.1)"
+        text += f"level {name} {{ every {every}; memory {memory}; {learns} }}\n"
+    return graph(MODEL + text)
 
 
 def test_weights_of_a_flow() -> None:
