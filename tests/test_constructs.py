@@ -89,6 +89,20 @@ SPECS = {
         memory three : vector(12) { every never; init learned }
         return (one(q) + two(q) + three) |> linear(12)
     """,
+    "reset": """
+        heads 2; objective l2; value linear(x); reset each(chunk); update momentum(0.1, 0.9); retain 1 - 0.1 / (t + 1)
+        memory one : matrix { key k; chunk 4; init learned }
+        memory two : mlp(depth = 2, expand = 1) { key k * sigmoid(linear(x, 1) / t); chunk 4; every 2 tokens; update adam(0.02) }
+        memory three : matrix { key k; reset each(two); update gd(0.1 / t); objective dot; retain 0.9 }
+        memory four : matrix { key k; chunk 2; reset each(chunk, keep = rule); update adam(0.02); when mean(x) > 0 }
+        return (one(q) + two(q) + three(q) + four(q)) |> merge_heads |> linear(12)
+    """,
+    "reset where": """
+        heads 2; objective l2; value linear(x); reset where(mean(x) > 0.1)
+        memory one : matrix { key k; init learned; update momentum(0.1, 0.9); retain kl(0.9) }
+        memory two : vector { update gd(0.1); reset where(sum(k) > 0); read before }
+        return (one(q) + two) |> merge_heads |> linear(12)
+    """,
 }
 
 

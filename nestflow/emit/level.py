@@ -187,8 +187,7 @@ class LevelCode:
             m = p.memory
             roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
             roots += self.nodes.dense[m.name].values()
-            if m.when is not None:
-                roots.append(self.nodes.rate(m, m.when))
+            roots += [self.nodes.rate(m, n) for n in (m.when, m.reset_where) if n is not None]
             if p.closed:
                 roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
             elif m.rule is not None:
@@ -284,6 +283,8 @@ class LevelCode:
     # one piece -------------------------------------------------------------------------------------
 
     def piece(self) -> None:
+        for p in self.plan.looped:
+            self.state.reset(p)
         for p in self.plan.looped:
             if p.memory.rule is not None:
                 self.errors(p)

@@ -9,7 +9,7 @@ from nestflow.emit.level_rows import starts_of
 from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
 from nestflow.emit.writer import identifier
 from nestflow.graph.model import Memory, MemoryTensor
-from nestflow.graph.state import CHUNK, GRAM, PENDING, counters, has_dgd, keeps_anchor, state_tensors
+from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, counters, has_dgd, keeps_anchor, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.lowering.plan import MemoryPlan
@@ -109,6 +109,46 @@ class StateNames:
             self.level.inner.holder[name] = None
             self.names[code.leaf(m, t.spec, "error")] = name
         assert gate is not None
+
+    def reset(self, p: MemoryPlan) -> None:
+        """A reset within a sequence: what the piece begins with is the start, but for what `keep = rule` spares."""
+        m = p.memory
+        if m.reset is not None:
+            with self.writer.block(f"if t % {m.reset} == 0:  # `{m.name}` starts anew"):
+                for name, start in self.fresh_values(m):
+                    self.writer.line(f"{name} = {start}")
+        elif m.reset_where is not None:
+            (where,) = [self.level.nodes.rate(m, m.reset_where)]
+            due = self.level.inner.variable(make("last", (where,), where.type.with_(clock=None)), "due")
+            heads = m.heads and not where.type.heads
+            for name, start in self.fresh_values(m):
+                shape = f"(*{due}.shape{', 1' if heads else ''}, *[1] * ({name}.ndim - {due}.ndim{' - 1' if heads else ''}))"
+                self.writer.line(f"{name} = torch.where({due}.reshape({shape}), {start}, {name})")
+
+    def fresh_values(self, m: Memory) -> list[tuple[str, str]]:
+        """Variables of the memory's state, and what each starts with."""
+        found: list[tuple[str, str]] = []
+        for t in state_tensors(m):
+            type_ = Type(shape=t.shape, heads=m.heads)
+            now = self.names[state(m, t.path, "now", type_)]
+            start = f'c.w[p + "{t.learned}"].expand_as({now})' if t.learned else f"torch.zeros_like({now})"
+            found.append((now, start))
+            if keeps_anchor(m):
+                found.append((self.names[state(m, t.path, "chunk", type_)], start))
+            for when in (PENDING, GRAM):
+                found += [(v, f"torch.zeros_like({v})") for n, v in self.names.items()
+                          if n["memory"] == m.name and n["tensor"] == t.path and n["when"] == when]
+            for slot in m.rule.slots if m.rule is not None and not m.keep_rule else ():
+                variable = self.names[slot_leaf(m, t, slot.name)]
+                own = start if slot.init.op in ("w", "w0") else (
+                    f"torch.full_like({variable}, {float(slot.init.value)!r})" if slot.init.op == "const" and slot.init.value
+                    else f"torch.zeros_like({variable})")
+                found.append((variable, own))
+        for counter in counters(m):
+            if counter == TICKS or not m.keep_rule:
+                variable = self.names[state(m, "", counter, Type("int", heads=m.heads))]
+                found.append((variable, f"torch.zeros_like({variable})"))
+        return list(dict.fromkeys(found))
 
     def advance(self) -> None:
         """The end of a piece: chunks that end here begin anew."""

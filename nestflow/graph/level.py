@@ -13,6 +13,7 @@ from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MEMORY_FIELDS, MemoryBuild
 from nestflow.graph.model import Instance
 from nestflow.graph.names import check_name
+from nestflow.graph.resets import ticks
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.substitute import substitute
 from nestflow.graph.values import MemoryValue, Partial, Poison, Quiet, SelfReference
@@ -22,7 +23,7 @@ from nestflow.language import tree
 from nestflow.vocabulary.fields import word_for
 
 LEVEL_FIELDS = ("memory", "heads", *MEMORY_FIELDS)
-LATER = ("reset", "keep", "per")
+LATER = ("per",)
 CONSTANT = ("every", "chunk", "heads", "read", "gradient", "retain", "objective", "memory")
 MAX_HEADS = 4096
 
@@ -153,6 +154,8 @@ class LevelBuilder:
             return MemoryValue(self, name)
         if name in self.exprs:
             return self.named(name)
+        if name == "t" and "reset" in self.fields and self.memories:
+            return ticks(next(iter(self.memories.values())).reset)
         if name == "t":
             return ops.leaf("position", Type("int", (), True, "T"))
         if name == "head" and self.env.heads:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError
@@ -11,6 +13,7 @@ from nestflow.graph import memory_learning as learning
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
+from nestflow.graph.resets import Reset, check_counts, reset_of, ticks
 from nestflow.graph.scope import Env
 from nestflow.graph.values import MemoryValue
 from nestflow.graph.windows import is_windowed
@@ -77,6 +80,8 @@ class MemoryBuild:
     def env(self, field: str, **changes: Any) -> Env:
         prefix = f"{self.name}.{field}" if field in self.own and self.level.parts else field
         env = self.level.env.with_(prefix=prefix, **changes)
+        if field not in ("reset", "every", "chunk") and self.field("reset") is not None and self.cache is None:
+            env = env.extend({"t": ticks(self.reset)})
         return env.extend({"M": MemoryValue(self.level, self.name)})
 
     def context(self, field: str) -> Node | None:
@@ -107,6 +112,11 @@ class MemoryBuild:
                 "NF227", f"memory `{self.name}` needs a `key`", self.node.span, "what is the pair stored under?"
             )
         return key
+
+    @cached_property
+    def reset(self) -> Reset:
+        """When it goes back to its start."""
+        return reset_of(self, *learning.clock(self))
 
     @property
     def keyless(self) -> bool:
@@ -286,6 +296,9 @@ class MemoryBuild:
             when=when,
             link=link,
         )
+        reset = self.reset
+        check_counts(self, reset, rule, [objective])
+        memory = replace(memory, reset=reset.period, reset_where=reset.where, keep_rule=reset.keep)
         check_rounds(self, memory, turns)
         return memory if turns == 1 else in_rounds(memory, turns)
 
@@ -307,6 +320,8 @@ class MemoryBuild:
 
     def build_cache(self, key: Node | None, value: Node | None, query: Node | None, every: int, chunk: int) -> Memory:
         self.mapping(self.node)
+        if self.reset.period is not None or self.reset.where is not None:
+            raise self.elab.not_yet("`reset` of a cache", self.node.span)
         for node, name in ((key, "key"), (value, "value")):
             if node is not None and node.op == "each":
                 raise self.elab.not_yet(f"a list as `{name}` of a cache", node.span)
@@ -315,6 +330,7 @@ class MemoryBuild:
             if f is not None:
                 message = f"a `cache` keeps its context as it is: it has no `{name}`"
                 raise self.elab.failure("NF239", message, f.span, "it needs `key`, `value` and `query` alone")
+        key, value = (n.args[0] if n is not None and n.op == "grouped" else n for n in (key, value))
         return Memory(
             self.name,
             "cache",

@@ -11,6 +11,7 @@ from nestflow.graph.expressions import bind, evaluate, integer
 from nestflow.graph.model import Link
 from nestflow.graph.projection import projection
 from nestflow.graph.rule_shapes import check_rule
+from nestflow.graph.resets import Reset, ticks
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
@@ -245,7 +246,7 @@ def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, 
     site: tree.Expr = f.value if f is not None and value is None else m.level.site
     if value is None:
         # in `retain` t counts updates: at the ticks that learn, the position over the period (1 at those before the first)
-        t = ops.leaf("position", Type("int", (), True, "T"))
+        t = ticks(Reset() if m.reset.keep else m.reset)
         updates = t if every == 1 else ops.binary("max", ops.binary("floordiv", t, ops.const(every)), ops.const(1))
         if turns > 1:  # it acts in the first round
             before = ops.binary("mul", ops.binary("sub", t, ops.const(1)), ops.const(turns))

@@ -148,6 +148,9 @@ class Memory:
     texts: Texts = Texts()
     span: Span | None = field(default=None, compare=False)
     when: Node | None = None  # a bool: the tick brings a pair (`weight` is 0 where it does not)
+    reset: int | None = None  # it goes back to its start at the first of every so many ticks (None: at sequences alone)
+    reset_where: Node | None = None  # a bool: at ticks where it holds
+    keep_rule: bool = False  # a reset spares the rule's state and its count of updates
     link: Link | None = None  # what is kept is A; recalls and errors see θ = link(A)
     turn: int = 0  # which of the tick's updates this is, of `turns`; rounds: the same memory as the later ones see it
     turns: int = 1

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import TailSpec
+from nestflow.graph.resets import ticks
 from nestflow.graph.scope import Env
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
@@ -84,7 +85,7 @@ class Windows:
                 raise self.m.elab.failure("NF322", message, weight.span, "`learned(16, init = ones)[age]`")
             factor = number(factor)
         if age:
-            t = ops.leaf("position", Type("int", (), True, "T"))
+            t = ticks(self.m.reset)  # none from before a reset
             factor = ops.where(ops.binary("gt", t, ops.const(age)), factor, ops.const(0.0))
         return ops.binary("mul", factor, self.lagged(one, age, size))
 

@@ -158,6 +158,9 @@ def counted(memory: Memory, period: int = 1) -> Node:
     first are computed too, and not used."""
     period *= memory.every
     count = position()
+    if memory.reset is not None and not memory.keep_rule:
+        since = ops.binary("mod", ops.binary("sub", count, ops.const(1)), ops.const(memory.reset))
+        count = ops.binary("add", since, ops.const(1))
     if memory.turns > 1:
         before = ops.binary("mul", ops.binary("sub", count, ops.const(1)), ops.const(memory.turns))
         count = ops.binary("add", before, ops.const(memory.turn + 1))
@@ -178,6 +181,8 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     gradient, program, project = prepared(rule, memory, tensor)
     if project is not None:
         raise NotLinear("`project` changes every new state")
+    if memory.reset_where is not None:
+        raise NotLinear("rows begin anew at ticks of their own (`reset where`)")
     if memory.when is not None and memory.every > 1:
         raise NotLinear("`when` leaves out updates, and errors are summed between them")
     test = BasisTest(gradient)

@@ -125,6 +125,14 @@ def lower_round(memory: Memory) -> MemoryPlan:
 
 def boundary(memory: Memory, pattern: str, setting: Setting) -> int | None:
     """Where pieces of a call must end so that the memory's errors and recalls see the right state."""
+    found = boundary_between(memory, pattern, setting)
+    if memory.reset is None:
+        return found
+    return shorter(memory.reset) if found is None else math.gcd(found, memory.reset)
+
+
+def boundary_between(memory: Memory, pattern: str, setting: Setting) -> int | None:
+    """The same, resets apart."""
     if pattern == "frozen":
         return None
     if pattern == "scan":

@@ -40,7 +40,7 @@ def learn(frame: Frame) -> None:
     for m in memories:  # 2. context: all that looks back takes its input, whether used at this tick or not
         for r in (m, *m.rounds):
             rule = tuple(r.rule.nodes()) if r.rule is not None else ()
-            frame.look_back(r.key, r.value, r.query, r.weight, r.when, r.objective, r.retain, *rule)
+            frame.look_back(r.key, r.value, r.query, r.weight, r.when, r.reset_where, r.objective, r.retain, *rule)
         if m.cache is not None:
             append(frame, m)
     frame.look_back(*(n for _, n in frame.instance.names))
@@ -66,6 +66,7 @@ def begin(frame: Frame, m: Memory) -> Learning:
     """A_{t−1}, and θ_{a(t)}, a(t) = C⌊(t−1)/C⌋: where C divides t − 1, the chunk's first state is the present one."""
     tick, path = frame.tick, memory_path(frame.instance.path, m.name, "")
     tensors = m.function.tensors if m.function is not None else ()
+    start_anew(frame, m, path)
     before = {t.path: tick.state[f"{path}.{t.path}"] for t in tensors}
     anchor = dict(before)
     if keeps_anchor(m):  # otherwise C = N: nothing has changed since the chunk began
@@ -75,6 +76,22 @@ def begin(frame: Frame, m: Memory) -> Learning:
             tick.put(f"{path}.{name}{CHUNK}", anchor[name])
     frame.states[m.name, "chunk"] = {n: linked(m, a) for n, a in anchor.items()}
     return Learning(m, path, before, dict(before), anchor, {}, {}, {})
+
+
+def start_anew(frame: Frame, m: Memory, path: str) -> None:
+    """1. A reset that is due within a sequence: all that is kept starts again, but what `keep = rule` spares."""
+    tick = frame.tick
+    if m.reset is not None:
+        due = (tick.t - 1) % m.reset == 0
+    elif m.reset_where is not None:
+        due = frame.eval(m.reset_where).reshape(*frame.memo[id(m.reset_where)].shape[:2])
+    else:
+        return
+    names = [t.path for t in m.function.tensors] if m.function is not None else []
+    own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS}
+    for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES)]:
+        if key in own or not m.keep_rule:
+            tick.put(key, pick(due, tick.start[key], tick.state[key]))
 
 
 def again(frame: Frame, one: Learning, turn: int) -> Learning:
@@ -209,9 +226,10 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
             weights[f"{one.path}.{n}"] = Weight(
                 n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
             )
-    updates, n_ticks = tick.t // m.every, torch.full_like(tick.t, m.every)
+    since = tick.t if m.reset is None or m.keep_rule else (tick.t - 1) % m.reset + 1
+    updates, n_ticks = since // m.every, torch.full_like(tick.t, m.every)
     if m.turns > 1:  # each round is an update
-        updates = (tick.t - 1) * m.turns + m.turn + 1
+        updates = (since - 1) * m.turns + m.turn + 1
     if m.when is not None:
         learns, updates, n_ticks = counted(frame, group)
     updates, n_ticks = updates.clamp(min=1), n_ticks.clamp(min=1)  # 0 only in rows that do not learn now
@@ -274,6 +292,8 @@ def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
     if spec is None:
         raise LookupError("no cache")
     k, v = (frame.tick.state[memory_path(frame.instance.path, m.name, role)] for role in ("key", "value"))
+    groups = [n.type.heads or 1 for n in (m.key, m.value) if n is not None]
+    k, v = (x.repeat_interleave((m.heads or 1) // n, 1) if x.shape[1] == n else x for x, n in zip((k, v), groups))
     age = torch.arange(k.shape[2] - 1, -1, -1, device=t.device)
     at = t - age  # the tick of each pair, by the row's own count: [B, n]
     seen = at >= 1

@@ -202,4 +202,46 @@ POLY = [
     ),
 ]  # fmt: skip
 
-WIDE = [*KEYLESS, *POLY, *PROJECT, *LINKS, *WINDOWS, *WHEN]
+def tnt(x: Tensors, weights: Tensors) -> Tensor:
+    """TNT: what the local memory has learned since the global one's last update, beside the global one."""
+    k, v, q, lr, a = (split(x[n]) for n in ("k", "v", "q", "lr", "a"))
+    slow = Learner(lr, chunk=6, every=6).run(k, v, q, [weights["mem.slow.weight"][None]])
+    begins = (torch.arange(k.shape[2]) % 6 == 0).expand(k.shape[0], -1)
+    fast = Learner(lr, a, chunk=2, begins=begins).run(k, v, q, [weights["mem.fast.weight"][None]])
+    return merge(slow + fast)
+
+
+def periods(n: int) -> Callable[[Tensors, Tensors], dict[str, object]]:
+    """A start at the first of every n ticks."""
+    return lambda x, weights: {"begins": (torch.arange(x["k"].shape[1]) % n == 0).expand(x["k"].shape[:2])}
+
+
+def marked(x: Tensors, weights: Tensors) -> dict[str, object]:
+    """A start where the input `on` is above zero."""
+    return {"begins": x["on"][..., 0] > 0}
+
+
+RESET = [
+    Case(
+        "titans, a start at each chunk", {**kvq(), **LRAB},
+        f"chunk 4; {MLP} {KVQ} objective l2; {MOMENTUM}; reset each(chunk)",
+        learner(streams="lr a b", make=periods(4), chunk=4),
+    ),
+    Case(
+        "titans, the momentum is kept", {**kvq(), **LRAB},
+        f"chunk 4; {MLP} {KVQ} objective windowed(l2, 3); {MOMENTUM}; reset each(chunk, keep = rule)",
+        learner(streams="lr a b", make=periods(4), chunk=4, window=3, keep_rule=True),
+    ),
+    Case(
+        "delta rule, starts that are marked", {**kvq(), **LRAB, "on": SIGN},
+        f"{MATRIX} {KVQ} objective l2; {MOMENTUM}; reset where(on > 0)", learner(0, streams="lr a b", make=marked),
+    ),
+    Case(
+        "tnt: a local memory beside a global one", {**kvq(), **LRA},
+        "objective l2; update gd(lr); init learned(normal(0.3)); key k; value v;"
+        " memory slow : matrix { every 6 tokens }; memory fast : matrix { chunk 2; reset each(slow); retain a };"
+        " return slow(q) + fast(q)", tnt,
+    ),
+]  # fmt: skip
+
+WIDE = [*RESET, *KEYLESS, *POLY, *PROJECT, *LINKS, *WINDOWS, *WHEN]

@@ -187,6 +187,7 @@ def states_change_at_their_ticks(case: Case) -> None:
                 for path, new in state.tensors.items():
                     role = roles[path]
                     due = t % m.every == 0 if role in ("memory", "rule") else t % m.chunk == 0 or (t - 1) % m.chunk == 0
+                    due = due or bool(m.reset and (t - 1) % m.reset == 0) or m.reset_where is not None
                     if path.startswith(prefix) and role in ("memory", "rule", "anchor") and not due:
                         assert torch.equal(new, before[path]), f"{path} changed at tick {t}"
 

@@ -1,0 +1,113 @@
+"""`reset`: when a memory of the token clock goes back to its start within a sequence, and what a reset spares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nestflow.graph.expressions import evaluate
+from nestflow.ir import ops
+from nestflow.ir.construct import number
+from nestflow.ir.node import Node, Type, depends
+from nestflow.ir.rule import Rule
+from nestflow.language import tree
+
+if TYPE_CHECKING:
+    from nestflow.graph.memory import MemoryBuild
+
+HELP = "`each(sequence)`, `each(chunk)`, `each(m)` (m a memory of the level), `where(condition)`"
+
+
+@dataclass(frozen=True)
+class Reset:
+    """period: at the first of every so many ticks. where: at ticks where it holds, row by row. keep: the rule's own
+    state (and its count of updates) goes on."""
+
+    period: int | None = None
+    where: Node | None = None
+    keep: bool = False
+
+
+def reset_of(m: MemoryBuild, every: int, chunk: int) -> Reset:
+    """What the fields `reset` and `keep` say."""
+    f = m.field("reset")
+    keep = keeps(m, m.field("keep"))
+    if f is None:
+        return Reset(keep=keep)
+    call = f.value
+    name = call.function if isinstance(call, tree.Call) else call
+    word = name.name if isinstance(name, tree.Name) else ""
+    if word == "never":
+        message = "`reset never` of a memory on the token clock needs `per stream` or `per model`"
+        raise m.elab.failure("NF490", f"{message}, which this version does not build yet", f.span, HELP)
+    if not isinstance(call, tree.Call) or word not in ("each", "where") or len(call.args) != 1:
+        raise m.elab.failure("NF231", "`reset` says when the memory goes back to its start", f.span, HELP)
+    for k, e in call.kwargs:
+        if k != "keep" or word != "each":
+            raise m.elab.unknown_slot(word, k, ["keep"] if word == "each" else [], e)
+        keep = keep or rule_word(m, e)
+    if word == "where":
+        return Reset(where=condition(m, call.args[0], every, chunk), keep=keep)
+    period = period_of(m, call.args[0], chunk)
+    if period is not None and period % chunk:
+        message = f"a reset at every {period} ticks would cut chunks of {chunk}"
+        raise m.elab.failure("NF405", message, f.span, f"a multiple of the chunk, {chunk}")
+    return Reset(period, keep=keep)
+
+
+def period_of(m: MemoryBuild, what: tree.Expr, chunk: int) -> int | None:
+    """`sequence`, `chunk`, or a memory of the level: the first tick after each of its updates."""
+    from nestflow.graph.memory_learning import clock
+
+    word = what.name if isinstance(what, tree.Name) else ""
+    if word in ("sequence", "chunk"):
+        return chunk if word == "chunk" else None
+    found = m.level.memories.get(word)
+    if found is None:
+        raise m.elab.failure("NF231", "`reset each(…)` takes what it goes by", what.span, HELP)
+    if found is m:
+        raise m.elab.failure("NF231", f"`{word}` cannot reset itself by its own updates", what.span, HELP)
+    return clock(found)[0]
+
+
+def condition(m: MemoryBuild, what: tree.Expr, every: int, chunk: int) -> Node:
+    node = m.elab.as_node(evaluate(what, m.env("reset")), what, "`where`")
+    if node.type.dtype != "bool" or not node.type.is_number:
+        message = f"`reset where` takes a condition, true or false at a tick, and this is {node.type}"
+        raise m.elab.failure("NF305", message, what.span, "`reset where(starts > 0)`")
+    if node.type.short:
+        raise m.elab.failure("NF403", "a condition cannot look ahead", what.span, "`next` belongs to a loss")
+    if (every, chunk) != (1, 1):
+        raise m.elab.not_yet("`reset where(…)` with `chunk` or `every` above 1", what.span)
+    if depends(node, lambda n: n.op in ("recall", "position")):
+        raise m.elab.not_yet("a recall or `t` in `reset where(…)`", what.span)
+    return number(node)
+
+
+def keeps(m: MemoryBuild, f: tree.Field | None) -> bool:
+    return f is not None and rule_word(m, f.value)
+
+
+def rule_word(m: MemoryBuild, e: tree.Expr) -> bool:
+    if isinstance(e, tree.Name) and e.name == "rule":
+        return True
+    raise m.elab.failure("NF231", "a reset can spare the state of the rule", e.span, "`keep = rule`")
+
+
+def ticks(reset: Reset) -> Node:
+    """t in the fields of a memory: ticks since its last reset, this one included."""
+    t = ops.leaf("position", Type("int", (), True, "T"))
+    if reset.period is None:
+        return t
+    return ops.binary("add", ops.binary("mod", ops.binary("sub", t, ops.const(1)), ops.const(reset.period)), ops.const(1))
+
+
+def check_counts(m: MemoryBuild, reset: Reset, rule: Rule | None, fields: list[Node]) -> None:
+    """Rows that begin anew at ticks of their own would count for themselves."""
+    counts = rule is not None and any(depends(n, lambda x: x.op in ("updates", "debias")) for n in rule.nodes())
+    periods = rule is not None and any(getattr(s, "every", 1) > 1 for s in rule.program)
+    if reset.where is not None and (counts or periods or any(depends(f, lambda x: x.op == "window") for f in fields)):
+        raise m.elab.not_yet("a rule that counts, or a window, beside `reset where(…)`", m.node.span)
+
+
+__all__ = ["Reset", "check_counts", "reset_of", "ticks"]
