@@ -147,7 +147,9 @@ def words_in(node: Any) -> set[str]:
             case T.Attribute(T.Name(group), name):
                 found.add(f"{group}.{name}")
             case T.Field(unit=str(unit), of=of):
-                found.update(w for w in (unit, unit.removesuffix("s"), of) if w)
+                # a built-in clock is no name: `every 16 tokens` needs no input called `tokens`
+                clock = () if unit.removesuffix("s") in ("token", "step", "tick") else (unit, unit.removesuffix("s"))
+                found.update(w for w in (*clock, of) if w)
             case _:
                 pass
 

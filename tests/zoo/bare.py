@@ -30,7 +30,8 @@ class Bare:
     def text(self) -> str:
         names = ", ".join(self.streams)
         inputs = "\n".join(f"input {n} : float[T, {HEADS * w}]" for n, (w, _) in self.streams.items())
-        return f"nestflow 1\n{inputs}\noutput mem({names})\n{self.before}\nlevel mem({names}) {{ heads {HEADS}\n{self.fields}\n}}\n"
+        level = f"level mem({names}) {{ heads {HEADS}\n{self.fields}\n}}\n"
+        return f"nestflow 1\n{inputs}\noutput mem({names})\n{self.before}\n{level}"
 
     def inputs(self, rows: int, ticks: int, seed: int) -> Tensors:
         """Float64 leaves."""
@@ -68,14 +69,16 @@ MATRICES = [
     Bare("gla", KVQ | CHANNELS, f"memory matrix; {SPLIT} objective dot; update gd(1); retain split_heads(a)",
          lambda x, w: matrices.gla(x["k"], x["v"], x["q"], x["a"])),
     Bare("hgrn2", {"f": (WIDTH, "rate")} | V | Q,
-         "memory matrix; key 1 - split_heads(f); value split_heads(v); query split_heads(q); objective dot; update gd(1);"
-         "retain split_heads(f)",
+         "memory matrix; key 1 - split_heads(f); value split_heads(v); query split_heads(q); objective dot;"
+         "update gd(1); retain split_heads(f)",
          lambda x, w: matrices.hgrn2(x["f"], x["v"], x["q"])),
     Bare("mamba2", KVQ | {"dt": (1, "rate")},
-         f"memory matrix; {SPLIT} objective dot; update gd(split_heads(dt)); a = learned(1, init = log(uniform(1, 16)))\n"
+         f"memory matrix; {SPLIT} objective dot; update gd(split_heads(dt))\n"
+         "a = learned(1, init = log(uniform(1, 16)))\n"
          "retain exp(-exp(a) * split_heads(dt)); skip = learned(1, init = ones) * split_heads(v)\n"
          "return merge_heads(y + skip)",
-         lambda x, w: matrices.mamba2(x["k"], x["v"], x["q"], x["dt"], w["mem.a.learned"].exp(), w["mem.skip.learned"])),
+         lambda x, w: matrices.mamba2(
+             x["k"], x["v"], x["q"], x["dt"], w["mem.a.learned"].exp(), w["mem.skip.learned"])),
     Bare("deltanet", KVQ | BETA, f"memory matrix; {SPLIT} objective l2; update gd(split_heads(b))",
          lambda x, w: matrices.deltanet(x["k"], x["v"], x["q"], x["b"])),
     Bare("gated_deltanet", KVQ | BETA | ALPHA,
@@ -103,7 +106,8 @@ MATRICES = [
          lambda x, w: matrices.rwkv7(x["q"], x["a"], x["k"], x["v"], x["gone"], x["f"])),
     Bare("longhorn", KVQ | {"b": (WIDTH, "rate")},
          f"memory matrix; {SPLIT} s = split_heads(b) / (1 + split_heads(b) * inner(split_heads(k), split_heads(k)))\n"
-         "objective -inner(s * value, M(key)); retain 1 - outer_product(s, split_heads(k) * split_heads(k)); update gd(1)",
+         "objective -inner(s * value, M(key)); update gd(1)\n"
+         "retain 1 - outer_product(s, split_heads(k) * split_heads(k))",
          lambda x, w: matrices.longhorn(x["k"], x["v"], x["q"], x["b"], exact=False)),
     Bare("longhorn exact", KVQ | {"b": (WIDTH, "rate")},
          f"memory matrix; {SPLIT} s = split_heads(b) / (1 + split_heads(b) * inner(split_heads(k), split_heads(k)))\n"
@@ -153,7 +157,8 @@ DEEP = [
     Bare("dla", KVQ | FAST, f"{LAYERS} {SPLIT} objective dot; {LEARN}", anchored(deep.mlp(True), deep.dot, *TWO)),
     Bare("yaad", KVQ | FAST | {"d": (1, "positive")},
          f"every 1 token; chunk 4; memory net; {SPLIT} delta = 1.5 * split_heads(d)\n"
-         "objective where(norm(M(key) - value) <= delta, l2(M(key), value), delta * sum(abs(M(key) - value)))\n" + LEARN,
+         "objective where(norm(M(key) - value) <= delta, l2(M(key), value), delta * sum(abs(M(key) - value)))\n"
+         f"{LEARN}",
          anchored(deep.miras, lambda p, v, d: deep.huber_mixture(p, v, 1.5 * d), *TWO, extra="d"), MIRAS),
     Bare("moneta", KVQ | FAST,
          f"every 1 token; chunk 4; memory net; {SPLIT} objective lp(3); update gd(split_heads(lr))\n"
@@ -170,8 +175,9 @@ DEEP = [
     Bare("ttt_linear", KVQ | BETA, TTT_LINES, ttt(deep.linear, "linear.weight", "linear.bias"),
          f"flow net(x) {{ z = linear(x, width(x), bias = true, init = normal(0.3)); {UNIT}"),
     Bare("ttt_mlp", KVQ | BETA, TTT_LINES, ttt(deep.biased_mlp, *BIASED),
-         "flow net(x) { h = linear(x, 2 * width(x), bias = true) |> gelu; z = linear(h, width(x), bias = true); " + UNIT),
-    Bare("lact", KVQ | {n: (1, "rate") for n in ("r1", "r2", "r3")},
+         "flow net(x) { h = linear(x, 2 * width(x), bias = true) |> gelu\n z = linear(h, width(x), bias = true); "
+         f"{UNIT}"),
+    Bare("lact", KVQ | dict.fromkeys(("r1", "r2", "r3"), (1, "rate")),
          f"every 4 tokens; read before; memory swiglu(hidden = 6); {SPLIT} objective dot\n"
          "weight {gate: split_heads(r1), up: split_heads(r2), down: split_heads(r3)}\n"
          "update momentum(lr = 1, beta = 0.9) |> newton_schulz; project w * norm(w0, axis = -1) / norm(w, axis = -1)",

@@ -110,7 +110,7 @@ def chunked(
     span: int = 1,
     beta: Tensor | None = None,
 ) -> Tensor:
-    """A_t = α_t A_{t−1} − η_t Σ_{i>t−span} ∇ℓ(W_a; k_i, v_i), W = link(A), a the last tick before t's chunk, y = W_t(q).
+    """A_t = α_t A_{t−1} − η_t Σ_{i>t−span} ∇ℓ(W_a; k_i, v_i), W = link(A), a the tick before t's chunk, y = W_t(q).
 
     beta: Atlas instead, S_t = β_t S_{t−1} − Σ ∇ℓ and A_t = α_t A_{t−1} + η_t NS(S_t).
     """
@@ -141,7 +141,7 @@ def ttt(
     net: Net, start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rate: Tensor, chunk: int,
     gain: Tensor, bias: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Token i of a chunk: W_i = W_a − (1/i) Σ_{j≤i} η_j G_j; f(x) = x + gain ⊙ norm(net(x)) + bias; gain, bias [H, D]."""
+    """Token i of a chunk: W_i = W_a − (1/i) Σ_{j≤i} η_j G_j; f(x) = x + gain ⊙ norm(net(x)) + bias."""
 
     def f(w: Sequence[Tensor], x: Tensor) -> Tensor:
         return x + gain * norm(net(w, x)) + bias
@@ -159,7 +159,7 @@ def ttt(
 
 
 def lact(start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rates: Tensor, chunk: int) -> Tensor:
-    """Read a chunk with the weights from before it, then S ← .9 S − ∇Σ_i η_i ℓ_i, W ← W + NS(S), rows at their first length.
+    """Read a chunk with the W from before it, then S ← .9 S − ∇Σ_i η_i ℓ_i, W ← W + NS(S), rows at their first length.
 
     rates [B, H, T, 3]: for gate, up and down. A last chunk that is not whole is not written.
     """
@@ -175,7 +175,8 @@ def lact(start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rat
         total = [torch.zeros_like(w) for w in state]
         for t in ticks:
             term = gradients(dot(swiglu(state, key[:, :, t]), value[:, :, t]), state)
-            total = [s + number(rates[:, :, t, i : i + 1], g) * g for i, (s, g) in enumerate(zip(total, term, strict=True))]
+            eta = rates[:, :, t].split(1, dim=-1)
+            total = [s + number(e, g) * g for s, e, g in zip(total, eta, term, strict=True)]
         momentum = [0.9 * s - g for s, g in zip(momentum, total, strict=True)]
         moved = [w + newton_schulz(s) for w, s in zip(state, momentum, strict=True)]
         state = [w * n / w.norm(dim=-1, keepdim=True) for w, n in zip(moved, lengths, strict=True)]
