@@ -23,7 +23,7 @@ from nestflow.emit.level_rows import Rows, starts_of
 from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
-from nestflow.emit.ops import tensor
+from nestflow.emit.ops import tensor as as_tensor
 from nestflow.emit.writer import Writer, identifier, plain, short_name
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import UPDATES, state_tensors
@@ -430,7 +430,7 @@ class LevelCode:
         advance = self.writer.use("nestflow.ops.chunk", "advance")
         if m.when is not None:
             updates = self.state.names[RuleCode.counter(m, UPDATES)]
-            brings = tensor(self.inner, self.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
+            brings = as_tensor(self.inner, self.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
             self.writer.line(f"{updates} = {updates} + {brings}.sum(-1)")
         for t in state_tensors(m):
             rule = p.rules[t.path]

@@ -120,9 +120,10 @@ class StateNames:
         elif m.reset_where is not None:
             (where,) = [self.level.nodes.rate(m, m.reset_where)]
             due = self.level.inner.variable(make("last", (where,), where.type.with_(clock=None)), "due")
-            heads = m.heads and not where.type.heads
+            whole = m.heads and not where.type.heads
+            front, less = (", 1", " - 1") if whole else ("", "")
             for name, start in self.fresh_values(m):
-                shape = f"(*{due}.shape{', 1' if heads else ''}, *[1] * ({name}.ndim - {due}.ndim{' - 1' if heads else ''}))"
+                shape = f"(*{due}.shape{front}, *[1] * ({name}.ndim - {due}.ndim{less}))"
                 self.writer.line(f"{name} = torch.where({due}.reshape({shape}), {start}, {name})")
 
     def fresh_values(self, m: Memory) -> list[tuple[str, str]]:
@@ -140,9 +141,11 @@ class StateNames:
                           if n["memory"] == m.name and n["tensor"] == t.path and n["when"] == when]
             for slot in m.rule.slots if m.rule is not None and not m.keep_rule else ():
                 variable = self.names[slot_leaf(m, t, slot.name)]
-                own = start if slot.init.op in ("w", "w0") else (
-                    f"torch.full_like({variable}, {float(slot.init.value)!r})" if slot.init.op == "const" and slot.init.value
-                    else f"torch.zeros_like({variable})")
+                own = f"torch.zeros_like({variable})"
+                if slot.init.op in ("w", "w0"):
+                    own = start
+                elif slot.init.op == "const" and slot.init.value:
+                    own = f"torch.full_like({variable}, {float(slot.init.value)!r})"
                 found.append((variable, own))
         for counter in counters(m):
             if counter == TICKS or not m.keep_rule:

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Operation = Callable[["Emitter", Node], Expr]
 LOOKBACK = "nestflow.ops.lookback"
-ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall"})  # get a variable even if used once
+# get a variable even if used once
+ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall"})
 
 
 # ---- tables, look-back, calls
@@ -161,6 +162,7 @@ OPERATIONS: dict[str, Operation] = {
     "reshape": A.reshape,
     "split_heads": A.split_heads,
     "merge_heads": A.merge_heads,
+    "grouped": A.grouped,
     "spread": A.spread,
     "next": A.next_,
     "embed": embed,

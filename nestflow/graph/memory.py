@@ -12,8 +12,8 @@ from nestflow.graph import memory_kinds as kinds
 from nestflow.graph import memory_learning as learning
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
-from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.resets import Reset, check_counts, reset_of, ticks
+from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
 from nestflow.graph.values import MemoryValue
 from nestflow.graph.windows import is_windowed
@@ -269,9 +269,8 @@ class MemoryBuild:
         own, weight = weight, learning.masked(weight, when)
         if is_windowed(objective) and own is not None:
             weight = learning.masked(None, when)  # every pair of a window brings its own
-        if is_windowed(objective):
-            if any(isinstance(s, DgdStep) for s in rule.program):
-                raise self.elab.not_yet("`dgd` beside `windowed`", self.node.span)
+        if is_windowed(objective) and any(isinstance(s, DgdStep) for s in rule.program):
+            raise self.elab.not_yet("`dgd` beside `windowed`", self.node.span)
         memory = Memory(
             self.name,
             self.kind,

@@ -10,15 +10,15 @@ from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import bind, evaluate, integer
 from nestflow.graph.model import Link
 from nestflow.graph.projection import projection
-from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.resets import Reset, ticks
+from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
 from nestflow.graph.windows import Windows
 from nestflow.ir import ops
 from nestflow.ir.construct import number
-from nestflow.ir.node import Node, Type, depends, make
+from nestflow.ir.node import Node, depends, make
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 from nestflow.vocabulary.record import WORDS, Word

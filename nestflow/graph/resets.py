@@ -99,7 +99,8 @@ def ticks(reset: Reset) -> Node:
     t = ops.leaf("position", Type("int", (), True, "T"))
     if reset.period is None:
         return t
-    return ops.binary("add", ops.binary("mod", ops.binary("sub", t, ops.const(1)), ops.const(reset.period)), ops.const(1))
+    since = ops.binary("mod", ops.binary("sub", t, ops.const(1)), ops.const(reset.period))
+    return ops.binary("add", since, ops.const(1))
 
 
 def check_counts(m: MemoryBuild, reset: Reset, rule: Rule | None, fields: list[Node]) -> None:

@@ -34,7 +34,8 @@ def context_of(m: Memory) -> list[Node]:
     """Every expression of the level that the memory's fields hold."""
     if m.rounds:
         return [n for r in (replace(m, rounds=()), *m.rounds) for n in context_of(r)]
-    nodes = [n for n in (m.key, m.value, m.query, m.weight, m.when, m.reset_where, m.objective, m.retain) if n is not None]
+    fields = (m.key, m.value, m.query, m.weight, m.when, m.reset_where, m.objective, m.retain)
+    nodes = [n for n in fields if n is not None]
     return nodes + ([] if m.rule is None else list(m.rule.nodes()))
 
 
