@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 .PHONY: demo test test-all check fmt bench wheel venv clean help
 
 help:
-	@echo "make demo       draw HOPE's level graph, train it on real text (under 5 minutes on 2 cores), write out/hope/"
+	@echo "make demo       draw HOPE's level graph, train it on real text (about 5 minutes on 2 cores), write out/hope/"
 	@echo "make test       run the tests"
 	@echo "make test-all   run the tests, slow ones too"
 	@echo "make check      lint, format and types"
