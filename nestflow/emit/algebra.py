@@ -194,6 +194,12 @@ def merge_heads(em: Emitter, node: Node) -> Expr:
     return expr_of(f"{e.atom}.movedim({head_axis(x.type)}, -2).flatten(-2)", ATOM, e)
 
 
+def grouped(em: Emitter, node: Node) -> Expr:
+    (x,) = node.args
+    e, each = em.done[x], (node.type.heads or 1) // (x.type.heads or 1)
+    return expr_of(f"{e.atom}.repeat_interleave({each}, {head_axis(x.type)})", ATOM, e)
+
+
 def spread(em: Emitter, node: Node) -> Expr:
     e, at, rank = em.done[node.args[0]], head_axis(node.type), len(axes(node.type)) + len(node.type.shape)
     sizes = ", ".join(str(node.type.heads) if i == at else "-1" for i in range(rank))
