@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from nestflow.bundle.inputs import by_name, checked
 from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
-from nestflow.graph.model import LevelGraph
+from nestflow.graph.model import LevelGraph, WeightSpec
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
 
@@ -36,8 +37,13 @@ class Module(Branch):
         frozen = {w for level in graph.step_levels if level.rule is None for w in level.weights}
         places: list[tuple[str, nn.Module, str]] = []
         for spec in graph.weights:
-            start = draw(spec.path, spec.full_shape, spec.init.kind, spec.init.a, spec.init.b, spec.init.maps, seed)
-            weight = nn.Parameter(start.to(device=device, dtype=dtype), requires_grad=spec.path not in frozen)
+            init = spec.init
+            try:
+                start = draw(spec.path, spec.full_shape, init.kind, init.a, init.b, init.maps, seed)
+                start = start.to(device=device, dtype=dtype)
+            except (MemoryError, RuntimeError) as e:
+                raise _no_room(graph, spec, e) from None
+            weight = nn.Parameter(start, requires_grad=spec.path not in frozen)
             places.append((spec.path, *plant(self, spec.path, weight)))
         # a list hides the modules from nn.Module's own tables: they are in the tree already
         self.__dict__["_places"] = places
@@ -212,6 +218,19 @@ class Module(Branch):
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
         return torch.cat(outs)[back], State(tuple(groups))
+
+
+def _no_room(graph: LevelGraph, spec: WeightSpec, e: Exception) -> Exception:
+    """What to raise where a weight could not be made: the size of the model, if memory is what lacks."""
+    if not isinstance(e, MemoryError) and "memory" not in str(e):
+        return e
+    count = sum(math.prod(w.full_shape) for w in graph.weights)
+    return fail(
+        "NF518",
+        f"no memory for `{spec.path}`, {math.prod(spec.full_shape):,} numbers; the spec has {count:,} in all",
+        spec.span,
+        "is a size a typo? `nestflow check --shapes` lists them",
+    )
 
 
 def revive(origin: tuple[str, str, Mapping[str, Any], int]) -> Any:

@@ -65,9 +65,17 @@ def number(value: Any) -> str:
 
 def is_python(node: Node) -> bool:
     """Whether the value is a plain Python number or bool in the generated code, not a tensor."""
-    return node.op in ("const", "training") or (
-        bool(node.args) and node.op in TRANSPARENT and all(is_python(a) for a in node.args)
-    )
+    seen: set[Node] = set()
+    stack = [node]
+    while stack:  # no recursion: a thousand unrolled layers are one deep expression
+        n = stack.pop()
+        if n in seen or n.op in ("const", "training"):
+            continue
+        if n.type.batch or not n.args or n.op not in TRANSPARENT:
+            return False
+        seen.add(n)
+        stack.extend(n.args)
+    return True
 
 
 def tensor(em: Emitter, node: Node, target: Type | None = None, features: int | None = None) -> Expr:

@@ -44,7 +44,11 @@ class Templates:
                 "NF209", f"`{value.name}` is a {value.kind}, and an update cannot call it", site.span
             )
         if env.depth > MAX_DEPTH:
-            raise self.elab.fatal("NF433", f"`{value.name}` calls itself without end", site.span)
+            raise self.elab.fatal(
+                "NF433",
+                f"`{value.name}` calls itself without end, or calls are nested more than {MAX_DEPTH} deep",
+                site.span,
+            )
         self.elab.count_instance(site)
         slots, overrides = self.bind(value, template, args, kwargs, site)
         if env.builder.memory is not None:
@@ -227,7 +231,7 @@ class Templates:
     def flow(self, template: tree.Template, path: str, bound: dict[str, Any], depth: int, site: tree.Expr) -> Instance:
         builder = Builder(path)
         heads = next((v.type.heads for v in bound.values() if isinstance(v, Node) and v.type.heads), None)
-        env = Env(self.elab, builder, self.elab.find_top, "flow", flow_heads=heads, depth=depth)
+        env = Env(self.elab, builder, self.elab.find_inside, "flow", flow_heads=heads, depth=depth)
         names: dict[str, Node] = {}
         value = self.run(template, bound, env, site, names)
         result = self.elab.as_node(value, site, f"what `{template.name}` returns")

@@ -119,6 +119,16 @@ def leaf(op: str, type: Type, span: Span | None = None, **attrs: Hashable) -> No
     return make(op, (), type, span, **attrs)
 
 
+MAX_FEATURES = 2**31
+
+
+def sized(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a value, where it can be: values that double at each line reach any size in a few."""
+    if math.prod(shape) > MAX_FEATURES:
+        raise ShapeError(f"a value of shape {list(shape)} has {math.prod(shape):,} features; 2^31 are the most")
+    return shape
+
+
 def broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
     """The shape of both together, or None where they do not fit."""
     try:
@@ -206,7 +216,7 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
         # an integer to a negative power is no integer: 2 ^ (-5 - head)
         a = const(float(a.value), span) if is_const(a) else binary("mul", a, const(1.0), span)
     base = carried(a.type, b.type)
-    shape = () if base.like else broadcast_shapes(a.type.shape, b.type.shape)
+    shape = () if base.like else sized(broadcast_shapes(a.type.shape, b.type.shape))
     if op in COMPARE or op in ("and", "or"):
         dtype = "bool"
     elif op == "div":
@@ -309,6 +319,8 @@ def root(x: Node, span: Span | None = None) -> Node:
 
 def reduce(op: str, x: Node, axis: int | None = None, keep: bool = False, span: Span | None = None) -> Node:
     """sum, mean or amax over one feature axis, or over all of them (axis None)."""
+    if is_const(x) and axis is None:
+        return x
     rank = len(x.type.shape)
     if x.type.like:
         return make(op, (x,), x.type.with_(like=False), span, axes=(), keep=False)
@@ -371,7 +383,7 @@ def transpose(x: Node, span: Span | None = None) -> Node:
 
 def outer(a: Node, b: Node, span: Span | None = None) -> Node:
     base = carried(a.type, b.type)
-    return make("outer", (a, b), base.with_(dtype="float", shape=(a.type.shape[-1], b.type.shape[-1])), span)
+    return make("outer", (a, b), base.with_(dtype="float", shape=sized((a.type.shape[-1], b.type.shape[-1]))), span)
 
 
 def inner(a: Node, b: Node, span: Span | None = None) -> Node:
@@ -379,6 +391,8 @@ def inner(a: Node, b: Node, span: Span | None = None) -> Node:
     _mix_check((a.type, b.type))
     shape = broadcast_shapes(a.type.shape, b.type.shape)
     base = carried(a.type, b.type)
+    if not shape and not base.like:
+        return binary("mul", a, b, span)
     return make("inner", (a, b), base.with_(dtype="float", shape=shape[:-1]), span)
 
 
@@ -403,18 +417,18 @@ def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     return make(
         "concat",
         xs,
-        carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=(*xs[0].type.shape[:-1], width)),
+        carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=sized((*xs[0].type.shape[:-1], width))),
         span,
     )
 
 
 def stack(xs: tuple[Node, ...], span: Span | None = None) -> Node:
-    if not xs:
-        raise ShapeError("stack needs a value")
+    if not xs or any(is_const(x) for x in xs):
+        raise ShapeError("stack needs values, and no bare numbers")
     _mix_check(tuple(x.type for x in xs))
     shape = broadcast_shapes(*(x.type.shape for x in xs))
     return make(
-        "stack", xs, carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=(*shape, len(xs))), span
+        "stack", xs, carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=sized((*shape, len(xs)))), span
     )
 
 
@@ -505,7 +519,7 @@ def cross_entropy(p: Node, y: Node, mask: Node | None = None, smoothing: float =
     """The mean of −log softmax(p)[y] over the unmasked terms of the whole batch: one number."""
     if not p.type.shape:
         raise ShapeError("cross_entropy needs scores over classes on the last axis")
-    if y.type.dtype != "int":
+    if y.type.dtype != "int" or not y.type.batch:
         raise ShapeError(f"cross_entropy's second argument is the class, an integer, and this is {y.type}")
     args = (p, y) if mask is None else (p, y, mask)
     return make("cross_entropy", args, Type(), span, smoothing=smoothing)

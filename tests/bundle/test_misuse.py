@@ -122,6 +122,26 @@ def test_two_schedules_of_one_rate_are_told() -> None:
         assert told == any("schedule in the spec" in str(w.message) for w in caught)
 
 
+def test_a_thousand_unrolled_layers() -> None:
+    b = nestflow.compile(
+        "nestflow 1\ninput x : float[T, 2]\noutput f(x)\n"
+        "flow f(x) { shared mix = linear(2); repeat 1000 { x = x + mix(x) / 1000 }; return x }\n",
+        dtype="float64",
+    )
+    x = torch.randn(1, 2, 2, dtype=torch.float64)
+    want = x @ torch.matrix_power(torch.eye(2, dtype=torch.float64) + b.module.weights["f.mix.weight"] / 1000, 1000).T
+    torch.testing.assert_close(b.module(x), want)
+
+
+def test_no_room_for_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000000000 bytes")
+
+    monkeypatch.setattr("nestflow.bundle.module.draw", draw)
+    with pytest.raises(nestflow.NestflowError, match=r"NF518.*no memory for `model\.emb\.weight`"):
+        nestflow.compile(LM)
+
+
 # ---- files
 
 
