@@ -19,6 +19,7 @@ from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.level_cache import CacheCode
 from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes, per_tick
+from nestflow.emit.level_rounds import RoundsCode
 from nestflow.emit.level_rows import Rows, starts_of
 from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
@@ -354,50 +355,14 @@ class LevelCode:
             codes[-1].count()
             codes[-1].prefetch()
         later = [r for p in self.plan.looped for r in p.rounds]
-        self.before_rounds(later)
+        rounds = RoundsCode(self, later)
+        rounds.prepare()
         for p in self.plan.looped:
             if p.closed:
                 self.advance(p)
         for code in codes:
             self.update(code)
-        for turn in range(1, max((p.memory.turns for p in later), default=1)):
-            self.round([p for p in later if p.memory.turn == turn])
-
-    def before_rounds(self, later: list[MemoryPlan]) -> None:
-        """What further rounds of the tick use of the state that it began with, into variables while it is there."""
-        for p in later:
-            m = p.memory
-            mine: set[Node] = set()
-            nodes = [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
-            for n in walk(*nodes, *self.nodes.dense[m.name].values()):
-                if (n.op == "state" and n["memory"] == m.name) or any(a in mine for a in n.args):
-                    mine.add(n)
-                for a in n.args if n in mine else ():
-                    if a not in mine and any(x.op == "state" for x in walk(a)):
-                        self.keep(a)
-            for n in nodes:
-                if n not in mine and any(x.op == "state" for x in walk(n)):
-                    self.keep(n)
-            RuleCode(self.writer, self.nodes, self.inner, [p], self.state.names).prefetch()
-
-    def keep(self, n: Node) -> None:
-        """The value of an expression as it is now; a state in a variable of its own."""
-        name = self.inner.variable(n)
-        if n.op == "state":
-            copy = self.inner.fresh("found", n.type)
-            self.writer.line(f"{copy} = {name}")
-            self.inner.bind(n, copy)
-
-    def round(self, plans: list[MemoryPlan]) -> None:
-        """Error and learning again, from the state that the round before has left."""
-        codes = []
-        for group in self.groups(plans):
-            m = group[0].memory
-            self.comment(f"round {m.turn + 1} of {m.turns}", m.rule)
-            codes.append(RuleCode(self.writer, self.nodes, self.inner, group, self.state.names))
-            codes[-1].gradients()
-        for code in codes:
-            code.update()
+        rounds.write()
 
     def groups(self, plans: Sequence[MemoryPlan] | None = None) -> list[list[MemoryPlan]]:
         """Memories that learn by one rule at the same ticks: norms may go over all of them."""

@@ -19,10 +19,14 @@ def replaced(m: MemoryBuild, site: tree.Node) -> Node:
     if value is None:
         raise m.elab.failure("NF233", f"`replace` needs the `value` of `{m.name}`", site.span, "`value …`")
     tensors = m.function.tensors if m.function is not None else ()
-    same = len(tensors) == 1 and (value.type.shape == tensors[0].shape or (value.type.is_number and not tensors[0].shape))
+    same = len(tensors) == 1 and (
+        value.type.shape == tensors[0].shape or (value.type.is_number and not tensors[0].shape)
+    )
     if not same:
         kept = ", ".join(f"`{t.path}` {list(t.shape)}" for t in tensors)
-        message = f"`replace` puts the value in the memory's place: `{m.name}` has {kept}, and the value is {value.type}"
+        message = (
+            f"`replace` puts the value in the memory's place: `{m.name}` has {kept}, and the value is {value.type}"
+        )
         raise m.elab.failure("NF319", message, site.span, "`memory vector`, `scalar` or `like(value)` keep a value")
     return number(value) if value.type.is_number else value
 

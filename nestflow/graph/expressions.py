@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
+from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.model import Link
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import (
@@ -42,6 +45,7 @@ _BINARY = {
 }
 
 
+NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 NEEDS_AXES = frozenset(
     ["linear", "embed", "short_conv", "previous", "rope", "rmsnorm", "layernorm", "outer_product", "concat", "stack"]
     + ["reshape", "flatten", "width", "split_heads", "merge_heads", "next", "cross_entropy"]
@@ -49,10 +53,35 @@ NEEDS_AXES = frozenset(
 """Words that ask for the axes of what they are given: a tensor like w has those of each weight."""
 
 
+def check_place(word: Word, args: list[Any], env: Env, site: tree.Expr) -> None:
+    """Words of update rules stand in them; what needs a value of the stream is not given a bare number."""
+    if word.kind == "update" and word.build is not None:
+        if env.rule is None or not args or not is_like(args[0]):
+            message = f"`{word.name}` belongs to `update` and to optimisers, and takes a tensor like w first"
+            raise env.elab.failure("NF205", message, site.span, f"`g |> {word.name}(…)`")
+    elif word.kind == "schedule" and env.rule is None and env.place != "top":
+        message = f"`{word.name}` counts ticks of a level, and stands in `update`"
+        raise env.elab.failure("NF205", message, site.span, f"`update adam({word.name}(…))`")
+    elif (
+        word.name in NEEDS_AXES
+        and word.name != "width"
+        and args
+        and isinstance(args[0], Node)
+        and args[0].op == "const"
+    ):
+        message = f"`{word.name}` takes a value with features, and this is the number {args[0].value}"
+        raise env.elab.failure("NF301", message, site.span, f"`{word.signature}`")
+
+
 def is_like(value: Any) -> bool:
     """A tensor of w's shape, or a memory of an optimiser that is one."""
     type_ = getattr(value, "type", None)
     return isinstance(type_, Type) and type_.like
+
+
+def placed(e: NestflowError, expr: tree.Expr) -> NestflowError:
+    """What a lookup says has no place of its own: it is told where the name stands."""
+    return NestflowError([d if d.span is not None else replace(d, span=expr.span) for d in e.diagnostics])
 
 
 def evaluate(expr: tree.Expr, env: Env) -> Any:
@@ -94,7 +123,10 @@ def evaluate(expr: tree.Expr, env: Env) -> Any:
 
 
 def name(expr: tree.Name, env: Env) -> Any:
-    value = env.lookup(expr.name)
+    try:
+        value = env.lookup(expr.name)
+    except NestflowError as e:
+        raise placed(e, expr) from None
     if value is None:
         raise env.elab.unknown_name(expr.name, expr.span, env)
     if isinstance(value, Poison):
@@ -246,6 +278,8 @@ def call(
         raise env.elab.not_yet("`m.read(x)`", site.span)
     value = env.lookup(function.name) if isinstance(function, tree.Name) else None
     value = value if isinstance(value, MemoryValue) else evaluate(function, env)
+    if isinstance(value, Partial) and isinstance(value.target, Word) and value.target.name == "grouped":
+        return _grouped(piped, args, kwargs, env, site)
     if isinstance(value, MemoryValue):
         if kwargs:
             raise env.elab.failure("NF210", "a recall takes a key and nothing else", site.span)
@@ -257,6 +291,30 @@ def call(
         raise env.elab.failure("NF211", "a keyword is given twice", site.span)
     base = called_name(function, value, env)
     return apply(value, values, named, env, site, base)
+
+
+def _grouped(
+    piped: list[Any], args: tuple[tree.Expr, ...], kwargs: tuple[tuple[str, tree.Expr], ...], env: Env, site: tree.Expr
+) -> Node:
+    """`grouped(e, n)`: e once for each group, under as many heads as there are groups."""
+    elab, named = env.elab, dict(kwargs)
+    if piped or set(named) - {"n"} or len(args) + len(named) != 2:
+        help_ = "it goes around what it evaluates: `grouped(x |> linear |> l2norm, 2)`"
+        raise elab.failure("NF214", "`grouped` takes an expression and a number of groups", site.span, help_)
+    if not env.heads:
+        raise elab.failure("NF310", "`grouped` stands outside a level with heads", site.span, "write `heads n`")
+    n = integer(named.get("n", args[-1]), env, "the number of groups")
+    if n < 1 or env.heads % n:
+        message = f"{n} groups do not divide {env.heads} heads"
+        raise elab.failure("NF307", message, site.span, "each group serves as many heads as every other")
+    within = env.with_(heads=n, shares=env.shares or env.heads)
+    x = elab.as_node(evaluate(args[0], within), args[0], "`grouped`")
+    if not x.type.heads:
+        help_ = "a `linear` in it gives each group its own, `split_heads` its share"
+        raise elab.failure("NF319", f"what is grouped is per group, and this is whole: {x.type}", site.span, help_)
+    if x.type.heads != n:
+        raise elab.failure("NF319", f"{n} groups meet a value of {x.type.heads} heads", site.span, "`grouped` once")
+    return ops.grouped(x, env.heads, site.span)
 
 
 def partial(expr: tree.Expr, env: Env) -> Any:
@@ -289,8 +347,12 @@ def apply(value: Any, args: list[Any], kwargs: dict[str, Any], env: Env, site: t
     kwargs = dict(kwargs)
     written = kwargs.pop("name", None)
     if written is not None:
-        if not isinstance(written, str) or not written:
-            raise elab.failure("NF212", "`name =` takes a string", site.span)
+        if not isinstance(written, str) or not NAME.fullmatch(written):
+            what = f"`{written}` is none" if isinstance(written, str) else "this is no string"
+            help_ = '`name = "mlp_1"`; `{i}` in it is the variable of a `repeat` or `for` around it'
+            raise elab.failure(
+                "NF212", f"`name =` takes names of letters, digits and `_`, and {what}", site.span, help_
+            )
         # a name given by hand takes no repeat index: `{i}` in it tells the turns apart
         base, env = written, env.with_(indices=(), for_key=(*env.for_key, env.indices, written))
     bound = list(args)
@@ -318,6 +380,7 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
         return Partial(word, word.name, (), tuple(kwargs.items()))
     if word.build is None:
         return special(word, args, kwargs, env, site)
+    check_place(word, args, env, site)
     if word.name in NEEDS_AXES and any(is_like(a) for a in (*args, *kwargs.values())):
         help_ = "update rules are made of g, w, memories, numbers and elementwise functions"
         raise elab.failure("NF547", f"`{word.name}` cannot stand in an update rule", site.span, help_)

@@ -1,4 +1,4 @@
-"""Several updates in one tick: `rounds n`, or lists of n as key, value, weight or rate, of which round j takes the j-th."""
+"""Several updates in one tick: `rounds n`, or lists of n as key, value, weight or rate; round j takes the j-th."""
 
 from __future__ import annotations
 

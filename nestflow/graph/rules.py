@@ -185,7 +185,7 @@ class RuleBuilder:
     def run(self, template: tree.Template, given: dict[str, Any], g: Node, hypers: bool, into: list[Statement]) -> None:
         raw: dict[str, Any] = {}
         local = given_names(g)
-        env = Env(self.elab, self.env.builder, self.elab.find_top, "rule", rule=self).extend(local)
+        env = Env(self.elab, self.env.builder, self.elab.find_inside, "rule", rule=self).extend(local)
         for s in template.slots or ():
             value = given[s.name] if s.name in given else evaluate(s.default, env)
             raw[s.name] = value
@@ -283,7 +283,7 @@ def is_word(target: Partial | None, *names: str) -> TypeGuard[Partial]:
 
 
 def check_axis(m: MemoryBuild, x: Node) -> None:
-    """A rate that is no number fits an axis of the matrix that it changes, or is as the state of a memory without key."""
+    """A rate that is no number fits an axis of the matrix that it changes; without a key it is as the state."""
     shape = m.function.tensors[0].shape if m.function is not None else ()
     if m.kind in ("vector", "like") and x.type.shape == shape and (x.type.heads or not m.level.env.heads):
         return

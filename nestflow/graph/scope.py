@@ -78,6 +78,7 @@ class Env:
     place: str
     prefix: str = ""
     heads: int | None = None
+    shares: int | None = None  # what `linear` without a width divides by, where it is not heads (in `grouped`)
     flow_heads: int | None = None
     indices: tuple[int, ...] = ()
     for_key: tuple[Any, ...] = ()

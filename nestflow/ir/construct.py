@@ -70,6 +70,7 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "window": lambda a, n: ops.window(a[0], n["n"], n["tail"], n.span),
     "rope": lambda a, n: ops.rope(a[0], n["base"], n["reset"], n.span),
     "split_heads": lambda a, n: ops.split_heads(a[0], n.type.heads or 1, n.span),
+    "grouped": lambda a, n: ops.grouped(a[0], n.type.heads or 1, n.span),
     "merge_heads": lambda a, n: ops.merge_heads(a[0], n.span),
     "next": lambda a, n: ops.next_(a[0], n.span),
     "stop": lambda a, n: ops.stop(a[0], n.span),

@@ -25,7 +25,7 @@ Shape: concat(xs...; last axis) stack(xs...; new last axis) index(x; items) resh
 Tables: embed(i, w)
 Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)      tail: state path in the instance
   window(x; tail, n) the last n values, own tick first, along a new first feature axis
-Heads: split_heads(x; heads) merge_heads(x) spread(x; heads): the same whole value seen by every head (only where an op needs it said)
+Heads: split_heads(x; heads) merge_heads(x) grouped(x): a value per group, seen by all heads of it; spread(x; heads): the same whole value seen by every head (only where an op needs it said)
 Time: next(x)
 stop(x)                             constant for every level
 each(values...; by, names)          a value for each tensor of a memory, or for each round of a tick: see nestflow.ir.choices
@@ -495,6 +495,13 @@ def split_heads(x: Node, heads: int, span: Span | None = None) -> Node:
     return make(
         "split_heads", (x,), x.type.with_(heads=heads, shape=(*x.type.shape[:-1], x.type.shape[-1] // heads)), span
     )
+
+
+def grouped(x: Node, heads: int, span: Span | None = None) -> Node:
+    """A value for each group, seen by all heads of it: head i sees group ⌊i·n/heads⌋."""
+    if not x.type.heads or heads % x.type.heads:
+        raise ShapeError(f"{x.type.heads} groups do not divide {heads} heads")
+    return x if x.type.heads == heads else make("grouped", (x,), x.type.with_(heads=heads), span)
 
 
 def merge_heads(x: Node, span: Span | None = None) -> Node:

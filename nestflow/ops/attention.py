@@ -43,10 +43,18 @@ def key_positions(count: int, end: int, sink: int) -> list[int]:
     return [*range(sinks), *range(end - (count - sinks), end)]
 
 
+def shared(x: Tensor, q: Tensor) -> Tensor:
+    """Keys or values of groups [..., G, n, d], seen by the heads of each: [..., H, n, d] for queries [..., H, T, d]."""
+    if x.ndim < 4 or q.ndim < 4 or x.shape[-3] == q.shape[-3]:
+        return x
+    return x.repeat_interleave(q.shape[-3] // x.shape[-3], -3)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float, window: int | None = None,
            segment: int | None = None, sink: int = 0, causal: bool = True) -> Tensor:
     """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T pairs
     are those of the queries' own ticks."""
+    k, v = shared(k, q), shared(v, q)
     ticks, count = q.shape[-2], k.shape[-2]
     if window is None and segment is None and before == 0 and (causal or not count):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)

@@ -99,7 +99,8 @@ def again(frame: Frame, one: Learning, turn: int) -> Learning:
     m = one.memory.rounds[turn - 1]
     stale: set[int] = set()
     for n in walk(*(x for x in (m.objective,) if x is not None)):
-        if any(id(a) in stale for a in n.args) or (n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"):
+        own = n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"
+        if own or any(id(a) in stale for a in n.args):
             stale.add(id(n))
             frame.memo.pop(id(n), None)
     frame.inputs_of.pop(m.name, None)

@@ -184,6 +184,8 @@ def regroup(node: Node, xs: list[Tensor]) -> Tensor:
         return x.expand(-1, node.type.heads or 1, *[-1] * (x.ndim - 2))
     if op == "split_heads":  # head i has the features [i·d/h, (i+1)·d/h)
         return x[:, 0].unflatten(-1, (node.type.heads or 1, -1)).movedim(-2, 1)
+    if op == "grouped":
+        return x if x.shape[1] == 1 else x.repeat_interleave((node.type.heads or 1) // x.shape[1], 1)
     heads = node.args[0].type.heads or x.shape[1]  # merge_heads: joined in head order
     return x.expand(-1, heads, -1).flatten(1).unsqueeze(1)
 
@@ -205,7 +207,7 @@ def apply(node: Node, xs: list[Tensor], dtype: torch.dtype) -> Tensor:
         return reduce(op, as_float(xs[0], dtype) if op == "mean" else xs[0], node)
     if op in ("softmax", "log_softmax", "l2norm", "rmsnorm", "layernorm"):
         return rowwise(op, xs[0], xs[1:], node.get("eps", 0.0))
-    if op in ("concat", "stack", "index", "reshape", "spread", "split_heads", "merge_heads"):
+    if op in ("concat", "stack", "index", "reshape", "spread", "split_heads", "merge_heads", "grouped"):
         return regroup(node, xs)
     if op == "inner":
         a, b = align(*xs)

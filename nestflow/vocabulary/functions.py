@@ -22,14 +22,15 @@ def linear(site: Any, x: Any, n: Any, bias: Any, init: Any) -> Node:
     width = x.type.shape[-1]
     if n is None:
         if heads and not x.type.heads:
-            if width % heads:
+            shares = site.env.shares or heads
+            if width % shares:
                 site.fail(
                     "NF307",
-                    f"{heads} heads do not divide a width of {width}",
-                    f"choose a width that is a multiple of {heads}, other `heads`, or say how wide a head is: "
-                    f"`linear({max(1, width // heads)})`",
+                    f"{shares} heads do not divide a width of {width}",
+                    f"choose a width that is a multiple of {shares}, other `heads`, or say how wide a head is: "
+                    f"`linear({max(1, width // shares)})`",
                 )
-            out = width // heads
+            out = width // shares
         else:
             out = width
     else:

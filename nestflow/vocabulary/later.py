@@ -11,7 +11,6 @@ LATER = frozenset(
         "ticks",
         "average",
         "emitted",
-        "grouped",
         "patches",
         "conv2d",
         "max_pool",

@@ -233,6 +233,14 @@ describe(
     "Longhorn",
     also="implicit proximal",
 )
+describe(
+    "grouped(e, n)",
+    "special",
+    "e, evaluated once for each of n groups of heads, with weights for each; head i of h uses group i·n // h "
+    "(grouped-query attention). A `cache` keeps the pairs of groups.",
+    "GQA",
+    also="gqa repeat_kv kv_heads",
+)
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
 describe("before(m)", "special", "The state of a memory before this tick.")
 describe("debias(m)", "update", "m / (1 − the product of its retains).", "Adam")

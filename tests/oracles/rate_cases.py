@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.oracles.attention import attention
 from tests.oracles.cases import (
     BETA,
     GATE,
@@ -23,7 +24,7 @@ from tests.oracles.cases import (
     split,
     unit,
 )  # fmt: skip
-from tests.oracles.matrix import delta_rule, momentum_delta
+from tests.oracles.matrix import delta_rule, linear_attention, momentum_delta
 from tests.oracles.rates import (
     channel_delta,
     delta_product,
@@ -96,6 +97,18 @@ def held(x: Tensors, weights: Tensors) -> Tensor:
     k = x["k"].tanh()
     shown = [k[:, t - t % 4 - 1] if t >= 4 else torch.zeros_like(k[:, 0]) for t in range(1, k.shape[1] + 1)]
     return torch.stack(shown, 1) + x["k"]
+
+
+def grouped_attention(x: Tensors, weights: Tensors) -> Tensor:
+    """Four heads of queries, two of keys and values: head i sees those of i // 2."""
+    k, v = (split(x[n], 2).repeat_interleave(2, 1) for n in "kv")
+    return merge(attention(k, v, split(x["q"], 4), window=5))
+
+
+def one_key(x: Tensors, weights: Tensors) -> Tensor:
+    """Four heads of values and gates, one key and one query for all."""
+    k, q = (split(x[n]).expand(-1, 4, -1, -1) for n in "kq")
+    return merge(linear_attention(k, split(x["v"], 4), q, retain=split(x["a"], 4))[0])
 
 
 FAST = """flow fast(z, n) {
@@ -189,6 +202,17 @@ RATE_CASES = [
     Case(
         "DeltaProduct, momentum", {**WRITES, "b": BETA},
         f"memory matrix; {PAIRS} objective l2; update momentum([r1, r2], b); retain decay_first(a)", product(beta=True),
+    ),
+    Case(
+        "attention, grouped heads", {"k": Stream(4, unit(2)), "v": Stream(4, free), "q": Stream(WIDTH, unit(4))},
+        "heads 4; memory cache(window = 5); key grouped(split_heads(k), 2); value grouped(split_heads(v), 2);"
+        " query split_heads(q)", grouped_attention,
+    ),
+    Case(
+        "linear attention, one key for all heads",
+        {"k": Stream(4, unit()), "v": Stream(WIDTH, free), "q": Stream(4, unit()), "a": Stream(4, between(0.9, 1.0))},
+        "heads 4; memory matrix; key grouped(split_heads(k), 1); value split_heads(v);"
+        " query grouped(split_heads(q), n = 1); objective dot; update gd(1); retain split_heads(a)", one_key,
     ),
     Case(
         "rounds", {**kvq(), "lr": Stream(1, between(0.0, 0.9)), "a": GATE},

@@ -72,9 +72,7 @@ def channel_delta(
     return torch.stack(outputs, 2)
 
 
-def weighted_dgd(
-    key: Tensor, value: Tensor, query: Tensor, *, rate: Tensor, weight: Tensor, retain: Tensor
-) -> Tensor:
+def weighted_dgd(key: Tensor, value: Tensor, query: Tensor, *, rate: Tensor, weight: Tensor, retain: Tensor) -> Tensor:
     """W_t = α W_{t−1} − η (W_{t−1} K + G), K = |ω| k kᵀ, G = ω (W_{t−1} k − v) kᵀ, η = lr/(1 + lr tr K)."""
     w, outputs = zeros(key, value), []
     for t in range(key.shape[2]):
@@ -96,8 +94,8 @@ def swiglu(theta: Rows, x: Tensor) -> Tensor:
 def fast_swiglu(
     key: Tensor, value: Tensor, query: Tensor, theta: Rows, *, rates: Rows, retains: Rows | None = None, every: int = 1
 ) -> Tensor:
-    """ℓ = −⟨f(k), v⟩; each weight matrix has a rate of its own for each token, which weighs the token's gradient; learned
-    from once every N tokens, from the sum. theta [H,out,in] each."""
+    """ℓ = −⟨f(k), v⟩; each weight matrix has a rate of its own for each token, which weighs the token's gradient;
+    learned from once every N tokens, from the sum. theta [H,out,in] each."""
     theta = [w.expand(key.shape[0], *w.shape) for w in theta]
     pending, outputs = [torch.zeros_like(w) for w in theta], []
     for t in range(key.shape[2]):
