@@ -13,7 +13,7 @@ from nestflow.graph.model import Init, ParamValue
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.values import Abort, Distribution, Partial, Poison, Quiet
 from nestflow.ir import ops
-from nestflow.ir.node import Node
+from nestflow.ir.node import Node, depends
 from nestflow.language import tree
 from nestflow.vocabulary.fields import GIVEN, SLOTS_ALSO, SYNTAX, word_for
 from nestflow.vocabulary.later import LATER
@@ -25,6 +25,7 @@ _BATCH = "the batch axis is never written: `float[T, 16]` is a vector of 16 at e
 _MODULE = "functions stand without a module: `linear`, `rmsnorm`, `softmax`; `nestflow explain linear` says more"
 # what newcomers from Python and PyTorch write
 ELSEWHERE = {"B": _BATCH, "batch": _BATCH, "batch_size": _BATCH, "nn": _MODULE, "torch": _MODULE, "F": _MODULE}
+OUTSIDE = frozenset(["slot", "call", "weight", "schedule", "next"])
 MAX_DEPTH = 60
 MAX_TURNS = 10_000
 
@@ -75,6 +76,17 @@ class Elaborator:
         if shipped is not None:
             return Partial(shipped, name)
         return None if word is None else Partial(word, name)
+
+    def find_inside(self, name: str) -> Any:
+        """The same from inside a flow, level or optimiser: the model's inputs come in through slots alone."""
+        value = self.find_top(name)
+        if isinstance(value, Node) and depends(value, lambda n: n.op in OUTSIDE):
+            what = "an input of the model" if name in self.inputs else "computed from the model's inputs"
+            if value.op == "schedule":
+                what = "a schedule, which stands in `update`"
+            message = f"`{name}` is {what}, and is not seen inside a flow, level or optimiser"
+            raise fail("NF243", message, None, f"give it a slot: `flow f(x, {name})`")
+        return value
 
     def _top_name(self, name: str) -> Any:
         if name in self.busy:

@@ -162,7 +162,7 @@ class LevelBuilder:
             return ops.leaf("head", Type("int", (), heads=self.env.heads))
         if name == "training":
             return ops.leaf("training", Type("bool"))
-        return self.elab.find_top(name)
+        return self.elab.find_inside(name)
 
     def named(self, name: str) -> Any:
         if name in self.busy:

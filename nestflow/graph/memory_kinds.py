@@ -167,7 +167,7 @@ def of_flow(m: MemoryBuild, value: Partial) -> MemoryFunction:
     builder = Builder("", memory=[])
     slot = ops.leaf("slot", key.type, None, name="key")
     depth = m.level.env.depth + 1
-    env = Env(m.elab, builder, m.elab.find_top, "flow", flow_heads=key.type.heads, depth=depth)
+    env = Env(m.elab, builder, m.elab.find_inside, "flow", flow_heads=key.type.heads, depth=depth)
     if isinstance(value.target, Word):
         result = apply(Partial(value.target, value.name), [slot, *value.args], kwargs, env, m.kind_expr, value.name)
     else:
