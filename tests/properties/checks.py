@@ -32,6 +32,8 @@ def error(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the larger of 1 and the largest value; inf where not both are finite."""
     if a.shape != b.shape or not (torch.isfinite(a).all() and torch.isfinite(b).all()):
         return float("inf")
+    if not a.is_floating_point():
+        return 0.0 if torch.equal(a, b) else float("inf")
     return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item() if a.numel() else 0.0
 
 

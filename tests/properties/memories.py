@@ -142,6 +142,31 @@ def objective(one: One, other: str | None, width: int) -> str:
     return one(options)
 
 
+def windowed(one: One, chosen: str) -> str:
+    """The objective over the pairs of the last ticks."""
+    more = one(["", ", weight = 1 / (1 + age)", ", weight = learned(4, init = ones)[age] * sigmoid(linear(x, 1))"])
+    return f"windowed({chosen}, {one([2, 4])}{more})"
+
+
+def link(one: One, part: Part) -> str:
+    """A `retain` that a memory is read through; the norm of `lq` must not start at zero."""
+    options = ["kl(0.95)", "kl(0.9 + 0.1 * sigmoid(linear(x, 1)), scale = 3)"]
+    if not part.kind.startswith("matrix"):
+        options += ["lq(0.95, 3)", "lq(0.9 + 0.1 * sigmoid(linear(x, 1)))"]
+    return one(options)
+
+
+def projection(one: One, part: Part) -> str:
+    """What `project` says."""
+    options = ["w |> ball(1.5)", "ball(2)", "w / max(norm(w, axis = -1), 1)", "clamp(w, -1, 1)"]
+    if not part.kind.startswith("matrix"):
+        options.append("w * norm(w0) / norm(w)")
+    return one(options)
+
+
+WHEN = ["mean(x) > 0", "sum(key) > 0.2", "t % 3 > 0", "linear(x, 1) > 0"]
+
+
 def weight(one: One, number: str | None, part: Part) -> str:
     """What `weight` says; "" for nothing."""
     options = ["", "", "", "0.5", "sigmoid(linear(x, 1))", "linear(x, 1)"]

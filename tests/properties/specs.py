@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from tests.properties.memories import (
-    DIM, FLOWS, HELPERS, OPTIMIZERS, One, Part, axis_update, gate, listed, memory_kind, objective, projected, update, weight,
+    DIM, FLOWS, HELPERS, OPTIMIZERS, WHEN, One, Part, axis_update, gate, link, listed, memory_kind, objective, projected,
+    projection, update, weight, windowed,
 )  # fmt: skip
 
 NAMES = ("store", "aim", "pace")
@@ -128,11 +129,19 @@ class Level:
     def learning(self, p: Part, number: str | None, other: str | None) -> None:
         one = self.one
         rule = axis_update(one, p) if one([False] * 7 + [True]) else update(one, number, self.heads, self.optimizers)
-        p.fields += [f"objective {objective(one, other, p.value)}", f"update {rule}"]
+        goal = objective(one, other, p.value)
+        plain = not any(f.startswith("value [") for f in p.fields)
+        if plain and "dgd" not in rule and one([False] * 9 + [True]):
+            goal = windowed(one, goal)
+        p.fields += [f"objective {goal}", f"update {rule}"]
+        if plain and one([False] * 7 + [True]):
+            p.fields.append(f"when {one(WHEN)}")
+        if one([False] * 7 + [True]):
+            p.fields.append(f"project {projection(one, p)}")
         own = weight(one, number, p)
         if own:
             p.fields.append(f"weight {own}")
-        retain = gate(one, number, p)
+        retain = link(one, p) if plain and one([False] * 9 + [True]) else gate(one, number, p)
         if retain:
             p.fields.append(f"retain {retain}")
         p.fields.append(one(["", "", "read before", "read chunk_start"]))
@@ -165,7 +174,7 @@ def make(one: One) -> Spec:
     levels = [Level(one, n, flows, optimizers).text() for n in names]
     tokens = one([False, True])
     start = f"x = {'embed(tokens, 7, 12) * 12' if tokens else 'x |> linear(12)'}"
-    fits = not any("decay_first" in level for level in levels)
+    fits = not any("decay_first" in level or "value [" in level for level in levels)
     calls = [f"x = x + {n}({one(['rmsnorm(x)', 'x'])}{one(['', '', '', ', chunk = 12']) if fits else ''})" for n in names]
     layout = one(["once", "repeat", "mixers"])
     if layout == "once":
