@@ -62,7 +62,7 @@ class StateNames:
             self.add(state(m, t.path, "chunk", type_), f"{stem}_0", path + CHUNK)
         if self.reads_start(m):
             start = state(m, t.path, "start", type_)
-            self.names[start] = f'c.w[p + "{t.learned}"]' if t.learned else f"torch.zeros_like({name})"
+            self.names[start] = f'c.w[p + "{t.learned}"].expand_as({name})' if t.learned else f"torch.zeros_like({name})"
         for slot in m.rule.slots if m.rule is not None else ():
             if slot.like != "number":
                 self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")

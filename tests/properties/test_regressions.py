@@ -29,6 +29,7 @@ LEVELS = {
     "the mean gradient of a recurrence": f"every 2 tokens; {MATRIX} objective dot; update (g / n_ticks) |> gd(0.1)",
     "keys of length one, however short": "memory matrix; key 0.001 * x; value x |> linear; query x; objective l2;"
     " update dgd(0.1, normalize = true)",
+    "the length of the start": f"chunk 2; {MLP} objective l2; update gd(0.1); project w * norm(w0) / norm(w)",
     "a rate from outside the loop, a gate from inside": f"chunk 3; {MLP} objective l2;"
     " update nesterov(0.1 * sigmoid(linear(x, 1)), 0.9); retain 0.9 + 0.1 * sigmoid(linear(memory(x), 1))",
     "one constant gate, in pieces and over the whole call": """chunk 3; key x; value x |> linear; objective l2
