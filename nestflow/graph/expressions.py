@@ -70,7 +70,7 @@ def check_place(word: Word, args: list[Any], env: Env, site: tree.Expr) -> None:
         and args[0].op == "const"
     ):
         message = f"`{word.name}` takes a value with features, and this is the number {args[0].value}"
-        raise env.elab.failure("NF301", message, site.span, f"`{word.signature}`")
+        raise env.elab.failure("NF301", message, site.span, _whole_call(word, site))
 
 
 def is_like(value: Any) -> bool:

@@ -99,6 +99,19 @@ def test_specs_lists_and_prints():
     assert "NF009" in run("specs", "hoppe", code=1).stderr
 
 
+def test_explain_alone_lists_all_words():
+    out = run("explain").stdout
+    for word in ("retain", "cache", "clip_norm", "adamw", "cosine", "titans"):
+        assert f" {word} " in out.replace("\n", " ")
+
+
+def test_explain_goes_on_below_its_text(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = run("explain", "titans", "--set", "dim=16").stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert any(line.startswith(" " * 13) for line in lines)
+
+
 def test_check(here):
     assert run("check", "small.nl").stdout.startswith("small: ok · ")
     bad = run("check", "small.nl", "bad.nl", code=1)

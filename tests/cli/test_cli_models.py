@@ -100,6 +100,24 @@ def test_generate_takes_a_bundle_a_run_or_a_checkpoint(here):
     assert "error[NF5" in run("generate", "nowhere", code=1).stderr
 
 
+def test_a_run_is_not_lost_to_compile_and_can_be_looked_at(here):
+    steps = ["--data", "text.txt", "--batch", "2", "--length", "16", "--steps", "1", "--quiet"]
+    assert "1 step; " in run("train", "small.nl", "--out", "out/small", *steps).stdout
+    trained = (here / "out/small/bundle/bundle.json").read_bytes()
+    assert "NF032" in run("compile", "small.nl", code=1).stderr
+    assert (here / "out/small/bundle/bundle.json").read_bytes() == trained
+    assert "wrote" not in run("compile", "small.nl", "-o", "elsewhere").stderr
+    assert "every token" in run("view", "out/small").stdout
+    assert "mem" in run("explain", "out/small").stdout
+
+
+def test_log_lines_stay_whole_in_a_pipe(here):
+    out = run("train", "small.nl", "--data", "text.txt", "--batch", "2", "--length", "16", "--steps", "2").stdout
+    last = next(line for line in out.splitlines() if line.startswith("step 2 "))
+    assert last.endswith("[outer every step → updated (2)]")
+    assert out.startswith("inside a window of 16: mem learns every token (16 times)\n")
+
+
 def test_train_says_what_is_wrong(here):
     assert "error[NF5" in run("train", "small.nl", "--data", "nowhere.txt", "--steps", "1", code=1).stderr
     assert "error[NF5" in run("train", "--resume", "--out", "nowhere", code=1).stderr

@@ -104,10 +104,13 @@ def _printed(renderable: object, width: int = 100, **options: object) -> str:
     return out.getvalue()
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
 @pytest.mark.parametrize("make", ALL)
-def test_terminal_fits_in_100_columns(make):
-    text = _printed(view.render(make()))
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 100
+def test_terminal_fits(make, width):
+    """Every box and line is drawn for the width of the console, 98 at most; only sentences may go on in a next line."""
+    text = _printed(view.render(make()), width)
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= min(width, 98)
+    assert not [line for line in text.splitlines() if line and not line.strip("─╌")]  # rules do not wrap
     assert "\x1b" not in text  # hostile names too
     for v in make().levels:
         assert v.title[:8].split("\x1b")[0] in text
