@@ -29,6 +29,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "dla": SMALL | {"chunk": 4, "expand": 2},
     "gated_deltanet": SMALL,
     "gla": SMALL,
+    "gqa": SMALL | {"kv_heads": 1},
     "hgrn2": SMALL,
     "kda": SMALL,
     "lact": SMALL | {"chunk": 4, "window": 4},
@@ -41,6 +42,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "rwkv7": SMALL,
     "samba": SMALL | {"depth": 2, "state": 4, "window": 3},
     "swa": SMALL | {"depth": 5, "window": 3},  # five windows reach back over all tokens of the tests
+    "tnt": SMALL | {"chunk": 2, "span": 4},
     "ttt_linear": SMALL | {"chunk": 4},
     "ttt_mlp": SMALL | {"chunk": 4},
     "yaad": SMALL | {"chunk": 4, "expand": 2},
@@ -177,7 +179,7 @@ def test_the_slow_memories_learn_at_their_steps(name: str) -> None:
             assert changed == (step % p == 0), f"mlp_{p} at step {step}"
 
 
-@pytest.mark.parametrize("name", sorted(set(SPECS) - {"transformer", "hope_attention", "swa"}))
+@pytest.mark.parametrize("name", sorted(set(SPECS) - {"transformer", "hope_attention", "swa", "gqa", "tnt"}))
 def test_rate_zero_freezes_the_memory(name: str) -> None:
     """With rate 0 the weights are the same ones, and the memory at the last token is the one at the first."""
     b = fresh(name, rate=0)

@@ -88,11 +88,9 @@ MATRICES = [
          f"memory matrix; {SPLIT} objective l2; update gd(split_heads(b)); retain decay_first(split_heads(a))",
          lambda x, w: matrices.kda(x["k"], x["v"], x["q"], x["b"], x["a"])),
     Bare("deltaproduct", KVQ | BETA | ALPHA | {"k2": (WIDTH, "unit"), "v2": (WIDTH, "free"), "c": (1, "rate")},
-         "u1 = split_heads(k); u2 = split_heads(k2)\n"
-         "e1 = split_heads(b) * (split_heads(a) * state(u1) - split_heads(v))\n"
-         "e2 = split_heads(c) * (split_heads(a) * state(u2) - inner(u1, u2) * e1 - split_heads(v2))\n"
-         "memory state : matrix { key u1; value e1; objective inner(M(u1), e1) + inner(M(u2), e2); update gd(1)\n"
-         "  retain split_heads(a) }\nreturn merge_heads(state(split_heads(q)))",
+         "memory matrix; key [split_heads(k), split_heads(k2)]; value [split_heads(v), split_heads(v2)]\n"
+         "query split_heads(q); objective l2; update gd([split_heads(b), split_heads(c)])\n"
+         "retain decay_first(split_heads(a))",
          lambda x, w: matrices.deltaproduct([x["k"], x["k2"]], [x["v"], x["v2"]], x["q"], [x["b"], x["c"]], x["a"])),
     Bare("comba", KVQ | BETA | ALPHA | {"c": (1, "rate")},
          f"memory matrix; {SPLIT} update gd(split_heads(b)); retain decay_first(split_heads(a))\n"
@@ -106,12 +104,10 @@ MATRICES = [
          lambda x, w: matrices.rwkv7(x["q"], x["a"], x["k"], x["v"], x["gone"], x["f"])),
     Bare("longhorn", KVQ | {"b": (WIDTH, "rate")},
          f"memory matrix; {SPLIT} s = split_heads(b) / (1 + split_heads(b) * inner(split_heads(k), split_heads(k)))\n"
-         "objective -inner(s * value, M(key)); update gd(1)\n"
-         "retain 1 - outer_product(s, split_heads(k) * split_heads(k))",
+         "objective dot; update gd(on_value(s)); retain 1 - outer_product(s, split_heads(k) * split_heads(k))",
          lambda x, w: matrices.longhorn(x["k"], x["v"], x["q"], x["b"], exact=False)),
     Bare("longhorn exact", KVQ | {"b": (WIDTH, "rate")},
-         f"memory matrix; {SPLIT} s = split_heads(b) / (1 + split_heads(b) * inner(split_heads(k), split_heads(k)))\n"
-         "objective l2(sqrt(s) * M(key), sqrt(s) * value); update gd(1)",
+         f"memory matrix; {SPLIT} objective l2; update prox(on_value(split_heads(b)))",
          lambda x, w: matrices.longhorn(x["k"], x["v"], x["q"], x["b"], exact=True)),
     Bare("swa", KVQ, f"memory cache(window = 3); {SPLIT}", lambda x, w: matrices.attention(x["k"], x["v"], x["q"], 3)),
 ]  # fmt: skip
@@ -177,6 +173,14 @@ DEEP = [
     Bare("ttt_mlp", KVQ | BETA, TTT_LINES, ttt(deep.biased_mlp, *BIASED),
          "flow net(x) { h = linear(x, 2 * width(x), bias = true) |> gelu\n z = linear(h, width(x), bias = true); "
          f"{UNIT}"),
+    Bare("tnt", KVQ | {"r": (1, "rate")},
+         "key split_heads(k); value split_heads(v); weight split_heads(r); q1 = split_heads(q); objective l2\n"
+         "memory wide : mlp(depth = 2, expand = 2, residual = true) { every 4 tokens; read before; update gd(0.1) }\n"
+         "memory near : mlp(depth = 2, expand = 2, residual = true) { chunk 2; reset each(wide); update gd(0.2) }\n"
+         "memory seen : matrix { value split_heads(k); weight 1; objective dot; update gd(1); reset each(wide) }\n"
+         "return merge_heads(wide(q1) + near(seen(q1)))",
+         lambda x, w: deep.tnt([w[f"mem.wide.{n}"] for n in TWO], [w[f"mem.near.{n}"] for n in TWO],
+                               x["k"], x["v"], x["q"], x["r"], 4, 2, (0.1, 0.2))),
     Bare("lact", KVQ | dict.fromkeys(("r1", "r2", "r3"), (1, "rate")),
          f"every 4 tokens; read before; memory swiglu(hidden = 6); {SPLIT} objective dot\n"
          "weight {gate: split_heads(r1), up: split_heads(r2), down: split_heads(r3)}\n"

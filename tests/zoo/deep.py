@@ -183,6 +183,34 @@ def lact(start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rat
     return torch.stack(outputs, 2)
 
 
+def tnt(
+    wide: Sequence[Tensor], near: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, weight: Tensor,
+    span: int, chunk: int, rates: tuple[float, float],
+) -> Tensor:  # fmt: skip
+    """y = wide(q) + near(Π q): wide learns the sum over a span, near and Π start anew with each (TNT 5 to 7)."""
+    net = mlp(True)
+    slow, fresh = copies(wide, key), copies(near, key)
+    state, anchor, outputs = fresh, fresh, []
+    total = [torch.zeros_like(w) for w in slow]
+    seen = key.new_zeros(*key.shape[:2], key.shape[-1], key.shape[-1])
+    for t in range(key.shape[2]):
+        k, v, q, eta = (x[:, :, t] for x in (key, value, query, weight))
+        if t % span == 0:
+            state, seen = fresh, torch.zeros_like(seen)
+            total = [torch.zeros_like(w) for w in slow]
+        if t % span % chunk == 0:
+            anchor = state
+        g_near = gradients(l2(net(anchor, k), v), anchor)
+        state = [a - rates[1] * number(eta, g) * g for a, g in zip(state, g_near, strict=True)]
+        g_wide = gradients(l2(net(slow, k), v), slow)
+        total = [s + number(eta, g) * g for s, g in zip(total, g_wide, strict=True)]
+        seen = seen + k[..., :, None] * k[..., None, :]
+        outputs.append(net(slow, q) + net(state, apply(seen, q)))
+        if (t + 1) % span == 0:
+            slow = [a - rates[0] * g for a, g in zip(slow, total, strict=True)]
+    return torch.stack(outputs, 2)
+
+
 def linear(w: Sequence[Tensor], x: Tensor) -> Tensor:
     """W x + b"""
     return apply(w[0], x) + w[1]

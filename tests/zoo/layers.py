@@ -40,11 +40,13 @@ class L:
         y = torch.einsum("btd,hod->bhto", x, w)
         return y if bias is None else y + bias[:, None]
 
-    def conv(self, x: Tensor, name: str) -> Tensor:
+    def conv(self, x: Tensor, name: str, copy: str = "") -> Tensor:
         """Σ_j w_j ⊙ x_{t−j} over four taps."""
-        w = self(f"{name}.short_conv.weight")
+        w = self(f"{name}.short_conv{copy}.weight")
         taps = [torch.nn.functional.pad(x, (0, 0, j, 0))[..., : x.shape[-2], :] for j in range(4)]
-        return sum(torch.as_tensor(w[..., j] if w.ndim == 2 else w[:, None, :, j]) * tap for j, tap in enumerate(taps))  # type: ignore[return-value]
+        return torch.stack([(w[..., j] if w.ndim == 2 else w[:, None, :, j]) * tap for j, tap in enumerate(taps)]).sum(
+            0
+        )
 
     def mixed(self, x: Tensor, name: str) -> Tensor:
         """silu(conv4(W x))"""
@@ -129,21 +131,39 @@ def comba(w: L, x: Tensor) -> Tensor:
 
 
 def deltaproduct(w: L, x: Tensor) -> Tensor:
-    keys, values = [unit(w.mixed(x, "k1")), unit(w.mixed(x, "k2"))], [w.mixed(x, "e1"), w.mixed(x, "e2")]
-    betas = [2 * w.lin(x, "b1.linear").sigmoid(), 2 * w.lin(x, "b2.linear").sigmoid()]
-    a = torch.exp(-head(w("a.learned").exp()) * softplus(w.lin(x, "a.linear") + head(w("b.learned"))))
-    q = unit(w.mixed(x, "q"))
-    y = matrices.deltaproduct(keys, values, q / q.shape[-1] ** 0.5, betas, a)
+    def twice(name: str) -> list[Tensor]:
+        return [silu(w.conv(w.lin(x, f"{name}.linear{i}"), name, i)) for i in ("", "_2")]
+
+    q = unit(w.mixed(x, "query"))
+    betas = [2 * w.lin(x, f"update.linear{i}").sigmoid() for i in ("", "_2")]
+    a = decay(w, w.lin(x, "retain.linear"))
+    keys = [unit(k) for k in twice("key")]
+    y = matrices.deltaproduct(keys, twice("value"), q / q.shape[-1] ** 0.5, betas, a)
     return w.lin(merge(w.norm(y, "out") * silu(w.lin(x, "out.linear"))), "out.linear_2")
 
 
+def shared(x: Tensor, groups: int) -> Tensor:
+    """[B, G, T, D] for every head: head i has group ⌊i·G/H⌋."""
+    return x[:, [i * groups // HEADS for i in range(HEADS)]]
+
+
 def mamba2(w: L, x: Tensor) -> Tensor:
-    b, c = (silu(w.conv(w.lin(x, f"{n}.linear"), n)) for n in ("copies", "copies_2"))
-    w = w.below("mamba2")
-    shared = [s[:, None].expand(-1, HEADS, -1, -1) for s in (b, c)]
+    b, c = (shared(w.mixed(x, n), 1) for n in ("key", "query"))
     dt = softplus(w.lin(x, "delta.linear") + head(w("delta.learned")))
-    y = matrices.mamba2(shared[0], w.mixed(x, "v"), shared[1], dt, w("a.learned").exp(), w("skip.learned"))
+    y = matrices.mamba2(b, w.mixed(x, "v"), c, dt, w("a.learned").exp(), w("skip.learned"))
     return w.lin(w.norm(merge(y * silu(w.lin(x, "out.linear"))), "out"), "out.linear_2")
+
+
+def gqa(w: L, x: Tensor) -> Tensor:
+    k, v = shared(rope(w.lin(x, "key.linear")), 1), shared(w.lin(x, "value.linear"), 1)
+    return w.lin(merge(matrices.attention(k, v, rope(w.lin(x, "query.linear")), x.shape[1])), "out.linear")
+
+
+def tnt(w: L, x: Tensor) -> Tensor:
+    wide, near = ([w(f"{n}.mlp.{m}.weight") for m in ("linear", "linear_2")] for n in ("wide", "near"))
+    y = deep.tnt(wide, near, plain(w, x, "k"), plain(w, x, "value"), plain(w, x, "q"),
+                 w.lin(x, "weight.linear").sigmoid(), 4, 2, (0.3, 0.3))  # fmt: skip
+    return w.lin(merge(w.norm(y, "out")), "out.linear")
 
 
 def rwkv7(w: L, x: Tensor) -> Tensor:
@@ -186,7 +206,7 @@ def plain(w: L, x: Tensor, name: str) -> Tensor:
 def network(
     net: deep.Net, loss: deep.Loss, most: float, bias: float = 6, **more: object
 ) -> Callable[[L, Tensor], Tensor]:
-    """MIRAS and Atlas: rate most/4 · σ, gate σ(· + bias), output norm(y) ⊙ σ(W x)."""
+    """MIRAS and Atlas: rate most/16 · σ, gate σ(· + bias), output norm(y) ⊙ σ(W x)."""
 
     def layer(w: L, x: Tensor) -> Tensor:
         start = [w("memory.linear.weight"), w("memory.linear_2.weight")]
@@ -194,7 +214,7 @@ def network(
         name = "lr.linear" if "beta" in more else "update.linear"
         y = deep.chunked(
             net, loss, start, (plain(w, x, "key"), plain(w, x, "value"), plain(w, x, "query")),
-            most / 4 * w.lin(x, name).sigmoid(), (w.lin(x, "retain.linear") + bias).sigmoid(), 4, **given,  # type: ignore[arg-type]
+            most / 16 * w.lin(x, name).sigmoid(), (w.lin(x, "retain.linear") + bias).sigmoid(), 4, **given,  # type: ignore[arg-type]
         )  # fmt: skip
         return w.lin(merge(w.norm(y, "out") * w.lin(x, "out.linear").sigmoid()), "out.linear_2")
 
@@ -232,7 +252,7 @@ LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "retnet": ("retnet", {}, retnet),
     "gla": ("gated", {}, gla),
     "hgrn2": ("hgrn2", {}, hgrn2),
-    "mamba2": ("ssd", {"state": 3}, mamba2),
+    "mamba2": ("mamba2", {"state": 3}, mamba2),
     "deltanet": ("deltanet", {}, deltanet),
     "gated_deltanet": ("gated_deltanet", {}, gated_deltanet),
     "kda": ("delta_attention", {}, kda),
@@ -241,6 +261,8 @@ LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "rwkv7": ("time_mix", {}, rwkv7),
     "longhorn": ("longhorn", {}, longhorn),
     "swa": ("swa", {"window": 4}, swa),
+    "gqa": ("gqa", {"kv_heads": 1}, gqa),
+    "tnt": ("tnt", {"chunk": 2, "span": 4}, tnt),
     "dla": ("dla", {"chunk": 4, "expand": 2}, network(RESIDUAL, deep.dot, 0.8, 4)),
     "yaad": ("yaad", {"chunk": 4, "expand": 2}, network(deep.miras, deep.huber_mixture, 0.8, extra=threshold)),
     "moneta": ("moneta", {"chunk": 4, "expand": 2}, network(deep.miras, deep.cubic, 4.8, link=deep.lq)),
