@@ -191,7 +191,16 @@ class Module(Branch):
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after."""
         mode = self.training if training is None else training
         c = Context(self.weights, tensors, t0, mode, *self._kind())
-        result = getattr(self.__dict__["_program"], entry)(c, *bound.values())
+        try:
+            result = getattr(self.__dict__["_program"], entry)(c, *bound.values())
+        except IndexError as e:
+            if "out of range" not in str(e) and "out of bounds" not in str(e):
+                raise
+            raise fail(
+                "NF506",
+                f"an index lies outside a table, or a class outside the scores ({str(e).rstrip('.')})",
+                help="bounds on the input say which: `input tokens : int[T] in [0, vocab)`",
+            ) from e
         return result, {**tensors, **c.n}
 
     def _run(self, bound: dict[str, Tensor], state: State, training: bool | None) -> tuple[Tensor, State]:

@@ -74,7 +74,8 @@ def linear_heads(x: Tensor, w: Tensor, axis: int = 1) -> Tensor:
 
 def embed_heads(i: Tensor, w: Tensor, axis: int = 1) -> Tensor:
     """Rows i [B, T] of every head's table w [H, vocab, d]: [B, H, T, d]."""
-    return w[:, i].movedim(0, axis)
+    rows = w.index_select(1, i.reshape(-1))  # w[:, i] would take a negative index from the end
+    return rows.unflatten(1, i.shape).movedim(0, axis)
 
 
 def maximum(a: Tensor | float, b: Tensor | float) -> Tensor:
@@ -103,12 +104,14 @@ def cross_entropy(p: Tensor, y: Tensor, mask: Tensor | None = None, smoothing: f
 
     p [..., V] scores, y [...] classes, mask [...] (true or 1: the term counts).
     """
-    terms = F.cross_entropy(
-        at_least_float32(p).flatten(0, -2), y.flatten(), reduction="none", label_smoothing=smoothing
-    )
-    if mask is None:
+    scores, classes = at_least_float32(p).flatten(0, -2), y.flatten()
+    weight = None if mask is None else mask.flatten().to(scores.dtype)
+    if weight is not None:
+        classes = torch.where(weight != 0, classes, 0)  # a masked term may have no class, −100 say
+    # every class counts: torch by itself would leave out −100
+    terms = F.cross_entropy(scores, classes, reduction="none", label_smoothing=smoothing, ignore_index=-(2**62))
+    if weight is None:
         return terms.sum() / max(1, terms.numel())
-    weight = mask.flatten().to(terms.dtype)
     # a masked term may be infinite: it must not become NaN by 0 · inf
     return torch.where(weight != 0, terms * weight, 0.0).sum() / weight.sum().clamp(min=1.0)
 

@@ -57,6 +57,8 @@ class Loss:
         logs, y = align(logs, y.unsqueeze(-1))
         lead = torch.broadcast_shapes(logs.shape[:-1], y.shape[:-1])
         logs, y = logs.expand(*lead, -1), y.expand(*lead, -1)
+        if mask is not None:  # a masked term may have no class
+            y = torch.where(align(mask, y)[0] != 0, y, 0)
         terms = -logs.gather(-1, y).squeeze(-1)
         s = node["smoothing"]
         terms = (1 - s) * terms - s * logs.mean(-1)

@@ -142,6 +142,38 @@ def test_no_room_for_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
         nestflow.compile(LM)
 
 
+@pytest.mark.parametrize("heads", ["", "heads 2; "])
+@pytest.mark.parametrize("bad", [5, -1])
+def test_an_index_outside_a_table(heads: str, bad: int) -> None:
+    e = "split_heads(embed(i, 5, 4))" if heads else "embed(i, 5, 4)"
+    b = nestflow.compile(
+        "nestflow 1\ninput i : int[T]\noutput m(i)\n"
+        f"level m(i) {{ {heads}memory matrix; a = {e}; key a; value a; query a; "
+        "objective dot; update gd(1) }\n"
+    )
+    assert b.module(torch.full((2, 3), 4)).isfinite().all()
+    with pytest.raises(nestflow.NestflowError, match="NF506"):
+        b.module(torch.full((2, 3), bad))
+
+
+def test_every_class_counts_unless_it_is_masked() -> None:
+    head = "nestflow 1\ninput x : float[T, 4]\ninput label : int[T]\ninput keep : bool[T]\noutput f(x)\n"
+    body = (
+        "flow f(x) { return linear(x, 3) }\nlevel o { every 1 step; memory weights(f); objective loss; update gd(1) }\n"
+    )
+    x, keep = torch.randn(1, 3, 4, dtype=torch.float64), torch.tensor([[True, True, False]])
+    label = torch.tensor([[0, 2, -100]])
+    batch = {"x": x, "label": label, "keep": keep}
+    masked = nestflow.compile(f"{head}{body}loss = cross_entropy(f(x), label, mask = keep)\n", dtype="float64")
+    want = torch.nn.functional.cross_entropy(masked.module(**batch)[0, :2], label[0, :2])
+    torch.testing.assert_close(masked.loss(batch), want)
+    (level,) = masked.graph.step_levels
+    torch.testing.assert_close(masked.reference().loss(level.objective, batch).squeeze(), want)
+    bare = nestflow.compile(f"{head}{body}loss = cross_entropy(f(x), label)\n", dtype="float64")
+    with pytest.raises(nestflow.NestflowError, match="NF506"):
+        bare.loss(batch)
+
+
 # ---- files
 
 
