@@ -1,0 +1,188 @@
+"""Every architecture of specs/architectures at one size on one text: python -m benchmarks.zoo [--quick] [--write].
+
+For each: parameters, lines of its spec, how it is lowered, how far the compiled module is from the interpreter in
+float64, bits per byte on held-out text after some steps, the same with the memory's rate at 0 (a dead memory would not
+be missed), and tokens per second of training. `--write` fills the marked block of docs/zoo.md and draws docs/zoo.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import nestflow
+from benchmarks.zoo_table import markdown, picture, write_block
+from nestflow.language.shipped import shipped_files
+from nestflow.lowering.explain import explanations
+from nestflow.train.data import corpus
+from nestflow.train.evaluate import validation_bpb
+from nestflow.train.loop import train
+from nestflow.train.ngrams import baselines
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = "transformer"
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every spec gets. dim: of the reference, the others are as wide as makes them as large."""
+
+    dim: int = 64
+    n_heads: int = 2
+    depth: int = 2
+    steps: int = 200
+    batch: int = 4
+    length: int = 96
+    windows: int = 48
+    lr: float = 5e-3
+    warmup: int = 15
+    seed: int = 0
+
+
+QUICK = Run(dim=32, steps=10, batch=2, length=48, windows=8, warmup=2)
+
+
+def names() -> list[str]:
+    return sorted({n.removeprefix("architectures.") for n in shipped_files() if n.startswith("architectures.")})
+
+
+def size_of(name: str, run: Run, dim: int) -> int:
+    """Parameters at that width, without building anything."""
+    total = 0
+    for w in nestflow.check(name, dim=dim, n_heads=run.n_heads, depth=run.depth).weights:
+        count = w.heads or 1
+        for n in w.shape:
+            count *= n
+        total += count
+    return total
+
+
+def width_for(name: str, run: Run, target: int) -> int:
+    """The width, a multiple of 4 per head, whose size is nearest to the target (sizes grow with the width)."""
+    step = 4 * run.n_heads
+    low, high = 1, 2 * run.dim // step
+    while low < high:
+        middle = (low + high) // 2
+        if size_of(name, run, middle * step) < target:
+            low = middle + 1
+        else:
+            high = middle
+    return min((n * step for n in (max(low - 1, 1), low)), key=lambda d: abs(size_of(name, run, d) - target))
+
+
+def difference(name: str, run: Run) -> float:
+    """max |compiled − interpreted| of the logits, float64, 20 tokens, one block."""
+    b = nestflow.compile(name, dim=16, n_heads=run.n_heads, depth=1, dtype=torch.float64)
+    x = torch.randint(256, (1, 20), generator=torch.Generator().manual_seed(run.seed))
+    with torch.no_grad():
+        return float((b.module(tokens=x) - b.reference()(tokens=x)).abs().max())
+
+
+def patterns(bundle: Any) -> list[str]:
+    """How its memories are lowered, each way once."""
+    found = dict.fromkeys(e.pattern for e in explanations(bundle))
+    return list(found)
+
+
+def measure(name: str, run: Run, target: int) -> dict[str, Any]:
+    """One row: trained from the same seed on the same windows as all others."""
+    started = time.perf_counter()
+    dim = width_for(name, run, target)
+    settings = {"dim": dim, "n_heads": run.n_heads, "depth": run.depth, "lr": run.lr, "warmup": run.warmup}
+    b = nestflow.compile(name, seed=run.seed, **settings)
+    text = corpus("shakespeare")
+    history = train(b, text, run.steps, batch=run.batch, length=run.length, seed=run.seed,
+                    eval_every=0, eval_windows=run.windows, show=False)  # fmt: skip
+    row = {
+        "name": name,
+        "paper": paper(b.graph.doc or ""),
+        "lines": len((ROOT / "specs" / "architectures" / f"{name}.nl").read_text(encoding="utf-8").splitlines()),
+        "lowering": patterns(b),
+        "difference": difference(name, run),
+        "dim": dim,
+        "parameters": sum(w.numel() for w in b.module.parameters()),
+        "bpb": history.val[-1][1],
+        "without": None,
+        "tokens_per_s": history.tokens_per_s,
+        "curve": [r.bpb for r in history.records],
+    }
+    if "rate" in {p.name for p in b.graph.params}:
+        still = nestflow.compile(name, seed=run.seed, rate=0, **settings)
+        still.module.load_state_dict(b.module.state_dict())
+        row["without"] = validation_bpb(still, text.val_M, run.length, run.windows)
+    row["seconds"] = time.perf_counter() - started
+    return row
+
+
+def paper(doc: str) -> str:
+    """Authors and year: what the last paragraph of a spec begins with."""
+    found = re.search(r"([A-Z][^.\"(]*? (?:et al\. )?\d{4})", doc.strip().split("\n\n")[-1].replace("\n", " "))
+    return found[1] if found else ""
+
+
+def results(run: Run, chosen: list[str], mode: str) -> dict[str, Any]:
+    target = size_of(REFERENCE, run, run.dim)
+    rows = []
+    for name in chosen:
+        rows.append(measure(name, run, target))
+        r = rows[-1]
+        off = "" if r["without"] is None else f", {r['without']:.3f} without its memory"
+        speed = f"{r['tokens_per_s']:,.0f} tokens/s, {r['seconds']:.0f} s"
+        print(f"{name:18} {r['bpb']:.3f} bits per byte{off}, {speed}", flush=True)
+    text = corpus("shakespeare")
+    return {
+        "mode": mode,
+        "run": asdict(run),
+        "target": target,
+        "baselines": dict(baselines(text)),
+        "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "platform": platform.machine()},
+        "date": date.today().isoformat(),
+        "rows": rows,
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m benchmarks.zoo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    p.add_argument("--quick", action="store_true", help="small and short: it shows that all train, not how well")
+    p.add_argument("--only", nargs="+", metavar="SPEC", help="these alone")
+    p.add_argument("--steps", type=int, help="steps of each")
+    p.add_argument("--write", action="store_true", help="fill docs/zoo.md and draw docs/zoo.svg")
+    p.add_argument("--out", type=Path, help="write the results as JSON")
+    p.add_argument("--read", type=Path, help="results of an earlier --out, instead of a run")
+    p.add_argument("--threads", type=int, default=1)
+    a = p.parse_args(argv)
+    unknown = [n for n in a.only or () if n not in names()]
+    if unknown:
+        p.error(f"no architecture is called {', '.join(unknown)}; there are {', '.join(names())}")
+    torch.set_num_threads(a.threads)
+    run = QUICK if a.quick else Run()
+    run = replace(run, steps=a.steps) if a.steps else run
+    if a.read:
+        found = json.loads(a.read.read_text(encoding="utf-8"))
+    else:
+        found = results(run, a.only or names(), "quick" if a.quick else "full")
+    table = markdown(found)
+    print(table)
+    if a.out and not a.read:
+        a.out.parent.mkdir(parents=True, exist_ok=True)
+        a.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if a.write:
+        picture(found, ROOT / "docs" / "zoo.svg")
+        write_block(ROOT / "docs" / "zoo.md", table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
