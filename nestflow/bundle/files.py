@@ -51,13 +51,18 @@ def save(bundle: Bundle, path: Path, extra: dict[str, Any]) -> Path:
     return path
 
 
-def _put(bundle: Bundle, path: Path, extra: dict[str, Any]) -> None:
+def refuse_foreign(path: Path) -> None:
+    """Raise NF511 where something stands that is no bundle: a long run should know before it begins."""
     if path.exists() and not _is_bundle(path) and (not path.is_dir() or any(path.iterdir())):
         raise fail(
             "NF511",
             f"`{path}` is there already and is no bundle",
             help="choose another folder: nothing of yours is overwritten",
         )
+
+
+def _put(bundle: Bundle, path: Path, extra: dict[str, Any]) -> None:
+    refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{path.name[:100]}.writing-"
     _clear_stale(path.parent, prefix)

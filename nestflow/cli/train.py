@@ -63,6 +63,10 @@ def command(
     if not resume:
         bundle = bundle_of(spec or "", overrides, **_compile_settings(spec or "", given.get("seed"), device))
         out = out or Path("out") / bundle.name
+    if out is not None:
+        from nestflow.bundle.files import refuse_foreign
+
+        refuse_foreign(out / "bundle")
     history = train(bundle, out=out, resume=out if resume else None, overwrite=overwrite, show=not quiet, **given)
     if history.interrupted:
         click.echo(f"go on with: nestflow train --resume --out {out}", err=True)

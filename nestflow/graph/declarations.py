@@ -59,6 +59,9 @@ def bounds(elab: Elaborator, domain: tree.Domain) -> Bounds:
     low, high = ends
     if low is not None and high is not None and low > high:
         raise elab.failure("NF325", f"no number is between {low} and {high}", domain.span, "the lower end comes first")
+    if low is not None and low == high and (domain.low_open or domain.high_open):
+        message = f"no number is in this range: {low} is left out of it"
+        raise elab.failure("NF325", message, domain.span, f"`[{low}, {high}]` has its ends")
     return Bounds(low, high, domain.low_open, domain.high_open, None)
 
 

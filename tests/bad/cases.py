@@ -183,6 +183,7 @@ CHANGES: list[tuple[str, str, str]] = [
     ("a tower of repeats", "repeat 2 { x = block(x) }", "repeat 9999 { repeat 9999 { repeat 9999 { x = block(x) } } }"),
     ("a tower of powers", "linear(dim)\n}", "linear(9 ^ 9 ^ 9 ^ 9)\n}"),
     ("a width of a thousand million", "linear(dim)\n}", "linear(1_000_000_000_000)\n}"),
+    ("a range with nothing in it", "in [0, vocab)", "in [7, 7)"),
     ("a value that doubles sixty times", "x = emb(tokens)", "x = emb(tokens)\n  repeat 60 { x = concat(x, x) }"),
     ("a number with a thousand digits", "chunk 4", "chunk " + "9" * 1000),
     ("a number too large for a float", "beta = 0.5", "beta = 1e999"),

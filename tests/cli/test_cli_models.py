@@ -123,6 +123,13 @@ def test_train_says_what_is_wrong(here):
     assert "error[NF5" in run("train", "--resume", "--out", "nowhere", code=1).stderr
 
 
+def test_train_refuses_a_place_that_is_taken_before_it_trains(here):
+    (here / "mine").mkdir()
+    (here / "mine" / "bundle").write_text("mine", encoding="utf-8")
+    told = run("train", "small.nl", "--data", "text.txt", "--steps", "1", "--out", "mine", code=1).stderr
+    assert "NF511" in told and [p.name for p in (here / "mine").iterdir()] == ["bundle"]
+
+
 def test_a_bundle_prints_its_level_table(here):
     import nestflow
 
