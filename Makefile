@@ -46,7 +46,7 @@ test-all: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 fmt: $(STAMP)
 	$(BIN)/ruff check --fix .

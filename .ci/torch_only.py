@@ -1,7 +1,7 @@
 """Link torch and what torch itself needs, and nothing else, into a folder: `python torch_only.py FOLDER`.
 
-With that folder on the path of a fresh environment, installing the nestflow wheel there finds an existing torch and must
-bring everything else itself, so that an undeclared dependency shows.
+With that folder on the path of a fresh environment, installing the nestflow wheel there finds an existing torch and
+must bring everything else itself, so that an undeclared dependency shows.
 """
 
 import re

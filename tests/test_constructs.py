@@ -59,14 +59,16 @@ SPECS = {
         objective l2; heads 2; weight sigmoid(linear(x, 1)); when mean(x) > 0 or head == 1
         memory one : matrix { key k; value linear(x); update dgd(0.1); retain decay_first(0.9) }
         memory two : matrix { key k; value one(k); update m3(0.01, 0.9, 0.9, 0.99, 0.1, period = 2); chunk 2 }
-        memory three : mlp(depth = 1) { key k; value linear(x); update gd(0.1 / t); chunk 3; when sum(k) > 0; init learned }
+        memory three : mlp(depth = 1) { key k; value linear(x); update gd(0.1 / t); chunk 3; when sum(k) > 0
+          init learned }
         return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
     """,
     "when in closed form": """
         objective l2; heads 2; when mean(x) > 0 or head == 1; update momentum(0.05, 0.9); retain 0.9
         memory one : matrix { key k; value linear(x); gradient stop }
         memory two : mlp(depth = 2, expand = 1) { key k; value one(k); chunk 4; when sum(k) > 0 }
-        memory three : matrix { key k; value linear(x); objective dot; retain 0.5 + 0.5 * sigmoid(linear(x, 6)); update gd(0.1) }
+        memory three : matrix { key k; value linear(x); objective dot
+          retain 0.5 + 0.5 * sigmoid(linear(x, 6)); update gd(0.1) }
         return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
     """,
     "poly": """
@@ -79,7 +81,8 @@ SPECS = {
         memory one : vector { value linear(x); retain 0.9 + 0.1 * sigmoid(linear(x, 6)) }
         memory two : vector(6) { objective inner(M, linear(x)) + 0.5 * sum(square(M - one)); init learned }
         memory three : scalar { value sum(k); when mean(x) > 0; project max(w, -1) }
-        memory four : like(outer_product(k, k)) { value outer_product(k, q); objective sum(square(M - value)); update adam(0.01) }
+        memory four : like(outer_product(k, k)) { value outer_product(k, q); objective sum(square(M - value))
+          update adam(0.01) }
         return (one + two() * three + four @ q) |> merge_heads |> linear(12)
     """,
     "never": """
@@ -92,7 +95,8 @@ SPECS = {
     "reset": """
         heads 2; objective l2; value linear(x); reset each(chunk); update momentum(0.1, 0.9); retain 1 - 0.1 / (t + 1)
         memory one : matrix { key k; chunk 4; init learned }
-        memory two : mlp(depth = 2, expand = 1) { key k * sigmoid(linear(x, 1) / t); chunk 4; every 2 tokens; update adam(0.02) }
+        memory two : mlp(depth = 2, expand = 1) { key k * sigmoid(linear(x, 1) / t); chunk 4; every 2 tokens
+          update adam(0.02) }
         memory three : matrix { key k; reset each(two); update gd(0.1 / t); objective dot; retain 0.9 }
         memory four : matrix { key k; chunk 2; reset each(chunk, keep = rule); update adam(0.02); when mean(x) > 0 }
         return (one(q) + two(q) + three(q) + four(q)) |> merge_heads |> linear(12)

@@ -64,8 +64,15 @@ class LevelCode:
         name = self.writer.function_name(self.instance.name.split(".")[-1])
         slots = [(slot_node(n, t), identifier(n + self.letters.suffix(t)), t) for n, t in self.instance.slots]
         self.ticks, self.batch = sizes((v, t) for _, v, t in slots)
-        self.outer = Emitter(self.writer, {n: v for n, v, _ in slots}, instance=self.instance, letters=self.letters,
-                             names=self.readable(), ticks=self.ticks, batch=self.batch)
+        self.outer = Emitter(
+            self.writer,
+            {n: v for n, v, _ in slots},
+            instance=self.instance,
+            letters=self.letters,
+            names=self.readable(),
+            ticks=self.ticks,
+            batch=self.batch,
+        )
         self.cache = CacheCode(self)
         self.outer.special = self.cache.special
         header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
@@ -139,8 +146,16 @@ class LevelCode:
         self.state.read()
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
         writer.line(f"sizes = {chunk_sizes}({self.ticks}, c.t0, {plan.size})")
-        self.inner = Emitter(writer, letters=self.letters, instance=self.instance, names=self.loop_names(loop),
-                             ticks="n", batch=self.batch, t0="t", tick_letter="C")
+        self.inner = Emitter(
+            writer,
+            letters=self.letters,
+            instance=self.instance,
+            names=self.loop_names(loop),
+            ticks="n",
+            batch=self.batch,
+            t0="t",
+            tick_letter="C",
+        )
         self.inner.holder.update(em.holder)
         self.inner.tails = "c.n"
         for n in walk(*roots):
@@ -149,8 +164,12 @@ class LevelCode:
                 writer.line(f"c.n[{path}] = c.s[{path}]")
             elif n in loop and n.op == "call" and keeps_state(self.instance.child(n["child"])):
                 said = f"`{n['child']}` keeps a state and reads what a memory of its level recalls"
-                raise fail("NF523", said, n.span,
-                           "this version calls it only on what no memory recalls: in `return`, or before the memory")
+                raise fail(
+                    "NF523",
+                    said,
+                    n.span,
+                    "this version calls it only on what no memory recalls: in `return`, or before the memory",
+                )
         self.special = Special(self)
         self.inner.special = self.special.text
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
@@ -178,8 +197,13 @@ class LevelCode:
 
     def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
         """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
-        return [(p, t) for p in self.plan.looped if p.closed for t in p.rules
-                if p.memory.retain_on == "number" and not any(n in loop for n in self.rows_of(p, t))]
+        return [
+            (p, t)
+            for p in self.plan.looped
+            if p.closed
+            for t in p.rules
+            if p.memory.retain_on == "number" and not any(n in loop for n in self.rows_of(p, t))
+        ]
 
     def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
         """Everything that the loop evaluates."""

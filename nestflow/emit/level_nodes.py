@@ -136,7 +136,7 @@ class Nodes:
         if m.name in self.errors:
             return
         if plan.pattern == "delta":
-            (tensor, rule), = plan.rules.items()
+            ((tensor, rule),) = plan.rules.items()
             _, *parts = system(m, plan.errors, rule)
             x, h, a, b = self._at(m, parts)
             self.errors[m.name], self.dense[m.name] = {tensor: ((h, self._solved(plan, tensor, x, h, a, b)),)}, {}
@@ -155,7 +155,7 @@ class Nodes:
         m, rule = plan.memory, plan.rules[tensor]
         self.rule(plan, tensor)
         if rule.dgd is not None:
-            (h, e), = self.errors[m.name][tensor]
+            ((h, e),) = self.errors[m.name][tensor]
             (a,) = self._at(m, [erasing(m, tensor)])
             self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, h, a, e)),)
             return
@@ -181,11 +181,13 @@ class Nodes:
         m, key = plan.memory, (plan.memory.name, tensor)
         if key in self.rules:
             return self.rules[key]
-        carries = [Carry(c.slot, self.rate(m, c.decay), tuple((where, self.rate(m, k)) for where, k in c.drive))
-                   for c in plan.rules[tensor].carries]
+        carries = [
+            Carry(c.slot, self.rate(m, c.decay), tuple((where, self.rate(m, k)) for where, k in c.drive))
+            for c in plan.rules[tensor].carries
+        ]
         places = [(i, j) for i, c in enumerate(carries) for j, (where, _) in enumerate(c.drive) if where == "g"]
         if len(places) == 1 and m.every == 1:
-            (i, j), = places
+            ((i, j),) = places
             rate = carries[i].drive[j][1]
             if looped_nodes([rate]) or m.retain_on == "key":
                 drive = list(carries[i].drive)

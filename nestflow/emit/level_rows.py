@@ -67,8 +67,12 @@ class Rows:
         if m.retain_on == "key":
             self.names[key] = one.channels(key.rule.carries[0])
             return self.names[key]
-        if not pieces and len(starts) == 1 and len(key.rule.carries[0].drive) == 1 and ops.is_const(
-                key.rule.carries[0].drive[0][1], 1):
+        if (
+            not pieces
+            and len(starts) == 1
+            and len(key.rule.carries[0].drive) == 1
+            and ops.is_const(key.rule.carries[0].drive[0][1], 1)
+        ):
             self.names[key] = one.running(key.rule.carries[0])
             return self.names[key]
         if m.every > 1:

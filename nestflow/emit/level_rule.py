@@ -283,9 +283,7 @@ class RuleCode:
 
         return commit
 
-    def slot_by_row(
-        self, t: Tensor, s: SlotUpdate, new: Node, kept: Node | None, base: str
-    ) -> Callable[[], None]:
+    def slot_by_row(self, t: Tensor, s: SlotUpdate, new: Node, kept: Node | None, base: str) -> Callable[[], None]:
         """A memory of the rule with a period, where every row counts its own updates."""
         of = ops.binary("mod", self.counter(t.memory, COUNT), ops.const(s.every))
         due = ops.binary("eq", of, ops.const(0))
@@ -340,7 +338,9 @@ class RuleCode:
             if n.op == "norm_rows":
                 rows = ops.unary("square", args[0])
                 return ops.root(ops.reduce("sum", rows, -1, keep=True)) if t.spec.shape else ops.unary("abs", args[0])
-            if n.op == "sqrt" and any(a.type.like for a in walk(n)):  # √v of an Adam: v = 0 only where g has been 0 all along
+            if n.op == "sqrt" and any(
+                a.type.like for a in walk(n)
+            ):  # √v of an Adam: v = 0 only where g has been 0 all along
                 return ops.root(args[0])
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
                 return ops.reduce(n.op, args[0])

@@ -16,8 +16,10 @@ from nestflow.ir.node import Type as NodeType
 if TYPE_CHECKING:
     from nestflow.emit.level import LevelCode
 
-_BACKWARD = {"gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
-             "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")'}
+_BACKWARD = {
+    "gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
+    "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")',
+}
 
 
 class Special:
@@ -27,8 +29,14 @@ class Special:
         self.level, self.em = level, level.inner
         self.systems: dict[str, str] = {}  # memories that share their keys share the matrix of their system
         self.table: dict[str, Callable[[Node], str]] = {
-            "state": self.state, "linear_at": self.linear_at, "tensor_at": self.tensor_at, "solved": self.solved,
-            "each_tick": self.each_tick, "last": self.last, "final": self.final, "last_learns": self.last_learns,
+            "state": self.state,
+            "linear_at": self.linear_at,
+            "tensor_at": self.tensor_at,
+            "solved": self.solved,
+            "each_tick": self.each_tick,
+            "last": self.last,
+            "final": self.final,
+            "last_learns": self.last_learns,
             **dict.fromkeys(_BACKWARD, self.backward),
         }
 

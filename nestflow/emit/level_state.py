@@ -62,7 +62,9 @@ class StateNames:
             self.add(state(m, t.path, "chunk", type_), f"{stem}_0", path + CHUNK)
         if self.reads_start(m):
             start = state(m, t.path, "start", type_)
-            self.names[start] = f'c.w[p + "{t.learned}"].expand_as({name})' if t.learned else f"torch.zeros_like({name})"
+            self.names[start] = (
+                f'c.w[p + "{t.learned}"].expand_as({name})' if t.learned else f"torch.zeros_like({name})"
+            )
         for slot in m.rule.slots if m.rule is not None else ():
             if slot.like != "number":
                 self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
@@ -89,8 +91,11 @@ class StateNames:
         m, type_ = p.memory, Type(shape=t.shape, heads=p.memory.heads)
         found = []
         for slot in starts_of(p.rules[t.path], m.every):
-            leaf = state(m, t.path, "now", type_) if slot == "" else (
-                state(m, t.path, PENDING, type_) if slot == PENDING else slot_leaf(m, t, slot))
+            leaf = (
+                state(m, t.path, "now", type_)
+                if slot == ""
+                else (state(m, t.path, PENDING, type_) if slot == PENDING else slot_leaf(m, t, slot))
+            )
             found.append(self.names[leaf])
         return found
 
@@ -137,8 +142,11 @@ class StateNames:
             if keeps_anchor(m):
                 found.append((self.names[state(m, t.path, "chunk", type_)], start))
             for when in (PENDING, GRAM):
-                found += [(v, f"torch.zeros_like({v})") for n, v in self.names.items()
-                          if n["memory"] == m.name and n["tensor"] == t.path and n["when"] == when]
+                found += [
+                    (v, f"torch.zeros_like({v})")
+                    for n, v in self.names.items()
+                    if n["memory"] == m.name and n["tensor"] == t.path and n["when"] == when
+                ]
             for slot in m.rule.slots if m.rule is not None and not m.keep_rule else ():
                 variable = self.names[slot_leaf(m, t, slot.name)]
                 own = f"torch.zeros_like({variable})"

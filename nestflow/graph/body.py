@@ -50,7 +50,7 @@ class Body:
             if len(s.names) > 1:
                 self.elab.unpack(s.names, value, s, self.local)
             else:
-                self.local[s.names[0]] = value
+                self.local.update(dict.fromkeys(s.names, value))
             if self.names is not None:
                 for n in s.names:
                     if isinstance(self.local[n], Node) and self.local[n].op not in ("const", "slot"):
@@ -127,8 +127,8 @@ class Body:
 
 
 def fill_marker(elab: Any, body: Any, variable: str, i: int) -> Any:
-    """`{i}` of a repeat inside names and strings. Elsewhere the variable is a constant in scope, so that call sites stay the same
-    from turn to turn."""
+    """`{i}` of a repeat inside names and strings. Elsewhere the variable is a constant in scope, so that call sites
+    stay the same from turn to turn."""
     if "{" + variable + "}" not in repr(body):
         return body
     return elab.keep(substitute(body, variable, tree.Number(i)))

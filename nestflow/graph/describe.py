@@ -22,7 +22,8 @@ def pattern(path: str) -> str:
 
 
 def group_name(instance: Instance) -> str:
-    """What the instances of one row share: their path with `*`, and the level's name where a slot's stands (`mixers.*.swa`)."""
+    """What the instances of one row share: their path with `*`, and the level's name where a slot's stands
+    (`mixers.*.swa`)."""
     base = pattern(instance.path)
     parts = base.split(".")
     return f"{base}.{instance.name}" if len(parts) > 1 and parts[-1] == "*" and parts[-2] != instance.name else base

@@ -398,6 +398,13 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
         raise ops.ShapeError(str(e), told if e.help is None else f"{e.help} ({told})") from e
 
 
+def default_of(slot: tree.Slot, env: Env) -> Any:
+    """The value of a slot that a call does not give; calls have been checked to give those without a default."""
+    if slot.default is None:
+        raise LookupError(f"`{slot.name}` has no default")
+    return evaluate(slot.default, env)
+
+
 def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: tree.Expr) -> list[Any]:
     """Arguments in the order of the word's slots, with its defaults."""
     names = [s.name for s in word.slots]

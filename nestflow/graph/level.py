@@ -300,7 +300,8 @@ class LevelBuilder:
     # what it returns -------------------------------------------------------------------------------
 
     def result(self) -> Node:
-        # weights of the result lie at `out.…`: torch.export writes paths as Python attributes, and `return` is a keyword
+        # weights of the result lie at `out.…`: torch.export writes paths as Python attributes, and `return` is a
+        # keyword
         env = self.env.with_(prefix="out", recall_mode="return").extend(_Y(self))
         if self.returns is None:
             y = self.y(self.template)

@@ -66,9 +66,8 @@ def _count(m: MemoryBuild, name: str, default: int) -> int:
     if given is None and f is not None:
         check_unit(m.elab, f, m.level.template.name)
         given = integer(f.value, m.level.env, f"`{name}`")
-    whole = isinstance(given, (int, float)) and not isinstance(given, bool) and given == int(given)
     span = f.span if f is not None and name not in m.level.overrides else m.level.site.span
-    if not whole:
+    if not isinstance(given, (int, float)) or isinstance(given, bool) or given != int(given):
         raise m.elab.failure("NF303", f"`{name}` must be a whole number, and this is {given}", span)
     if not 1 <= given <= MAX_PERIOD:
         raise m.elab.failure("NF406", f"`{name}` is between 1 and {MAX_PERIOD:,} tokens, and this is {given}", span)
@@ -245,7 +244,8 @@ def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, 
         return None, "number", False, None
     site: tree.Expr = f.value if f is not None and value is None else m.level.site
     if value is None:
-        # in `retain` t counts updates: at the ticks that learn, the position over the period (1 at those before the first)
+        # in `retain` t counts updates: at the ticks that learn, the position over the period (1 at those before the
+        # first)
         t = ticks(Reset() if m.reset.keep else m.reset)
         updates = t if every == 1 else ops.binary("max", ops.binary("floordiv", t, ops.const(every)), ops.const(1))
         if turns > 1:  # it acts in the first round

@@ -18,7 +18,8 @@ from nestflow.ir.rule import Rule
 
 @dataclass(frozen=True)
 class Init:
-    """How a tensor starts. kind: zeros ones eye series (1/i!) constant(a) normal(std a) uniform(a, b) log_uniform(a, b).
+    """How a tensor starts. kind: zeros ones eye series (1/i!) constant(a) normal(std a) uniform(a, b) log_uniform(a,
+    b).
     maps: functions applied to the draw, innermost first (log, inverse_softplus, neg)."""
 
     kind: str
@@ -30,7 +31,8 @@ class Init:
 @dataclass(frozen=True)
 class WeightSpec:
     """A slow weight. path relative to its instance (absolute in LevelGraph.weights). shape without the head axis;
-    heads: a leading head axis of that size in the tensor, or None. role: "weight", or "init" for a memory's learned start.
+    heads: a leading head axis of that size in the tensor, or None. role: "weight", or "init" for a memory's learned
+    start.
     multiplies: the weight multiplies an input (linear, head): w_in exists."""
 
     path: str
@@ -76,7 +78,8 @@ class MemoryTensor:
 
 @dataclass(frozen=True)
 class MemoryFunction:
-    """M(key; θ): `result` is an expression over slot("key") and theta(tensor path). matrix is linear(key, theta weight)."""
+    """M(key; θ): `result` is an expression over slot("key") and theta(tensor path). matrix is linear(key, theta
+    weight)."""
 
     key: Type
     result: Node
@@ -123,8 +126,10 @@ class Memory:
     kind: matrix, function (mlp, any flow), vector, scalar, like, cache.
     objective: a number per tick over recall(mode="objective") of this memory and context nodes.
     weight: what multiplies the gradient of the tick (None: 1).
-    retain: None is 1. retain_on: how it acts: "number"; "key" (vector on the key axis); "value" (on_value); "full" (elementwise).
-    every N: learns at ticks that are multiples of N; chunk C (multiple of N): errors are taken at the chunk's first state.
+    retain: None is 1. retain_on: how it acts: "number"; "key" (vector on the key axis); "value" (on_value);
+    "full" (elementwise).
+    every N: learns at ticks that are multiples of N; chunk C (multiple of N): errors are taken at the chunk's first
+    state.
     read: state that a recall in `return` sees. gradient: through | stop."""
 
     name: str
@@ -159,8 +164,9 @@ class Memory:
 
 @dataclass(frozen=True)
 class Instance:
-    """A flow or a token-level level, instantiated. result: what it returns, over slot(name), its weights, calls of children,
-    and, in a level, recalls. children: relative path -> Instance. weights and tails: its own only, relative paths."""
+    """A flow or a token-level level, instantiated. result: what it returns, over slot(name), its weights, calls of
+    children, and, in a level, recalls. children: relative path -> Instance. weights and tails: its own only, relative
+    paths."""
 
     path: str
     kind: Literal["root", "flow", "level"]
@@ -189,7 +195,8 @@ class Instance:
 @dataclass(frozen=True)
 class StepLevel:
     """A level on the step clock: it owns slow weights. weights: absolute paths. objective: one number over the model's
-    inputs and calls of root flows (the same node object in two levels = one objective). rule None: `every never` (frozen)."""
+    inputs and calls of root flows (the same node object in two levels = one objective). rule None: `every never`
+    (frozen)."""
 
     name: str
     every: int
@@ -223,10 +230,11 @@ class ParamValue:
 
 @dataclass(frozen=True)
 class StateSlot:
-    """One stored tensor per row of a stream. path absolute. shape without batch and heads. role: memory (current state),
-    anchor (the state as the open chunk began), rule (a slot of the update rule), pending (Σ G since the last update),
-    tail (look-back inputs; shape starts with their number), cache_key, cache_value (shape starts with the window, or grows: length None).
-    init: absolute path of the learned weight it starts from, or None with `start` saying zeros etc."""
+    """One stored tensor per row of a stream. path absolute. shape without batch and heads. role: memory (current
+    state), anchor (the state as the open chunk began), rule (a slot of the update rule), pending (Σ G since the last
+    update), tail (look-back inputs; shape starts with their number), cache_key, cache_value (shape starts with the
+    window, or grows: length None). init: absolute path of the learned weight it starts from, or None with `start`
+    saying zeros etc."""
 
     path: str
     role: str
@@ -245,8 +253,9 @@ EdgeKind = Literal["context", "generates", "optimises", "initialises"]
 
 @dataclass(frozen=True)
 class Edge:
-    """Between levels (LevelInfo names). context: an output feeds a context; generates: a recall supplies a key, value, rate or
-    gate; optimises: an optimiser's memory writes another memory; initialises: a slower level supplies a start."""
+    """Between levels (LevelInfo names). context: an output feeds a context; generates: a recall supplies a key,
+    value, rate or gate; optimises: an optimiser's memory writes another memory; initialises: a slower level supplies
+    a start."""
 
     kind: EdgeKind
     source: str
@@ -256,9 +265,10 @@ class Edge:
 
 @dataclass(frozen=True)
 class LevelInfo:
-    """One row of the level table and one box of the picture. name: unique id, e.g. "model.block.*.titans" where repeated
-    instances are one row with count N, plus ".memory name" when the level has several memories; optimiser memories are rows too,
-    e.g. "outer.m". clock: "token" | "step". every: 0 is never (frozen), -1 is unbounded (cache: attention).
+    """One row of the level table and one box of the picture. name: unique id, e.g. "model.block.*.titans" where
+    repeated instances are one row with count N, plus ".memory name" when the level has several memories; optimiser
+    memories are rows too, e.g. "outer.m". clock: "token" | "step". every: 0 is never (frozen), -1 is unbounded (cache:
+    attention).
     frequency: updates per token (a fraction of the step clock is per step, below every token frequency)."""
 
     name: str
@@ -278,7 +288,8 @@ class LevelInfo:
 
 @dataclass(frozen=True)
 class FlowBox:
-    """For pictures: the structure of flows, `repeat` once with its count. name as written; kind flow | level | function."""
+    """For pictures: the structure of flows, `repeat` once with its count. name as written; kind flow | level |
+    function."""
 
     name: str
     kind: str

@@ -176,7 +176,7 @@ class Program:
             if len(s.names) > 1:
                 self.elab.unpack(s.names, value, s, self.local)
             else:
-                self.local[s.names[0]] = value
+                self.local.update(dict.fromkeys(s.names, value))
         elif isinstance(s, tree.MemoryPart):
             self.memory(s)
         elif isinstance(s, tree.Field) and s.name in ("step", "set", "eval"):

@@ -21,8 +21,8 @@ def check_rule(
 ) -> None:
     """Raise NF301 for the first operation that does not fit a tensor, and for a step of another shape than w.
 
-    shapes: the shapes of the tensors (without heads), each with the path of one of them. matrix: its rates may be vectors
-    (`RuleBuilder.check_axes` has looked at them).
+    shapes: the shapes of the tensors (without heads), each with the path of one of them. matrix: its rates may be
+    vectors (`RuleBuilder.check_axes` has looked at them).
     """
     for node in walk(*rule.nodes()) if not matrix else ():
         _mixes(elab, node, f)

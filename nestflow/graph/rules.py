@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from nestflow.graph.expressions import evaluate
+from nestflow.graph.expressions import default_of, evaluate
 from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import Partial
@@ -187,7 +187,7 @@ class RuleBuilder:
         local = given_names(g)
         env = Env(self.elab, self.env.builder, self.elab.find_inside, "rule", rule=self).extend(local)
         for s in template.slots or ():
-            value = given[s.name] if s.name in given else evaluate(s.default, env)
+            value = given[s.name] if s.name in given else default_of(s, env)
             raw[s.name] = value
             local[s.name] = self.slot_value(s, value, hypers)
         self.depth += 1
@@ -197,7 +197,8 @@ class RuleBuilder:
         self.depth -= 1
 
     def slot_value(self, s: tree.Slot, value: Any, hypers: bool) -> Any:
-        """A real number becomes a hyper of the rule (so that a parameter group can hold it); else it is bound as it is."""
+        """A real number becomes a hyper of the rule (so that a parameter group can hold it); else it is bound as it
+        is."""
         if isinstance(value, (dict, list)) and self.memory is not None:
             value = self.memory.shared(value, self.memory.field("update") or s, f"`{s.name}`")
         if not isinstance(value, Node) or value.type.like:

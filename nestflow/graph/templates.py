@@ -9,7 +9,7 @@ from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.body import Body
 from nestflow.graph.declarations import bounds
 from nestflow.graph.elaborate import MAX_DEPTH
-from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.expressions import default_of, integer
 from nestflow.graph.level import LEVEL_FIELDS, LevelBuilder
 from nestflow.graph.model import Instance
 from nestflow.graph.scope import Builder, Env
@@ -262,7 +262,7 @@ class Templates:
         local: dict[str, Any] = {}
         scope = env.extend(local)
         for s in template.slots or ():
-            local[s.name] = bound[s.name] if s.name in bound else evaluate(s.default, scope)
+            local[s.name] = bound[s.name] if s.name in bound else default_of(s, scope)
         body = Body(self, scope, local, names)
         body.statements(template.body)
         if body.result is None:

@@ -41,6 +41,8 @@ def _try_optimizer(elab: Any, t: tree.Optimizer) -> None:
     from nestflow.language.shipped import shipped_template
 
     gd = elab.declared.get("gd") or shipped_template("gd")
+    if gd is None:
+        raise LookupError("gd is a shipped optimizer")
     given: dict[str, Any] = {}
     called = {n.name for n in _names(t.body, called=True)}
     for s in t.slots or ():

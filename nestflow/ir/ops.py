@@ -23,22 +23,24 @@ Algebra: linear(x, w) x's last axis with w [out, in]; matmul(a, b); transpose(x)
 Rows (last axis): softmax log_softmax l2norm(x; eps) rmsnorm(x, gain; eps) layernorm(x, gain, bias; eps)
 Shape: concat(xs...; last axis) stack(xs...; new last axis) index(x; items) reshape(x; shape)
 Tables: embed(i, w)
-Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)      tail: state path in the instance
+Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)
+  tail: state path in the instance
   window(x; tail, n) the last n values, own tick first, along a new first feature axis
-Heads: split_heads(x; heads) merge_heads(x) grouped(x): a value per group, seen by all heads of it; spread(x; heads): the same whole value seen by every head (only where an op needs it said)
+Heads: split_heads(x; heads) merge_heads(x) grouped(x): a value per group, seen by all heads of it;
+  spread(x; heads): the same whole value seen by every head (only where an op needs it said)
 Time: next(x)
 stop(x)                             constant for every level
-each(values...; by, names)          a value for each tensor of a memory, or for each round of a tick: see nestflow.ir.choices
+each(values...; by, names)          a value for each tensor of a memory, or round of a tick: see nestflow.ir.choices
 call(args...; child, names)         a flow or level instance; names are its slots' names in order
 recall(x; memory, mode)             a memory of this level at x. mode: "chunk" state as the chunk began (names, fields),
-                                    "objective" (the recall that is differentiated), "return" (state by the level's `read`).
+                                    "objective" (the recall that is differentiated), "return" (by the level's `read`).
                                     Memories without a key (like, vector, scalar) have no argument.
 newton_schulz(x; iters, coefficients, eps, dtype)
 poly(x, w; p)                       monomials of degree 0 to p
 Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: the mean over unmasked terms;
   mean_all(x) mean over features, batch and ticks; sum_features
 Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(slot_new, retain; slot);
-  schedule(peak, ...; kind, ...) a number by ticks of the level's clock; norm_w(x) the norm of this one tensor, a number;
+  schedule(peak, ...; kind, ...) a number by ticks of the level's clock; norm_w(x) the norm of this one tensor;
   norm_rows(x) that of each row (the last axis, kept at size 1)
 """
 
@@ -201,7 +203,7 @@ _FOLD: dict[str, Callable[[Any, Any], Any]] = {
     "and": lambda a, b: bool(a) and bool(b),
     "or": lambda a, b: bool(a) or bool(b),
     "mod": operator.mod,
-    "floordiv": operator.floordiv,
+    "floordiv": lambda a, b: a // b,
 }
 
 

@@ -74,7 +74,8 @@ Statement = SlotUpdate | Step | SetWeight | DgdStep
 @dataclass(frozen=True)
 class Rule:
     """text: as written. arguments: hyper name -> Node (a const, a schedule, or an expression of the level's context).
-    gradient: the gradient as the program's `g` sees it, in terms of the raw leaf `g` (e.g. clip_norm: g * min(1, c/(norm_all(g)+1e-6))).
+    gradient: the gradient as the program's `g` sees it, in terms of the raw leaf `g`
+    (clip_norm: g * min(1, c/(norm_all(g)+1e-6))).
     eval: what the module uses when not training (step clock only).
     project: what the weight becomes in the end, over `w` as retain and the steps have made it (None: it stays)."""
 

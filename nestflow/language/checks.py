@@ -198,9 +198,11 @@ def _level(level: T.Level, errors: Collector) -> None:
         elif not isinstance(s, T.Assign):
             queue.extend(c for c in children(s) if isinstance(c, T.Statement))
     for s in level.body:
-        if not isinstance(s, T.Assign) or s.names[0] not in LEVEL_FIELDS - fields_ or len(s.names) > 1 or not s.span:
+        if not isinstance(s, T.Assign) or len(s.names) != 1 or not s.span:
             continue
-        name, value = s.names[0], s.value.span
+        (name,), value = s.names, s.value.span
+        if name not in LEVEL_FIELDS - fields_:
+            continue
         equals = _EQUALS.match(s.span.text, len(name))
         if value is None or equals is None:  # under `let:` of a YAML spec
             help, fix = f"a field stands in the level itself, a name under `let:`: `{name}: ...`", ()

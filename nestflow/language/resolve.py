@@ -171,9 +171,7 @@ class _Loader:
         try:
             return read_file(path), path.parent, str(real)
         except NestflowError as e:
-            raise NestflowError(
-                [replace(d, span=d.span or s.span) for d in e.diagnostics]
-            ) from None
+            raise NestflowError([replace(d, span=d.span or s.span) for d in e.diagnostics]) from None
 
 
 def _without_settled(

@@ -68,19 +68,23 @@ def errors_of(memory: Memory) -> Errors:
 
     objective = rewrite([memory.objective], change)[0]
     thetas = [n for n in walk(objective) if n.op == "theta"]
-    apart = memory.weight is not None and memory.weight.op == "each"  # a weight for each tensor
+    apart = memory.weight if memory.weight is not None and memory.weight.op == "each" else None  # one for each tensor
     seed = None if memory.weight is None or apart else number(memory.weight)
     try:
         found = gradient(number(objective), thetas, seed)
     except NotDifferentiable as e:
-        raise fail("NF551", f"the gradient of `{memory.name}` cannot be written down: {e}", memory.span,
-                   "use functions with a derivative in a memory and its objective") from e
+        raise fail(
+            "NF551",
+            f"the gradient of `{memory.name}` cannot be written down: {e}",
+            memory.span,
+            "use functions with a derivative in a memory and its objective",
+        ) from e
     factors: dict[str, tuple[tuple[Node, Node], ...]] = {}
     dense: dict[str, Node] = {}
     for theta in thetas:
         pairs, rest = found.factors.get(theta, []), found.dense.get(theta)
-        if apart:
-            own = number(for_tensor(memory.weight, theta["tensor"]))
+        if apart is not None:
+            own = number(for_tensor(apart, theta["tensor"]))
             pairs = [(h, ops.binary("mul", own, e)) for h, e in pairs]
             rest = None if rest is None else ops.binary("mul", own, rest)
         if pairs and rest is None and all(len(h.type.shape) == 1 and h.type.clock for h, _ in pairs):

@@ -65,8 +65,17 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
     how = MEANING[p.pattern].format(size=level.size, every=every)
     order = ("recurrence", "delta", "chunk")
     reasons = tuple(r for r in p.reasons if r.partition(":")[0] in order and p.pattern == "scan")
-    return Explanation(row, count, p.pattern, how, reasons, None if m.kind == "cache" else half_life(m),
-                       multiply_adds(p, level.size), numbers, note_of(m, p))
+    return Explanation(
+        row,
+        count,
+        p.pattern,
+        how,
+        reasons,
+        None if m.kind == "cache" else half_life(m),
+        multiply_adds(p, level.size),
+        numbers,
+        note_of(m, p),
+    )
 
 
 def note_of(m: Memory, p: MemoryPlan) -> str | None:
@@ -103,8 +112,10 @@ def text_of(e: Explanation) -> str:
     lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
     lines += [f"  not        {r}" for r in e.reasons]
     if e.multiply_adds is not None:
-        lines.append(f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; "
-                     f"{e.state:,} numbers of state a sequence")
+        lines.append(
+            f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; "
+            f"{e.state:,} numbers of state a sequence"
+        )
         lines.append(f"  half-life  at the start: {duration(e.half_life)}")
     else:
         lines.append("  cost       grows with the number of kept pairs")

@@ -85,9 +85,7 @@ def facts_of(tensor: MemoryTensor) -> dict[str, int]:
     return {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": cols}
 
 
-def prepared(
-    rule: Rule, memory: Memory, tensor: MemoryTensor
-) -> tuple[Node, tuple[Statement, ...], Node | None]:
+def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tuple[Statement, ...], Node | None]:
     """The rule of one tensor: arguments, facts and counters put in: its gradient, its program, its projection."""
     facts = facts_of(tensor)
     arguments = dict(rule.arguments)
@@ -147,8 +145,8 @@ SEEN, COUNT = "@seen", "@count"
 
 
 def own_count(memory: Memory, name: str) -> Node:
-    """With `when` each row counts for itself: the ticks that brought a pair since the last update, or the updates, those
-    of this tick included. At least 1."""
+    """With `when` each row counts for itself: the ticks that brought a pair since the last update, or the updates,
+    those of this tick included. At least 1."""
     type_ = Type("int", batch=True, heads=memory.heads)
     return ops.binary("max", ops.leaf("state", type_, memory=memory.name, tensor="", when=name), ops.const(1))
 

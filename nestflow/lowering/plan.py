@@ -110,7 +110,8 @@ def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Patter
 
 
 def lower_round(memory: Memory) -> MemoryPlan:
-    """A further update of the tick. The memory has another name there, so that its state is told from the one before."""
+    """A further update of the tick. The memory has another name there, so that its state is told from the one
+    before."""
     name = f"{memory.name}@{memory.turn + 1}"
 
     def change(n: Node, args: tuple[Node, ...]) -> Node | None:

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def append(x: Tensor, kept: Tensor, before: int, window: int | None = None, segment: int | None = None,
-           sink: int = 0) -> tuple[Tensor, Tensor]:
+def append(
+    x: Tensor, kept: Tensor, before: int, window: int | None = None, segment: int | None = None, sink: int = 0
+) -> tuple[Tensor, Tensor]:
     """Keys or values of this call behind the kept ones, and what to keep for the next call.
 
     x [..., T, d]; kept [..., n, d]; before: ticks the stream has seen.
@@ -50,8 +51,17 @@ def shared(x: Tensor, q: Tensor) -> Tensor:
     return x.repeat_interleave(q.shape[-3] // x.shape[-3], -3)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, before: int, scale: float, window: int | None = None,
-           segment: int | None = None, sink: int = 0, causal: bool = True) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    before: int,
+    scale: float,
+    window: int | None = None,
+    segment: int | None = None,
+    sink: int = 0,
+    causal: bool = True,
+) -> Tensor:
     """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T pairs
     are those of the queries' own ticks."""
     k, v = shared(k, q), shared(v, q)

@@ -51,8 +51,9 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     return y.reshape(*y.shape[:-1], *shape)
 
 
-def advance(at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None,
-            rank: int = 2) -> Tensor:
+def advance(
+    at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None, rank: int = 2
+) -> Tensor:
     """The state after the piece: Σ_j P_j X_j + Σ_s L_s G_s, from the rows' last tick.
 
     starts: p of [..., *shape], `rank` feature axes each (None: it does not enter); factors: pairs (h, e) of a matrix;

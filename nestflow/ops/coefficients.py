@@ -154,6 +154,13 @@ def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[At, ...]:
     length = rows.shape[-2]
     at = reading(rows, starts)
     assert at.end_new is not None
-    parts = zip(zip(*(x.unbind(-3) for x in at.old)), at.new.unbind(-3),
-                zip(*(x.unbind(-3) for x in at.end_old)), at.end_new.unbind(-3), rows.unbind(-3), sizes, strict=True)
+    parts = zip(
+        zip(*(x.unbind(-3) for x in at.old)),
+        at.new.unbind(-3),
+        zip(*(x.unbind(-3) for x in at.end_old)),
+        at.end_new.unbind(-3),
+        rows.unbind(-3),
+        sizes,
+        strict=True,
+    )
     return tuple(At(*whole) if n == length else reading(own[..., :n, : starts + n], starts) for *whole, own, n in parts)

@@ -20,8 +20,9 @@ from nestflow.ops.coefficients import At
 from nestflow.ops.recurrence import Channels, look, scores
 
 
-def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At | Channels,
-                 rate: Tensor | float | None = None) -> Tensor:
+def delta_system(
+    x: Tensor, h: Tensor, scale: Tensor | float, before: At | Channels, rate: Tensor | float | None = None
+) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
     x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a
@@ -31,8 +32,16 @@ def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At | Chann
     return -system if rate is None else scaled(rate, system)
 
 
-def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor, before: At | Channels,
-                 starts: Sequence[Tensor], first: Tensor | None = None, rate: Tensor | float | None = None) -> Tensor:
+def solve_errors(
+    system: Tensor,
+    x: Tensor,
+    scale: Tensor | float,
+    error: Tensor,
+    before: At | Channels,
+    starts: Sequence[Tensor],
+    first: Tensor | None = None,
+    rate: Tensor | float | None = None,
+) -> Tensor:
     """U of the system above: the error of every tick at the weight that this tick finds. [..., n, out]
 
     error b [..., n, out]; starts: p of [..., out, in]; first: x X_0ᵀ where it is known.
@@ -49,8 +58,11 @@ def solve_errors(system: Tensor, x: Tensor, scale: Tensor | float, error: Tensor
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     exact = torch.float32 if right.dtype in (torch.float16, torch.bfloat16) else right.dtype
     solved = torch.linalg.solve_triangular(
-        system.to(exact).expand(*lead, *system.shape[-2:]), right.to(exact).expand(*lead, *right.shape[-2:]),
-        upper=False, unitriangular=True)
+        system.to(exact).expand(*lead, *system.shape[-2:]),
+        right.to(exact).expand(*lead, *right.shape[-2:]),
+        upper=False,
+        unitriangular=True,
+    )
     return solved.to(right.dtype)
 
 

@@ -32,7 +32,8 @@ def previous(x: Tensor, tail: Tensor, axis: int = -2) -> tuple[Tensor, Tensor]:
 
 
 def window(x: Tensor, tail: Tensor, axis: int = -2) -> tuple[Tensor, Tensor]:
-    """x_{t−a}, a = 0 … n, along a new axis behind the token axis; tail holds the n inputs before x. And the new tail."""
+    """x_{t−a}, a = 0 … n, along a new axis behind the token axis; tail holds the n inputs before x. And the new
+    tail."""
     ticks, n = x.shape[axis], tail.shape[axis]
     padded = torch.cat([tail.to(x.dtype), x], axis)
     aged = torch.stack([padded.narrow(axis, n - a, ticks) for a in range(n + 1)], x.ndim + axis + 1)

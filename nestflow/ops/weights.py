@@ -13,8 +13,8 @@ from torch import Tensor, nn
 def draw(path: str, shape: tuple[int, ...], kind: str, a: float, b: float, maps: tuple[str, ...], seed: int) -> Tensor:
     """The start of one weight in float32, from (seed, path) alone: depth, order and device change nothing.
 
-    kind: zeros, ones, eye, series (1/i! along the last axis), constant(a), normal(std a), uniform(a, b), log_uniform(a, b). maps: functions of the draw.
-    """
+    kind: zeros, ones, eye, series (1/i! along the last axis), constant(a), normal(std a), uniform(a, b),
+    log_uniform(a, b). maps: functions of the draw."""
     if kind in ("zeros", "ones", "constant"):
         x = torch.full(shape, {"zeros": 0.0, "ones": 1.0}.get(kind, a))
     elif kind == "series":

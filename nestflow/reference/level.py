@@ -252,6 +252,7 @@ def counted(frame: Frame, group: list[Learning]) -> tuple[Tensor, Tensor, Tensor
         raise LookupError("no condition")
     due = tick.t % m.every == 0
     brings = frame.eval(m.when).reshape(*frame.memo[id(m.when)].shape[:2])
+    learns = updates = seen = brings
     for one in group:
         seen = brings.to(torch.int64).expand(tick.t.shape[0], m.heads or 1)
         if m.every > 1:

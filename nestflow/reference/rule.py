@@ -19,7 +19,20 @@ from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Step
 from nestflow.reference.values import align, apply, features, leaf
 
 CONTEXT = frozenset(
-    ("slot", "weight", "theta", "position", "head", "training", "call", "recall", "short_conv", "previous", "window", "rope")
+    (
+        "slot",
+        "weight",
+        "theta",
+        "position",
+        "head",
+        "training",
+        "call",
+        "recall",
+        "short_conv",
+        "previous",
+        "window",
+        "rope",
+    )
 )
 
 
@@ -143,7 +156,9 @@ class Update:
             at = next(i for i, entry in enumerate(node["names"]) if w.path == entry or w.path.startswith(f"{entry}."))
             return self.value(node.args[at], w)
         if op == "n_ticks":
-            return torch.as_tensor(self.n_ticks, device=like.device).reshape(-1, 1 if isinstance(self.n_ticks, int) else self.n_ticks.shape[1])
+            return torch.as_tensor(self.n_ticks, device=like.device).reshape(
+                -1, 1 if isinstance(self.n_ticks, int) else self.n_ticks.shape[1]
+            )
         if op == "fact":
             shape = like.shape[2:]
             facts = {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": shape[1:].numel()}
@@ -164,7 +179,9 @@ class Update:
             if self.context is None:
                 raise LookupError(f"this rule reads `{op}` of its level, and there is none")
             return self.context(node)
-        if op == "sqrt" and any(n.type.like for n in walk(node)):  # √v of an Adam, whose derivative is 0 where g has been 0 all along
+        if op == "sqrt" and any(
+            n.type.like for n in walk(node)
+        ):  # √v of an Adam, whose derivative is 0 where g has been 0 all along
             x = self.value(node.args[0], w)
             return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
         known = leaf(node, like.dtype, like.device)

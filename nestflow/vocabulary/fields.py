@@ -56,7 +56,8 @@ _field(
 _field(
     "weight",
     "weight EXPRESSION",
-    "A number that multiplies the gradient of a tick; a record (`{gate: r1, up: r2}`) has one for each tensor. Default: 1.",
+    "A number that multiplies the gradient of a tick; a record (`{gate: r1, up: r2}`) has one for each tensor. "
+    "Default: 1.",
     "weight sigmoid(linear(x, 1))",
 )
 _field(
@@ -76,8 +77,8 @@ _field(
 _field(
     "update",
     "update EXPRESSION",
-    "The step that is added to the memory; `g` is the gradient, summed since the last update. `adam(1e-3)` is short for "
-    "`g |> adam(1e-3)`, and the same optimisers serve on every clock.",
+    "The step that is added to the memory; `g` is the gradient, summed since the last update. `adam(1e-3)` is short "
+    "for `g |> adam(1e-3)`, and the same optimisers serve on every clock.",
     "update g |> clip_norm(1) |> adamw(3e-4)",
     "optimizer optimiser rule optim",
 )
@@ -124,15 +125,16 @@ _field(
 _field(
     "heads",
     "heads H",
-    "Every expression of the level is evaluated once per head, with weights and a memory of its own; `merge_heads` joins "
-    "the results.",
+    "Every expression of the level is evaluated once per head, with weights and a memory of its own; `merge_heads` "
+    "joins the results.",
     "heads 4",
     "n_heads num_heads nhead",
 )
 _field(
     "read",
     "read after | before | chunk_start",
-    "Which state a recall in `return` sees: after this tick's update, before it, or as the chunk began. Default: after.",
+    "Which state a recall in `return` sees: after this tick's update, before it, or as the chunk began. "
+    "Default: after.",
     "read before",
 )
 _field(

@@ -34,7 +34,8 @@ describe(
     "windowed(objective, window, weight = 1)",
     "objective",
     "Σ over the pairs of the last ticks, all at one state, each as it was at its tick and times its own `weight`. "
-    "`weight` here is an expression in `age` (0 is this tick): `windowed(l2, 16, weight = learned(16, init = ones)[age])`.",
+    "`weight` here is an expression in `age` (0 is this tick): "
+    "`windowed(l2, 16, weight = learned(16, init = ones)[age])`.",
     "Atlas (Omega rule)",
     also="omega sliding",
 )
@@ -68,7 +69,8 @@ def huber(site: Any, p: Node, v: Node, delta: Any = None) -> Node:
 
 @word("cross_entropy(p, y, mask = none, smoothing = 0)", kind="loss", also="CrossEntropyLoss nll ce")
 def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any) -> Node:
-    """−log softmax(p)[y], classes on the last axis; the mean over the unmasked terms of the whole batch (natural logarithm)."""
+    """−log softmax(p)[y], classes on the last axis; the mean over the unmasked terms of the whole batch (natural
+    logarithm)."""
     return ops.cross_entropy(
         site.node(p, "cross_entropy"),
         site.node(y, "cross_entropy"),
@@ -188,7 +190,11 @@ describe(
     "W q. State: `weight`, out × in, zeros. in = key's width, out = value's.",
     also="linear_memory",
 )
-describe("vector(n = none)", "memory", "M() is the state, a vector, zeros; n is the value's width. Its bare name is the state too.")
+describe(
+    "vector(n = none)",
+    "memory",
+    "M() is the state, a vector, zeros; n is the value's width. Its bare name is the state too.",
+)
 describe("scalar()", "memory", "M() is the state, a number, zero.")
 describe("like(w)", "memory", "M() is the state, of w's shape, zeros: what optimisers keep.")
 describe(

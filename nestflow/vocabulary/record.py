@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 REQUIRED: Any = object()
@@ -105,6 +106,5 @@ def describe(signature: str, kind: str, doc: str, paper: str = "", also: str = "
 
 def lookup(name: str) -> Word | None:
     """The record of a word, or None."""
-    import nestflow.vocabulary  # noqa: F401  (registers all words)
-
+    import_module("nestflow.vocabulary")  # registers all words
     return WORDS.get(name)

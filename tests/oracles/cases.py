@@ -47,7 +47,8 @@ class Case:
         names = ", ".join(self.streams)
         inputs = "\n".join(f"input {n} : float[T, {s.width}]" for n, s in self.streams.items())
         return (
-            f"nestflow 1\n{inputs}\noutput mem({names})\n{self.before}level mem({names}) {{ every {self.every}; {self.fields} }}\n"
+            f"nestflow 1\n{inputs}\noutput mem({names})\n{self.before}"
+            f"level mem({names}) {{ every {self.every}; {self.fields} }}\n"
         )
 
     def inputs(self, batch: int, ticks: int, seed: int = 0) -> Tensors:

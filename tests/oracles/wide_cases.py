@@ -48,16 +48,18 @@ SIGN = Stream(1, free)
 
 
 def learner(
-    depth: int = 2, heads: int = 1, streams: str = "lr a", make: Callable[[Tensors, Tensors], dict[str, object]] | None = None,
-    **settings: object,
+    depth: int = 2, heads: int = 1, streams: str = "lr a",
+    make: Callable[[Tensors, Tensors], dict[str, object]] | None = None, **settings: object,
 ) -> Expected:  # fmt: skip
     """The oracle of a memory of that depth (0: a matrix); make: settings that come from inputs and weights."""
     slots = {"lr": "rate", "a": "retain", "b": "beta", "r": "weight"}
 
     def expected(x: Tensors, weights: Tensors) -> Tensor:
         k, v, q = (split(x[n], heads) for n in "kvq")
-        memory = [w if w.ndim == 3 else w[None] for w in (weights["mem.memory.weight"],)] if not depth else start(
-            weights, "memory", depth
+        memory = (
+            [w if w.ndim == 3 else w[None] for w in (weights["mem.memory.weight"],)]
+            if not depth
+            else start(weights, "memory", depth)
         )
         given = {slots[n]: split(x[n], heads) for n in streams.split()}
         more = make(x, weights) if make is not None else {}
@@ -129,6 +131,7 @@ WINDOWS = [
     ),
 ]  # fmt: skip
 
+
 def sometimes(x: Tensors, weights: Tensors) -> dict[str, object]:
     """Pairs where the input `on` is above zero."""
     return {"when": x["on"][..., 0] > 0}
@@ -151,6 +154,7 @@ WHEN = [
         learner(streams="lr a b", make=sometimes, chunk=4, every=2, window=3), every="2 tokens",
     ),
 ]  # fmt: skip
+
 
 def monomials(x: Tensors, weights: Tensors) -> Tensor:
     """Linear attention on φ(k), φ(q): 1, k_i, k_i k_j (i ≤ j), times the weights of their degree."""
@@ -201,6 +205,7 @@ POLY = [
         "memory matrix; key poly(k, 2); value v; query poly(q, 2); objective dot; update gd(1)", monomials,
     ),
 ]  # fmt: skip
+
 
 def tnt(x: Tensors, weights: Tensors) -> Tensor:
     """TNT: what the local memory has learned since the global one's last update, beside the global one."""

@@ -25,11 +25,16 @@ FLOWS = {  # memories that are flows: (z: the key's width, n: the value's)
 }
 
 OPTIMIZERS = {
-    "mean_of": "optimizer mean_of(lr) { memory m : like(w) { value g; update gd(0.2); retain 0.8 }; step -lr * debias(m) }",
-    "lagged": "optimizer lagged(lr) { memory s : like(w) { value g; update gd(1); retain 0.7 }; step -lr * (g + before(s)) }",
-    "slowly": "optimizer slowly(lr) { memory s : like(w) { value g; update gd(0.5); retain 0.5; every 2 ticks }; step -lr * (s + g) }",
-    "two_steps": "optimizer two_steps(lr) { step -lr * 0.5 * w; memory s : like(w) { value g; update gd(1); retain 0.5 }; step -lr * s }",
-    "pulled": "optimizer pulled(lr) { memory s : like(w) { value w; update gd(0.1); retain 0.9; init w }; step -lr * g + 0.02 * (s - w) }",
+    "mean_of": "optimizer mean_of(lr) { memory m : like(w) { value g; update gd(0.2); retain 0.8 }; "
+    "step -lr * debias(m) }",
+    "lagged": "optimizer lagged(lr) { memory s : like(w) { value g; update gd(1); retain 0.7 }; "
+    "step -lr * (g + before(s)) }",
+    "slowly": "optimizer slowly(lr) { memory s : like(w) { value g; update gd(0.5); retain 0.5; "
+    "every 2 ticks }; step -lr * (s + g) }",
+    "two_steps": "optimizer two_steps(lr) { step -lr * 0.5 * w; memory s : like(w) { value g; "
+    "update gd(1); retain 0.5 }; step -lr * s }",
+    "pulled": "optimizer pulled(lr) { memory s : like(w) { value w; update gd(0.1); retain 0.9; "
+    "init w }; step -lr * g + 0.02 * (s - w) }",
     "counted": "optimizer counted(lr) { step -lr * g / (t + 1) }",
 }
 
@@ -127,7 +132,8 @@ def objective(one: One, other: str | None, width: int) -> str:
         "l2", "l2", "dot", "huber(0.5)", "lp(3)", "lp(p = 4)",
         "0.5 * sum(square(M(key) - value))", "inner(M(key), M(key)) * 0.1 - inner(M(key), value)",
         "sum(log(1 + square(M(key) - value)))", "-inner(tanh(M(key)), value)", "-inner(log(softmax(M(key))), value)",
-        "0.5 * sum(square(M(key) - value)) * sigmoid(linear(x, 1))", "0.5 * sum(square(rmsnorm(M(key)) - value))", "sum(abs(M(key) - value) * 0.5 + square(M(key)))",
+        "0.5 * sum(square(M(key) - value)) * sigmoid(linear(x, 1))", "0.5 * sum(square(rmsnorm(M(key)) - value))",
+        "sum(abs(M(key) - value) * 0.5 + square(M(key)))",
         "inner(clamp(M(key), -0.5, 0.5), -value)", "sum(max(M(key), value))", "-sum(exp(-square(M(key) - value)))",
         "sum(where(value > 0, square(M(key) - value), -M(key) * value))",
     ]  # fmt: skip
@@ -179,7 +185,9 @@ def axis_rate(one: One, part: Part) -> str:
     """A rate that is no number: on an axis of a matrix, elementwise, or for each tensor."""
     if part.kind.startswith("matrix"):
         a, b = f"0.02 * sigmoid(linear(x, {part.key}))", f"0.02 * sigmoid(linear(x, {part.value}))"
-        return one([a, f"on_value({b})", f"0.02 * sigmoid(outer_product(linear(x, {part.value}), linear(x, {part.key})))"])
+        return one(
+            [a, f"on_value({b})", f"0.02 * sigmoid(outer_product(linear(x, {part.value}), linear(x, {part.key})))"]
+        )
     if part.kind.startswith("gated"):
         return one(["{gate: 0.01, up: 0.02 * sigmoid(linear(x, 1)), linear: 0.02}"])
     return "0.01"

@@ -8,8 +8,24 @@ from dataclasses import dataclass
 from hypothesis import strategies as st
 
 from tests.properties.memories import (
-    DIM, FLOWS, HELPERS, OPTIMIZERS, WHEN, One, Part, axis_update, gate, link, listed, memory_kind, objective, projected,
-    projection, update, weight, windowed,
+    DIM,
+    FLOWS,
+    HELPERS,
+    OPTIMIZERS,
+    WHEN,
+    One,
+    Part,
+    axis_update,
+    gate,
+    link,
+    listed,
+    memory_kind,
+    objective,
+    projected,
+    projection,
+    update,
+    weight,
+    windowed,
 )  # fmt: skip
 
 NAMES = ("store", "aim", "pace")
@@ -69,7 +85,12 @@ class Level:
         return f"cache({chosen})" if chosen else "cache"
 
     def cache(self) -> list[str]:
-        fields = ["every 1 token", f"memory {self.cache_kind()}", "key k", f"value {self.projection(self.value, unit=False)}"]
+        fields = [
+            "every 1 token",
+            f"memory {self.cache_kind()}",
+            "key k",
+            f"value {self.projection(self.value, unit=False)}",
+        ]
         return [*fields, f"query {self.projection(self.key)}", self.join("y", self.value)]
 
     def clock(self) -> tuple[int, int]:
@@ -118,7 +139,8 @@ class Level:
         value = one([self.projection(p.value, unit=False), *[f"{m}({'q' if m == p.name else 'u'})" for m in vectors],
                      *[f"{m}(q) |> {look}" for m in vectors for look in ("short_conv(2)", "previous")],
                      *[f"stop({m}(q))" for m in vectors if m != p.name],
-                     *[f"{m}({'q' if m == p.name else 'k'}) + ({self.projection(p.value)})" for m in vectors]])  # fmt: skip
+                     *[f"{m}({'q' if m == p.name else 'k'}) + ({self.projection(p.value)})" for m in vectors],
+                     ])  # fmt: skip
         if not p.kind.startswith("cache"):
             value = listed(one, p, value, self.projection(p.value))
         p.fields += [f"key {key}", f"value {value}"]
@@ -175,15 +197,22 @@ def make(one: One) -> Spec:
     tokens = one([False, True])
     start = f"x = {'embed(tokens, 7, 12) * 12' if tokens else 'x |> linear(12)'}"
     fits = not any("decay_first" in level or "value [" in level for level in levels)
-    calls = [f"x = x + {n}({one(['rmsnorm(x)', 'x'])}{one(['', '', '', ', chunk = 12']) if fits else ''})" for n in names]
+    calls = [
+        f"x = x + {n}({one(['rmsnorm(x)', 'x'])}{one(['', '', '', ', chunk = 12']) if fits else ''})" for n in names
+    ]
     layout = one(["once", "repeat", "mixers"])
     if layout == "once":
         body, more = calls, []
     elif layout == "repeat":
-        body, more = ["repeat 2 { x = block(x) }"], [f"flow block(x) {{ {'; '.join(calls)}; return x + swiglu(rmsnorm(x)) }}"]
+        body, more = (
+            ["repeat 2 { x = block(x) }"],
+            [f"flow block(x) {{ {'; '.join(calls)}; return x + swiglu(rmsnorm(x)) }}"],
+        )
     else:
         listed = ", ".join(names)
-        more = [f"flow stack_of(x, mixers = [{listed}]) {{ repeat 2 as i {{ x = x + mixers[i](rmsnorm(x)) }}; return x }}"]
+        more = [
+            f"flow stack_of(x, mixers = [{listed}]) {{ repeat 2 as i {{ x = x + mixers[i](rmsnorm(x)) }}; return x }}"
+        ]
         body = ["x = stack_of(x)"]
     given = "tokens" if tokens else "x"
     lines = [

@@ -19,7 +19,12 @@ from nestflow.lowering.patterns.setting import Setting
 Pattern = Callable[[Memory, Errors, Setting], "Mapping[str, LinearRule] | str"]
 
 PATTERNS: dict[str, Pattern] = {
-    "cache": cache, "frozen": frozen, "recurrence": recurrence, "delta": delta, "chunk": chunk, "scan": scan,
+    "cache": cache,
+    "frozen": frozen,
+    "recurrence": recurrence,
+    "delta": delta,
+    "chunk": chunk,
+    "scan": scan,
 }
 
 __all__ = ["PATTERNS", "Pattern", "Setting"]

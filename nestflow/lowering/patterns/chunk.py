@@ -13,8 +13,11 @@ def chunk(m: Memory, errors: Errors, setting: Setting) -> dict[str, LinearRule] 
     if m.kind == "cache":
         return "a cache"
     if m.chunk <= m.every:
-        return ("chunk 1: each error is taken at the state the tick before left" if m.chunk == 1 else
-                f"chunk = every = {m.chunk}: it learns once per chunk, from the sum")
+        return (
+            "chunk 1: each error is taken at the state the tick before left"
+            if m.chunk == 1
+            else f"chunk = every = {m.chunk}: it learns once per chunk, from the sum"
+        )
     if m.decay_first:
         return "`decay_first` takes errors at a state that every tick decays"
     return linear_rules(m, errors)

@@ -41,7 +41,7 @@ def looks(errors: Errors) -> tuple[str, Node, Node, Node] | str:
     """The one tensor, its input h, and its error as a · (W h) + b: (tensor, h, a, b); or why it is not of that form."""
     if errors.dense or len(errors.factors) != 1:
         return "not one matrix"
-    (tensor, pairs), = errors.factors.items()
+    ((tensor, pairs),) = errors.factors.items()
     if len(pairs) != 1:
         return "several recalls in one objective"
     h, e = pairs[0]
