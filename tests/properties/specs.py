@@ -161,7 +161,7 @@ class Level:
         if one([False] * 7 + [True]):
             p.fields.append(f"project {projection(one, p)}")
         own = weight(one, number, p)
-        if own:
+        if own and not (own.startswith("{") and goal.startswith("windowed")):  # not built
             p.fields.append(f"weight {own}")
         retain = link(one, p) if plain and one([False] * 9 + [True]) else gate(one, number, p)
         if retain:

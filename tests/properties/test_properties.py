@@ -33,7 +33,7 @@ def hold(spec: Spec) -> None:
 def hold_long(spec: Spec) -> None:
     """More ticks than a block of a closed form has, cut in the middle of chunks. Objectives of a power above two go:
     over so many ticks they diverge."""
-    text = re.sub(r"lp\(.*?\)", "huber(0.5)", spec.text)
+    text = re.sub(r"\blp\(.*?\)", "huber(0.5)", spec.text)
     case = Case(replace(spec, text=text, ticks=LONG, cuts=(1, LONG // 3, LONG // 2 + 1), batch=1))
     checks.splits_are_the_whole(case)
     checks.patterns_agree(case)
