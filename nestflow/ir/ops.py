@@ -425,7 +425,7 @@ def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
 
 
 def stack(xs: tuple[Node, ...], span: Span | None = None) -> Node:
-    if not xs or any(is_const(x) for x in xs):
+    if all(is_const(x) for x in xs):  # none at all is among these
         raise ShapeError("stack needs values, and no bare numbers")
     _mix_check(tuple(x.type for x in xs))
     shape = broadcast_shapes(*(x.type.shape for x in xs))
