@@ -130,25 +130,34 @@ def paper(doc: str) -> str:
     return found[1] if found else ""
 
 
-def results(run: Run, chosen: list[str], mode: str) -> dict[str, Any]:
-    target = size_of(REFERENCE, run, run.dim)
-    rows = []
-    for name in chosen:
-        rows.append(measure(name, run, target))
-        r = rows[-1]
-        off = "" if r["without"] is None else f", {r['without']:.3f} without its memory"
-        speed = f"{r['tokens_per_s']:,.0f} tokens/s, {r['seconds']:.0f} s"
-        print(f"{name:18} {r['bpb']:.3f} bits per byte{off}, {speed}", flush=True)
-    text = corpus("shakespeare")
-    return {
+def results(run: Run, chosen: list[str], mode: str, out: Path | None) -> dict[str, Any]:
+    """All rows. out: written after each of them; those of an earlier call with the same settings are kept."""
+    text, target = corpus("shakespeare"), size_of(REFERENCE, run, run.dim)
+    found = {
         "mode": mode,
         "run": asdict(run),
         "target": target,
         "baselines": dict(baselines(text)),
         "machine": {"torch": torch.__version__, "threads": torch.get_num_threads(), "platform": platform.machine()},
         "date": date.today().isoformat(),
-        "rows": rows,
+        "rows": [],
     }
+    if out is not None and out.exists():
+        before = json.loads(out.read_text(encoding="utf-8"))
+        if before["run"] == found["run"]:
+            found["rows"] = before["rows"]
+    for name in chosen:
+        if name in {r["name"] for r in found["rows"]}:
+            continue
+        r = measure(name, run, target)
+        found["rows"].append(r)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        off = "" if r["without"] is None else f", {r['without']:.3f} without its memory"
+        speed = f"{r['tokens_per_s']:,.0f} tokens/s, {r['seconds']:.0f} s"
+        print(f"{name:18} {r['bpb']:.3f} bits per byte{off}, {speed}", flush=True)
+    return found
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,7 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", nargs="+", metavar="SPEC", help="these alone")
     p.add_argument("--steps", type=int, help="steps of each")
     p.add_argument("--write", action="store_true", help="fill docs/zoo.md and draw docs/zoo.svg")
-    p.add_argument("--out", type=Path, help="write the results as JSON")
+    p.add_argument("--out", type=Path, help="the results as JSON, row by row; a call that finds rows there goes on")
     p.add_argument("--read", type=Path, help="results of an earlier --out, instead of a run")
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args(argv)
@@ -172,15 +181,12 @@ def main(argv: list[str] | None = None) -> int:
     if a.read:
         found = json.loads(a.read.read_text(encoding="utf-8"))
     else:
-        found = results(run, a.only or names(), "quick" if a.quick else "full")
+        found = results(run, a.only or names(), "quick" if a.quick else "full", a.out)
     table = markdown(found)
     print(table)
-    if a.out and not a.read:
-        a.out.parent.mkdir(parents=True, exist_ok=True)
-        a.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if a.write:
         picture(found, ROOT / "docs" / "zoo.svg")
-        write_block(ROOT / "docs" / "zoo.md", table)
+        write_block(ROOT / "docs" / "zoo.md", table + "\n\n![Training curves](zoo.svg)")
     return 0
 
 

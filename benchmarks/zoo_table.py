@@ -39,8 +39,9 @@ def markdown(result: dict[str, Any]) -> str:
     grams = ", ".join(f"byte {n} {b:.2f}" for n, b in result["baselines"].items())
     lines += [
         "",
-        f"What was run ({result['mode']}, {result['date']}): each spec as wide as makes it as large as the transformer "
-        f"of width {run['dim']} ({result['target']:,} parameters; widths are multiples of {4 * run['n_heads']}), "
+        f"What was run ({result['mode']}, {result['date']}): each spec at the width that makes it as large as a "
+        f"transformer of width {run['dim']} ({result['target']:,} parameters; widths are multiples of "
+        f"{4 * run['n_heads']}), "
         f"{run['depth']} blocks, {run['n_heads']} heads, "
         f"{run['steps']} steps of {run['batch']} × {run['length']} bytes of Shakespeare, one seed, one peak rate "
         f"({run['lr']:g}), tuned for none. Bits per byte over {run['windows']} held-out windows; yardsticks: {grams}. "
