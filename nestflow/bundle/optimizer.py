@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from nestflow.bundle.source import load_source
@@ -23,19 +23,19 @@ def rule_class(rule: Rule, name: str = "optimizer") -> type[StepOptimizer]:
     return load_source(emit_rule(rule, name), name).Optimizer
 
 
-def optimizer(target: str, params: Iterable[Any], **settings: Any) -> StepOptimizer:
+def optimizer(target: str | Mapping[str, Any], params: Iterable[Any], **settings: Any) -> StepOptimizer:
     """A torch.optim.Optimizer from a spec: `nestflow.optimizer("optimizers.adam", module.parameters(), lr=3e-3)`.
 
-    target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text of a spec
-    with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups with
+    target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text or dict of a
+    spec with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups with
     settings of their own. settings: the optimizer's slots.
     Raises NestflowError for an unknown name or setting, and for a rule that needs more than gradients (dgd).
     """
     from nestflow.graph.build import optimizer_rule
 
-    if target.rpartition(".")[2] == "dgd":
+    if isinstance(target, str) and target.rpartition(".")[2] == "dgd":
         raise mistake("NF543", *NEEDS_INPUTS)
     total_steps = settings.pop("total_steps", None)
     rule = optimizer_rule(target, dict(settings))
-    name = target if "\n" not in target else rule.text
+    name = target if isinstance(target, str) and "\n" not in target else rule.text
     return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, total_steps=total_steps)

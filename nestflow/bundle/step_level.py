@@ -101,6 +101,10 @@ def as_groups(weights: Weights, first: int = 0) -> list[tuple[list[tuple[str, Te
         raise mistake(
             "NF544", "an optimizer takes several parameters, and this is one tensor.", "put it in a list: `[w]`"
         )
+    if not isinstance(weights, Iterable) and not hasattr(weights, "__len__"):
+        raise mistake(
+            "NF544", f"parameters are wanted, and this is a {type(weights).__name__}.", "pass `module.parameters()`"
+        )
     items = list(weights)
     if not items:
         raise mistake(

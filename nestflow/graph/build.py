@@ -79,7 +79,7 @@ class _Top:
         self, root: Instance, output: Node | None, levels: Any, weights: list[WeightSpec], state: tuple[StateSlot, ...]
     ) -> LevelGraph:
         spec = self.program.spec
-        name = spec.source.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0].strip("<>") or "spec"
+        name = short_name(spec)
         info = describe.levels(root, levels, weights, state)
         return LevelGraph(
             name,
@@ -241,10 +241,16 @@ def absolute_weights(root: Instance) -> list[WeightSpec]:
     return [replace(w, path=f"{i.path}.{w.path}" if i.path else w.path) for i in root.walk() for w in i.weights]
 
 
-def optimizer_rule(target: str, arguments: dict[str, Any]) -> Rule:
+def short_name(spec: tree.Spec) -> str:
+    """What a spec is called: its file's name without folder and ending."""
+    return spec.source.name.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[0].strip("<>") or "spec"
+
+
+def optimizer_rule(target: Any, arguments: dict[str, Any]) -> Rule:
     """The rule of a shipped optimiser (or of one in a file or text), for any parameters.
 
-    target: `adam`, `optimizers.adam`, "my.nl", or the text of a spec that holds one optimizer. arguments: its slots.
+    target: `adam`, `optimizers.adam`, "my.nl", or the text or dict of a spec that holds one optimizer (or several, of
+    which one is called as the file is). arguments: its slots.
     """
     from nestflow.diagnostics.core import fail
     from nestflow.language.nl import parse_expression
@@ -252,11 +258,15 @@ def optimizer_rule(target: str, arguments: dict[str, Any]) -> Rule:
 
     program = load(target)
     found = [s for s in program.body if isinstance(s, tree.Optimizer)]
-    short = target.rsplit(".", 1)[-1]
-    template = next((t for t in found if t.name == short), found[-1] if found else None)
+    name = short_name(program.spec)
+    template = next((t for t in found if t.name == name), found[0] if len(found) == 1 else None)
+    if template is None and found:
+        listed = ", ".join(f"`{t.name}`" for t in found)
+        message = f"`{name}` holds several optimizers: {listed}"
+        raise fail("NF242", message, None, "call one of them as the file is called")
     if template is None:
         raise fail(
-            "NF242", f"`{target}` holds no optimizer", None, "`optimizers.adam`, or a file with `optimizer name(…) {…}`"
+            "NF242", f"`{name}` holds no optimizer", None, "`optimizers.adam`, or a file with `optimizer name(…) {…}`"
         )
     elab = Elaborator(program)
     for s in program.body:
@@ -277,6 +287,8 @@ def optimizer_rule(target: str, arguments: dict[str, Any]) -> Rule:
 
 
 def _literal(value: Any) -> str:
+    if not isinstance(value, (bool, int, float, str)) and callable(getattr(value, "item", None)):
+        value = value.item()  # a tensor or a number of numpy
     if isinstance(value, bool):
         return "true" if value else "false"
     return repr(float(value)) if isinstance(value, float) else str(value)

@@ -134,7 +134,8 @@ class Elaborator:
         if state is not None:
             return state(expr)
         if isinstance(value, Partial):
-            known = f"`{value.name}` is a {value.kind if value.kind != 'word' else 'function'}"
+            kind = value.kind if value.kind != "word" else "function"
+            known = f"`{value.name}` is {'an' if kind[0] in 'aeiou' else 'a'} {kind}"
             raise self.failure(
                 "NF207", f"{known}, and a value is needed here", expr.span, f"call it: `{value.name}(...)`"
             )
