@@ -27,8 +27,8 @@ def optimizer(target: str | Mapping[str, Any], params: Iterable[Any], **settings
     """A torch.optim.Optimizer from a spec: `nestflow.optimizer("optimizers.adam", module.parameters(), lr=3e-3)`.
 
     target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text or dict of a
-    spec with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups with
-    settings of their own. settings: the optimizer's slots.
+    spec with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups
+    with settings of their own. settings: the optimizer's slots.
     Raises NestflowError for an unknown name or setting, and for a rule that needs more than gradients (dgd).
     """
     from nestflow.graph.build import optimizer_rule
