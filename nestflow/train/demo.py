@@ -51,7 +51,7 @@ class Plan:
     batch: int = 8
     length: int = 256
     eval_windows: int = 64
-    budget: float = 240.0
+    budget: float = 200.0
     recall: RecallPlan = field(default_factory=RecallPlan)
 
 
