@@ -18,6 +18,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.level_cache import CacheCode
+from nestflow.emit.level_facts import keeps_state, looks_at_start, numbers_of, reads_new, where, written
 from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes, per_tick
 from nestflow.emit.level_rounds import RoundsCode
 from nestflow.emit.level_rows import Rows, starts_of
@@ -25,8 +26,8 @@ from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
 from nestflow.emit.ops import tensor as as_tensor
-from nestflow.emit.writer import Writer, identifier, plain, short_name
-from nestflow.graph.model import Instance, Memory
+from nestflow.emit.writer import Writer, identifier, plain
+from nestflow.graph.model import Instance
 from nestflow.graph.state import UPDATES, state_tensors
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
@@ -40,12 +41,6 @@ LOOKBACK = ("short_conv", "previous", "window")
 def emit_level(instance: Instance, entry: LevelPlan, writer: Writer, letters: Letters | None = None) -> str:
     """Write the level's function; its name. entry: the level's plan (`lower(graph).levels[instance.path]`)."""
     return LevelCode(instance, entry, writer, letters or Letters()).write()
-
-
-def where(node: object) -> str:
-    """`  # titans.nl:16` behind a line of code."""
-    span = getattr(node, "span", None)
-    return f"  # {short_name(span.source.name)}:{span.line}" if span is not None else ""
 
 
 class LevelCode:
@@ -443,34 +438,6 @@ class LevelCode:
                 for new in news:
                     self.writer.line(f"    {new},")
                 self.writer.line(")")
-
-
-def keeps_state(instance: Instance) -> bool:
-    return any(i.tails or i.memories for i in instance.walk())
-
-
-def looks_at_start(e: Node, h: Node) -> list[Node]:
-    """What the errors of a delta rule have computed of W h, at the chunk's first state."""
-    if not any(n.op == "solved" for n in walk(e)):
-        return []
-    return [n for n in walk(e) if n.op == "linear" and n.args[0] is h and n.args[1].op == "state"]
-
-
-def numbers_of(m: Memory) -> list[tuple[str, Node]]:
-    """The memory's gates and rates that are numbers of the tick, by name."""
-    found = [("retain", m.retain)] if m.retain is not None else []
-    found += [] if m.rule is None else [(n, m.rule.expand(a)) for n, a in m.rule.arguments]
-    return [(n, a) for n, a in found if a.type.is_number and a.op != "const"]
-
-
-def written(m: Memory) -> str:
-    """How the memory learns, as in the text."""
-    return f"update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else "")
-
-
-def reads_new(y: Node) -> bool:
-    """Whether a recall waits for the piece's new state."""
-    return any(n.op == "state" and n["when"] == "new" for n in walk(y))
 
 
 __all__ = ["LevelCode", "emit_level"]

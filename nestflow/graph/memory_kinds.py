@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Span
-from nestflow.graph.expressions import apply, bind, evaluate, partial
+from nestflow.graph.arguments import bind
+from nestflow.graph.expressions import apply, evaluate, partial
 from nestflow.graph.model import CacheSpec, Init, MemoryFunction, MemoryTensor, WeightSpec
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.values import Distribution, Partial, SelfReference

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from nestflow.graph.arguments import bind
 from nestflow.graph.expressions import default_of, evaluate
 from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
 from nestflow.graph.scope import Env, Site
@@ -225,8 +226,6 @@ class RuleBuilder:
         if target.name == "replace":
             self.program.append(SetWeight(replaced(self.memory, stage), stage.span))
             return
-        from nestflow.graph.expressions import bind
-
         args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
         kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
         (lr,) = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]
@@ -235,8 +234,6 @@ class RuleBuilder:
         self.program.append(Step(ops.unary("neg", ops.binary("mul", hyper, ops.leaf("g", LIKE))), stage.span))
 
     def dgd(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
-        from nestflow.graph.expressions import bind
-
         args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
         kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
         lr, normalize, exact, only = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]

@@ -1,0 +1,41 @@
+"""What the code of a level asks of its graph, and how it names a place in the spec."""
+
+from __future__ import annotations
+
+from nestflow.emit.writer import short_name
+from nestflow.graph.model import Instance, Memory
+from nestflow.ir.node import Node, walk
+
+
+def where(node: object) -> str:
+    """`  # titans.nl:16` behind a line of code."""
+    span = getattr(node, "span", None)
+    return f"  # {short_name(span.source.name)}:{span.line}" if span is not None else ""
+
+
+def keeps_state(instance: Instance) -> bool:
+    return any(i.tails or i.memories for i in instance.walk())
+
+
+def looks_at_start(e: Node, h: Node) -> list[Node]:
+    """What the errors of a delta rule have computed of W h, at the chunk's first state."""
+    if not any(n.op == "solved" for n in walk(e)):
+        return []
+    return [n for n in walk(e) if n.op == "linear" and n.args[0] is h and n.args[1].op == "state"]
+
+
+def numbers_of(m: Memory) -> list[tuple[str, Node]]:
+    """The memory's gates and rates that are numbers of the tick, by name."""
+    found = [("retain", m.retain)] if m.retain is not None else []
+    found += [] if m.rule is None else [(n, m.rule.expand(a)) for n, a in m.rule.arguments]
+    return [(n, a) for n, a in found if a.type.is_number and a.op != "const"]
+
+
+def written(m: Memory) -> str:
+    """How the memory learns, as in the text."""
+    return f"update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else "")
+
+
+def reads_new(y: Node) -> bool:
+    """Whether a recall waits for the piece's new state."""
+    return any(n.op == "state" and n["when"] == "new" for n in walk(y))
