@@ -126,6 +126,11 @@ class Site:
         x = self.node(value, what)
         return x if x.type.shape or x.type.like else ops.reshape(x, (1,))
 
+    def real(self, value: Any, what: str) -> Node:
+        """A value with at least one feature axis, of a floating type: integers and truths become numbers."""
+        x = self.vector(value, what)
+        return x if x.type.dtype == "float" else ops.binary("mul", ops.const(1.0), x, self.span)
+
     def number(self, value: Any, what: str) -> float:
         if isinstance(value, (int, float)):
             return value

@@ -259,8 +259,13 @@ class Templates:
         names: dict[str, Node] | None = None,
     ) -> Any:
         """Run a flow's body from top to bottom; the value of its `return`."""
+        # the position, where there is a token axis to count along
+        ticks = any(isinstance(v, Node) and v.type.clock for v in bound.values())
+        given: dict[str, Any] = {"training": ops.leaf("training", Type("bool"))}
+        if ticks:
+            given["t"] = ops.leaf("position", Type("int", (), True, "T"))
         local: dict[str, Any] = {}
-        scope = env.extend(local)
+        scope = env.extend(given).extend(local)
         for s in template.slots or ():
             local[s.name] = bound[s.name] if s.name in bound else default_of(s, scope)
         body = Body(self, scope, local, names)

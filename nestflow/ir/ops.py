@@ -213,6 +213,9 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
         folded = _fold(op, a.value, b.value)
         if folded is not None:
             return const(folded, span)
+    for x in (a, b) if op in ("and", "or") else ():
+        if x.type.dtype != "bool":
+            raise ShapeError(f"`{op}` joins what is true or false, and this is {x.type}", "compare it: `x > 0`")
     _mix_check((a.type, b.type))
     if op == "pow" and "float" not in (a.type.dtype, b.type.dtype) and not (is_const(b) and b.value >= 0):
         # an integer to a negative power is no integer: 2 ^ (-5 - head)
@@ -275,6 +278,8 @@ def unary(op: str, x: Node, span: Span | None = None) -> Node:
         folded = _fold_unary(op, x.value)
         if folded is not None:
             return const(folded, span)
+    if op == "not" and x.type.dtype != "bool" and not is_const(x):
+        raise ShapeError(f"`not` takes what is true or false, and this is {x.type}", "compare it: `x > 0`")
     dtype = "bool" if op == "not" else (x.type.dtype if op in ("neg", "abs", "square", "sign") else "float")
     return make(op, (x,), x.type.with_(dtype=dtype), span)
 
@@ -306,6 +311,8 @@ def _fold_unary(op: str, v: float) -> float | int | bool | None:
 def where(c: Node, a: Node, b: Node, span: Span | None = None) -> Node:
     if is_const(c):
         return a if c.value else b
+    if c.type.dtype != "bool":
+        raise ShapeError(f"a condition is true or false, and this is {c.type}", "compare it: `x > 0`")
     _mix_check((c.type, a.type, b.type))
     base = carried(c.type, a.type, b.type)
     shape = () if base.like else broadcast_shapes(c.type.shape, a.type.shape, b.type.shape)
@@ -332,10 +339,9 @@ def reduce(op: str, x: Node, axis: int | None = None, keep: bool = False, span: 
         if not -rank <= axis < rank:
             raise ShapeError(f"axis {axis} of a value with {rank} feature axes")
         axes = (axis % rank,)
+    dtype = "float" if op == "mean" else "int" if op == "sum" and x.type.dtype == "bool" else x.type.dtype
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.type.shape) if keep or i not in axes)
-    return make(
-        op, (x,), x.type.with_(shape=shape, dtype="float" if op == "mean" else x.type.dtype), span, axes=axes, keep=keep
-    )
+    return make(op, (x,), x.type.with_(shape=shape, dtype=dtype), span, axes=axes, keep=keep)
 
 
 def linear(x: Node, w: Node, span: Span | None = None) -> Node:
@@ -406,6 +412,12 @@ def rowwise(op: str, x: Node, *weights: Node, span: Span | None = None, **attrs:
     return make(op, (x, *weights), base.with_(dtype="float", shape=x.type.shape), span, **attrs)
 
 
+def _joined(xs: tuple[Node, ...]) -> str:
+    """What torch makes of these together: float before int before bool."""
+    found = {x.type.dtype for x in xs}
+    return next(d for d in ("float", "int", "bool") if d in found)
+
+
 def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     if not xs:
         raise ShapeError("concat needs a value")
@@ -455,14 +467,23 @@ def reshape(x: Node, shape: tuple[int, ...], span: Span | None = None) -> Node:
     return x if shape == x.type.shape else make("reshape", (x,), x.type.with_(shape=shape), span, shape=shape)
 
 
+def _ticks(x: Node, what: str) -> None:
+    if not x.type.clock:
+        raise ShapeError(
+            f"{what} looks along the token axis, and this value has none: {x.type}", "`float[T, 8]` has it"
+        )
+
+
 def short_conv(x: Node, w: Node, bias: Node | None, n: int, tail: str, span: Span | None = None) -> Node:
     """Depthwise and causal: Σ_{j<n} w[:, j] ⊙ x_{t−j}; w [width, n]. `tail` names the n−1 kept inputs."""
+    _ticks(x, "short_conv")
     base = carried(x.type, w.type)
     args = (x, w) if bias is None else (x, w, bias)
     return make("short_conv", args, base.with_(dtype="float", shape=x.type.shape), span, n=n, tail=tail)
 
 
 def previous(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
+    _ticks(x, "previous")
     return make("previous", (x,), x.type, span, n=n, tail=tail)
 
 
@@ -482,6 +503,7 @@ def window(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
 
 
 def rope(x: Node, base: float = 10000.0, reset: int | None = None, span: Span | None = None) -> Node:
+    _ticks(x, "rope")
     if not x.type.shape or x.type.shape[-1] % 2:
         raise ShapeError(f"rope turns pairs of features, and this width is odd: {list(x.type.shape)}")
     return make("rope", (x,), x.type.with_(dtype="float", batch=True), span, base=base, reset=reset)

@@ -15,9 +15,7 @@ from nestflow.vocabulary.record import word
 def linear(site: Any, x: Any, n: Any, bias: Any, init: Any) -> Node:
     """W x (+ b). Without n the input's width, divided by the heads if the input is whole and the level has heads.
     Under heads it gives n features per head."""
-    x = site.node(x, "linear")
-    if not x.type.shape:
-        x = ops.reshape(x, (1,))
+    x = site.real(x, "linear")
     heads = site.weight_heads(x)
     width = x.type.shape[-1]
     if n is None:
@@ -60,7 +58,7 @@ def embed(site: Any, i: Any, vocab: Any, dim: Any, init: Any) -> Node:
 @word("short_conv(x, n, bias = false, init = none)", also="conv1d causal_conv conv", paper="Titans 4.4, kernel 4")
 def short_conv(site: Any, x: Any, n: Any, bias: Any, init: Any) -> Node:
     """Depthwise and causal: Σ over j < n of w_j ⊙ x_{t−j}, own token included, zeros before the sequence's start."""
-    x = site.vector(x, "short_conv")
+    x = site.real(x, "short_conv")
     taps, width = site.size(n, "the taps of short_conv"), x.type.shape[-1]
     w = site.weight("weight", (width, taps), site.init(init, fan_in=taps), x.type.heads, multiplies=False)
     b = site.weight("bias", (width,), site.init("zeros"), x.type.heads) if site.flag(bias, "bias") else None
@@ -78,7 +76,7 @@ def previous(site: Any, x: Any, n: Any) -> Node:
 @word("rope(x, base = 10000, reset = none)", also="rotary RoPE", paper="Su et al. 2021")
 def rope(site: Any, x: Any, base: Any, reset: Any) -> Node:
     """Turns the pairs (i, i + d/2) by p · base^(−2i/d), p = t − 1 (or (t − 1) mod reset)."""
-    x = site.vector(x, "rope")
+    x = site.real(x, "rope")
     return ops.rope(
         x, float(site.number(base, "base")), None if reset is None else site.size(reset, "reset"), site.span
     )
@@ -90,7 +88,7 @@ def rope(site: Any, x: Any, base: Any, reset: Any) -> Node:
 @word("rmsnorm(x, eps = 1e-6)", also="RMSNorm rms_norm")
 def rmsnorm(site: Any, x: Any, eps: Any) -> Node:
     """x / √(mean x² + eps) ⊙ gain."""
-    x = site.vector(x, "rmsnorm")
+    x = site.real(x, "rmsnorm")
     gain = site.weight("weight", (x.type.shape[-1],), site.init("ones"), x.type.heads)
     return ops.rowwise("rmsnorm", x, gain, span=site.span, eps=float(site.number(eps, "eps")))
 
@@ -98,13 +96,13 @@ def rmsnorm(site: Any, x: Any, eps: Any) -> Node:
 @word("l2norm(x, eps = 1e-6)", also="normalize normalise unit")
 def l2norm(site: Any, x: Any, eps: Any) -> Node:
     """x / √(Σ x² + eps)."""
-    return ops.rowwise("l2norm", site.vector(x, "l2norm"), span=site.span, eps=float(site.number(eps, "eps")))
+    return ops.rowwise("l2norm", site.real(x, "l2norm"), span=site.span, eps=float(site.number(eps, "eps")))
 
 
 @word("layernorm(x, eps = 1e-5)", also="LayerNorm layer_norm")
 def layernorm(site: Any, x: Any, eps: Any) -> Node:
     """Biased variance, gain and bias."""
-    x = site.vector(x, "layernorm")
+    x = site.real(x, "layernorm")
     gain = site.weight("weight", (x.type.shape[-1],), site.init("ones"), x.type.heads)
     bias = site.weight("bias", (x.type.shape[-1],), site.init("zeros"), x.type.heads)
     return ops.rowwise("layernorm", x, gain, bias, span=site.span, eps=float(site.number(eps, "eps")))
@@ -113,7 +111,7 @@ def layernorm(site: Any, x: Any, eps: Any) -> Node:
 @word("softmax(x, axis = -1)")
 def softmax(site: Any, x: Any, axis: Any) -> Node:
     """exp x over its sum, on the last axis."""
-    x = site.vector(x, "softmax")
+    x = site.real(x, "softmax")
     if site.number(axis, "axis") not in (-1, len(x.type.shape) - 1):
         site.fail("NF308", "softmax acts on the last axis", "transpose first")
     return ops.rowwise("softmax", x, span=site.span)
