@@ -9,7 +9,7 @@ from nestflow.graph.expressions import evaluate, integer, partial
 from nestflow.graph.names import check_name
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
-from nestflow.graph.values import Partial, Poison, Quiet, SharedValue
+from nestflow.graph.values import Partial, Poison, Quiet, SharedValue, is_list
 from nestflow.ir import ops
 from nestflow.ir.node import Node
 from nestflow.language import tree
@@ -139,6 +139,6 @@ def items_of(s: tree.For, env: Env) -> list[tree.Expr]:
     if isinstance(s.items, tree.ListExpr):
         return list(s.items.items)
     value = evaluate(s.items, env)
-    if not isinstance(value, list) or not all(isinstance(v, Node) and v.op == "const" for v in value):
+    if not is_list(value) or not all(isinstance(v, Node) and v.op == "const" for v in value):
         raise env.elab.failure("NF318", "`for` goes over a list", s.items.span, "`for m in [keys, values] { … }`")
     return [tree.Number(v.value, span=s.items.span) for v in value]

@@ -222,11 +222,8 @@ def edges(
 
 def _answering(level: Instance) -> Memory:
     """The memory whose recall the level returns."""
-    read = (
-        {n["memory"] for n in walk(level.result) if n.op == "recall" and n["mode"] == "return"}
-        if level.result
-        else set()
-    )
+    nodes = walk(level.result) if level.result else ()
+    read = {n["memory"] for n in nodes if n.op == "recall" and n["mode"] == "return"}
     return next((m for m in level.memories if m.name in read), level.memories[-1])
 
 
@@ -254,7 +251,7 @@ def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> No
     owner = {p: s.name for s in steps for p in s.weights}
     for i in level_instances(root):
         for m in i.memories:
-            owners = {"initialises": set(), "generates": set()}
+            owners: dict[str, set[str]] = {"initialises": set(), "generates": set()}
             for w in i.weights:
                 full = f"{i.path}.{w.path}" if i.path else w.path
                 if full in owner:

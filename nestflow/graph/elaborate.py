@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ from nestflow.diagnostics.core import Collector, Edit, NestflowError, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Init, ParamValue
 from nestflow.graph.scope import Builder, Env
-from nestflow.graph.values import Abort, Distribution, Partial, Poison, Quiet
+from nestflow.graph.values import Abort, Distribution, Partial, Poison, Quiet, is_list
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends
 from nestflow.language import tree
@@ -114,8 +114,8 @@ class Elaborator:
         return self.values[name]
 
     def unpack(self, names: tuple[str, ...], value: Any, statement: tree.Node, into: dict[str, Any]) -> None:
-        if not isinstance(value, list) or len(value) != len(names):
-            size = len(value) if isinstance(value, list) else "no list"
+        if not is_list(value) or len(value) != len(names):
+            size = len(value) if is_list(value) else "no list"
             raise self.failure(
                 "NF314", f"{len(names)} names take a list of {len(names)}, and this is {size}", statement.span
             )
@@ -139,7 +139,9 @@ class Elaborator:
             raise self.failure(
                 "NF207", f"{known}, and a value is needed here", expr.span, f"call it: `{value.name}(...)`"
             )
-        kind = {list: "a list", str: "a string", dict: "a record"}.get(type(value), type(value).__name__.lower())
+        kinds: dict[Any, str] = {list: "a list", str: "a string", dict: "a record"}
+        given: Any = value
+        kind = kinds.get(type(given), type(given).__name__.lower())
         raise self.failure("NF315", f"{what} needs a value, and this is {kind}", expr.span)
 
     def as_init(self, value: Any, expr: tree.Expr) -> Init:
@@ -177,7 +179,7 @@ class Elaborator:
             raise self.fatal("NF431", message, expr.span, "is a `repeat` a typo?")
 
     @contextmanager
-    def turns(self, count: int, what: str, span: Span | None) -> Iterator[None]:
+    def turns(self, count: int, what: str, span: Span | None) -> Generator[None, None, None]:
         """Loops inside each other: how often what stands in them is run is bounded before it is run."""
         if not 0 <= count <= MAX_TURNS:
             raise self.failure("NF434", f"`{what}` {count:,} times is outside 0 … {MAX_TURNS:,}", span)
@@ -194,7 +196,7 @@ class Elaborator:
     # mistakes --------------------------------------------------------------------------------------
 
     @contextmanager
-    def at(self, expr: tree.Node) -> Iterator[None]:
+    def at(self, expr: tree.Node) -> Generator[None, None, None]:
         """Shape errors inside are told at this place."""
         try:
             yield

@@ -19,6 +19,8 @@ from nestflow.graph.values import (
     Poison,
     Quiet,
     SharedValue,
+    is_list,
+    is_record,
 )
 from nestflow.ir import ops
 from nestflow.ir.node import Node
@@ -79,16 +81,14 @@ def evaluate(expr: tree.Expr, env: Env) -> Any:
             return _index(expr, env)
         if isinstance(expr, tree.Call):
             return call(expr.function, [], expr.args, expr.kwargs, env, expr)
-        if isinstance(expr, tree.Pipe):
-            value = evaluate(expr.stages[0], env)
-            for stage in expr.stages[1:]:
-                with elab.at(stage):
-                    if isinstance(stage, tree.Call):
-                        value = call(stage.function, [value], stage.args, stage.kwargs, env, stage)
-                    else:
-                        value = call(stage, [value], (), (), env, stage)
-            return value
-    raise elab.failure("NF299", f"this cannot stand in an expression: {type(expr).__name__}", expr.span)
+        value = evaluate(expr.stages[0], env)  # a pipe: the last kind of expression there is
+        for stage in expr.stages[1:]:
+            with elab.at(stage):
+                if isinstance(stage, tree.Call):
+                    value = call(stage.function, [value], stage.args, stage.kwargs, env, stage)
+                else:
+                    value = call(stage, [value], (), (), env, stage)
+        return value
 
 
 def name(expr: tree.Name, env: Env) -> Any:
@@ -108,7 +108,7 @@ def name(expr: tree.Name, env: Env) -> Any:
 def _unary(expr: tree.Unary, env: Env) -> Any:
     value = evaluate(expr.operand, env)
     op = "neg" if expr.op == "-" else "not"
-    if isinstance(value, list):
+    if is_list(value):
         return [ops.unary(op, env.elab.as_node(v, expr), expr.span) for v in value]
     if isinstance(value, Distribution):
         return value.mapped(op)
@@ -117,9 +117,9 @@ def _unary(expr: tree.Unary, env: Env) -> Any:
 
 def _binary(expr: tree.Binary, env: Env) -> Any:
     a, b = evaluate(expr.left, env), evaluate(expr.right, env)
-    if isinstance(a, list) or isinstance(b, list):
-        n = len(a) if isinstance(a, list) else len(b)
-        left, right = a if isinstance(a, list) else [a] * n, b if isinstance(b, list) else [b] * n
+    if is_list(a) or is_list(b):
+        n = len(a) if is_list(a) else len(b)
+        left, right = a if is_list(a) else [a] * n, b if is_list(b) else [b] * n
         if len(left) != len(right):
             raise env.elab.failure("NF312", f"a list of {len(left)} meets a list of {len(right)}", expr.span)
         return [apply_binary(expr, x, y, env) for x, y in zip(left, right, strict=True)]
@@ -175,7 +175,7 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
     value = evaluate(expr.value, env)
     if isinstance(value, SharedValue):
         return env.elab.templates.shared_weight(value, expr.name, env, expr)
-    if isinstance(value, dict) and expr.name in value:
+    if is_record(value) and expr.name in value:
         return value[expr.name]
     raise env.elab.failure(
         "NF203",
@@ -193,7 +193,7 @@ def _index(expr: tree.Index, env: Env) -> Any:
     if isinstance(item, tree.Slice):
         return _slice(expr, value, item, env)
     i = integer(item, env)
-    if isinstance(value, list):
+    if is_list(value):
         # a list of levels or flows is taken in turn (i modulo their number)
         if not value:
             raise env.elab.failure("NF313", "this list is empty", expr.span)
@@ -205,7 +205,7 @@ def _index(expr: tree.Index, env: Env) -> Any:
 
 def _slice(expr: tree.Index, value: Any, item: tree.Slice, env: Env) -> Any:
     """`x[i:j]` on feature axis 0, or of a list; negative ends count from the end."""
-    items: list[Any] | None = value if isinstance(value, list) else None
+    items: list[Any] | None = value if is_list(value) else None
     node = None if items is not None else env.elab.as_node(value, expr.value)
     if node is not None and not node.type.shape:
         raise ops.ShapeError(f"{node.type} has no axis to index")
@@ -337,7 +337,7 @@ def apply(value: Any, args: list[Any], kwargs: dict[str, Any], env: Env, site: t
 
 def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Any:
     elab = env.elab
-    if word.elementwise and args and isinstance(args[0], list):
+    if word.elementwise and args and is_list(args[0]):
         return [apply_word(word, [a, *args[1:]], kwargs, env, site, base) for a in args[0]]
     if (
         not args

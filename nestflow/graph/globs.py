@@ -56,7 +56,8 @@ def _closure(reach: set[int], glob: tuple[str, ...]) -> set[int]:
 
 @lru_cache(maxsize=4096)
 def _part(glob: str, part: str) -> bool:
-    pattern, numbers, at = "", [], 0
+    pattern, at = "", 0
+    numbers: list[tuple[int, int]] = []
     for m in _RANGE.finditer(glob):
         pattern += re.escape(glob[at : m.start()]).replace(r"\*", ".*") + r"(\d+)"
         numbers.append((int(m.group(1)), int(m.group(2))))

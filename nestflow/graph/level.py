@@ -226,7 +226,7 @@ class LevelBuilder:
                 raise self.elab.failure(
                     "NF222", message, f.span, f"`memory name : {f.value.span.text if f.value.span else '…'} {{ … }}`"
                 )
-            kinds = {"memory": (f.value, {}, f)}
+            kinds["memory"] = (f.value, {}, f)
         if not kinds:
             message = f"level `{self.template.name}` has no memory"
             span = self.template.name_span or self.template.span

@@ -15,7 +15,7 @@ from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.resets import Reset, check_counts, reset_of, ticks
 from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
-from nestflow.graph.values import MemoryValue
+from nestflow.graph.values import MemoryValue, is_list, is_record
 from nestflow.graph.windows import is_windowed
 from nestflow.ir.choices import names_tensor, per_round, per_tensor
 from nestflow.ir.node import Node, Type, make
@@ -91,10 +91,10 @@ class MemoryBuild:
             if f is None:
                 return None
             value: Any = evaluate(f.value, self.env(field))
-            if isinstance(value, list) and value and field in LISTED:  # one for each round
+            if is_list(value) and value and field in LISTED:  # one for each round
                 value = per_round([self.elab.as_node(v, f.value, f"`{field}`") for v in value])
-            if isinstance(value, (list, dict)):
-                kind = "list" if isinstance(value, list) else "record"
+            if is_list(value) or is_record(value):
+                kind = "list" if is_list(value) else "record"
                 raise self.elab.not_yet(f"a {kind} as `{field}`", f.span)
             self.values[field] = self.now(self.elab.as_node(value, f.value, f"`{field}`"), field, f)
         return self.values[field]
@@ -143,9 +143,9 @@ class MemoryBuild:
 
     def shared(self, value: Any, site: tree.Node, what: str) -> Node:
         """A gate, rate or weight: one value, a record with one for each tensor, or a list with one for each round."""
-        if isinstance(value, list) and value:
+        if is_list(value) and value:
             return per_round([self.elab.as_node(v, site, what) for v in value])
-        if not isinstance(value, dict):
+        if not is_record(value):
             return self.elab.as_node(value, site, what)
         paths = [t.path for t in self.function.tensors] if self.function is not None else []
         for path in paths:

@@ -137,7 +137,11 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
     if given is None:
         env = m.env("objective", recall_mode="objective").extend({} if m.keyless else {"key": m.key_node()})
         env = env if value is None else env.extend({"value": value})
-        windows = Windows(m, env, lambda one: _named(m, one, value, site))
+
+        def named(one: Partial) -> Node:
+            return _named(m, one, value, site)
+
+        windows = Windows(m, env, named)
         given = evaluate(site, env.with_(specials={**env.specials, "windowed": windows}))
     if isinstance(given, Partial):
         given = _named(m, given, value, site)

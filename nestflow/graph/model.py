@@ -316,7 +316,9 @@ class LevelGraph:
     notes: tuple[Diagnostic, ...] = ()
     execution: tuple[tuple[str, Any], ...] = ()
     doc: str | None = None
-    texts: Mapping[str, str] = field(default_factory=dict)  # {"nl": canonical spec text to save with a bundle}
+    texts: Mapping[str, str] = field(
+        default_factory=dict[str, str]
+    )  # {"nl": canonical spec text to save with a bundle}
 
     def instance(self, path: str) -> Instance:
         return {i.path: i for i in self.root.walk()}[path]
@@ -326,7 +328,8 @@ class LevelGraph:
         """A networkx.MultiDiGraph of the levels: node data is the LevelInfo, edge data kind and label."""
         import networkx
 
-        g = networkx.MultiDiGraph(name=self.name)
+        library: Any = networkx
+        g = library.MultiDiGraph(name=self.name)
         for level in self.levels:
             g.add_node(level.name, level=level)
         for e in self.edges:

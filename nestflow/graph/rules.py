@@ -9,7 +9,7 @@ from nestflow.graph.arguments import bind
 from nestflow.graph.expressions import default_of, evaluate
 from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
 from nestflow.graph.scope import Env, Site
-from nestflow.graph.values import Partial
+from nestflow.graph.values import Partial, is_list, is_record
 from nestflow.ir import ops
 from nestflow.ir.node import Node, rebuild, walk
 from nestflow.ir.rule import DgdStep, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
@@ -35,12 +35,12 @@ class RuleBuilder:
     elab: Any
     env: Env
     memory: MemoryBuild | None = None
-    slots: list[RuleSlot] = field(default_factory=list)
-    program: list[Statement] = field(default_factory=list)
-    arguments: dict[str, Node] = field(default_factory=dict)
+    slots: list[RuleSlot] = field(default_factory=list[RuleSlot])
+    program: list[Statement] = field(default_factory=list[Statement])
+    arguments: dict[str, Node] = field(default_factory=dict[str, Node])
     gradient: Node = field(default_factory=lambda: ops.leaf("g", LIKE))
     eval: Node | None = None
-    memories: dict[str, RuleMemory] = field(default_factory=dict)
+    memories: dict[str, RuleMemory] = field(default_factory=lambda: dict[str, RuleMemory]())
     depth: int = 0
 
     def build(self, expr: tree.Expr, text: str, site: tree.Node) -> Rule:
@@ -87,9 +87,9 @@ class RuleBuilder:
     def step(self, expr: tree.Expr, env: Env, site: tree.Node) -> Node:
         """An expression for the step, in `g` and `w`."""
         value: Any = evaluate(expr, env)
-        if isinstance(value, list) and value and self.memory is not None:
+        if is_list(value) and value and self.memory is not None:
             value = self.memory.shared(value, expr, "`update`")
-        if isinstance(value, (list, dict)):
+        if is_list(value) or is_record(value):
             raise self.elab.not_yet("a list or record as `update`", site.span)
         help_ = "`update gd(0.1)`, or an expression in `g`: `-0.1 * g`"
         if isinstance(value, Partial):
@@ -200,7 +200,7 @@ class RuleBuilder:
     def slot_value(self, s: tree.Slot, value: Any, hypers: bool) -> Any:
         """A real number becomes a hyper of the rule (so that a parameter group can hold it); else it is bound as it
         is."""
-        if isinstance(value, (dict, list)) and self.memory is not None:
+        if (is_record(value) or is_list(value)) and self.memory is not None:
             value = self.memory.shared(value, self.memory.field("update") or s, f"`{s.name}`")
         if not isinstance(value, Node) or value.type.like:
             return value

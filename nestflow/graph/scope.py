@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.model import Init, Instance, MemoryTensor, TailSpec, WeightSpec
+from nestflow.graph.values import is_list
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
@@ -24,11 +25,11 @@ class Builder:
     memory: when a memory's function is built, weights become its state tensors (kept here), and flows are inlined."""
 
     path: str
-    weights: list[WeightSpec] = field(default_factory=list)
-    tails: list[TailSpec] = field(default_factory=list)
-    children: dict[str, Instance] = field(default_factory=dict)
-    used: dict[str, int] = field(default_factory=dict)
-    sites: dict[Any, str] = field(default_factory=dict)
+    weights: list[WeightSpec] = field(default_factory=list[WeightSpec])
+    tails: list[TailSpec] = field(default_factory=list[TailSpec])
+    children: dict[str, Instance] = field(default_factory=dict[str, Instance])
+    used: dict[str, int] = field(default_factory=dict[str, int])
+    sites: dict[Any, str] = field(default_factory=dict[Any, str])
     memory: list[MemoryTensor] | None = None
 
     def name(self, key: Any, base: str, indices: tuple[int, ...]) -> str:
@@ -83,7 +84,7 @@ class Env:
     indices: tuple[int, ...] = ()
     for_key: tuple[Any, ...] = ()
     recall_mode: str = "chunk"
-    specials: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    specials: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
     depth: int = 0
     rule: Any = None
 
@@ -156,7 +157,7 @@ class Site:
         raise self.env.elab.failure("NF305", f"{what} must be true or false", self.expr.span)
 
     def items(self, value: Any, what: str) -> list[Any]:
-        if not isinstance(value, list):
+        if not is_list(value):
             self.fail("NF306", f"{what} must be a list")
         return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from nestflow.language import tree
 
@@ -37,7 +37,7 @@ def substitute(node: Any, variable: str, item: tree.Expr) -> Any:
         if isinstance(n, tree.String):
             return replace(n, value=n.value.replace(marker, text)) if text is not None and marker in n.value else n
         if isinstance(n, tuple):
-            return tuple(go(x) for x in n)
+            return tuple(go(x) for x in cast("tuple[Any, ...]", n))
         if is_dataclass(n) and isinstance(n, tree.Node):
             changes: dict[str, Any] = {}
             for f in fields(n):

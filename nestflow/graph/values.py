@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 from nestflow.graph.model import Init, Link
 from nestflow.ir.node import Node
@@ -31,7 +31,8 @@ class Partial:
     def kind(self) -> str:
         if isinstance(self.target, Word):
             return "word"
-        return {tree.Flow: "flow", tree.Level: "level", tree.Optimizer: "optimizer"}[type(self.target)]
+        kinds: dict[type[tree.Template], str] = {tree.Flow: "flow", tree.Level: "level", tree.Optimizer: "optimizer"}
+        return kinds[type(self.target)]
 
 
 @dataclass
@@ -91,7 +92,7 @@ class Linked:
 class Poison:
     """What a name is whose own mistake has been told already: uses of it say nothing more."""
 
-    names: set[str] = field(default_factory=set)
+    names: set[str] = field(default_factory=set[str])
 
 
 class Quiet(Exception):
@@ -104,3 +105,13 @@ class Abort(Exception):
 
 class SelfReference(Exception):
     """The width of a memory's value depends on the memory itself."""
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """A list of values of the language."""
+    return isinstance(value, list)
+
+
+def is_record(value: Any) -> TypeGuard[dict[str, Any]]:
+    """A record of values of the language."""
+    return isinstance(value, dict)

@@ -412,12 +412,6 @@ def rowwise(op: str, x: Node, *weights: Node, span: Span | None = None, **attrs:
     return make(op, (x, *weights), base.with_(dtype="float", shape=x.type.shape), span, **attrs)
 
 
-def _joined(xs: tuple[Node, ...]) -> str:
-    """What torch makes of these together: float before int before bool."""
-    found = {x.type.dtype for x in xs}
-    return next(d for d in ("float", "int", "bool") if d in found)
-
-
 def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     if not xs:
         raise ShapeError("concat needs a value")
