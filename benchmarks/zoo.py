@@ -1,8 +1,9 @@
 """Every architecture of specs/architectures at one size on one text: python -m benchmarks.zoo [--quick] [--write].
 
 For each: parameters, lines of its spec, how it is lowered, how far the compiled module is from the interpreter in
-float64, bits per byte on held-out text after some steps, how much less a passage costs when it is read a second time, both
-the same with the memory's rate at 0 (a dead memory would not be missed), and tokens per second of training. `--write` fills the marked block of docs/zoo.md and draws docs/zoo.svg.
+float64, bits per byte on held-out text after some steps, how much less a passage costs when it is read a second time,
+both the same with the memory's rate at 0 (a dead memory would not be missed), and tokens per second of training.
+`--write` fills the marked block of docs/zoo.md and draws docs/zoo.svg.
 """
 
 from __future__ import annotations
