@@ -49,6 +49,7 @@ class Module(Branch):
         self.__dict__["_places"] = places
         self.__dict__["_graph"] = graph
         self.__dict__["_program"] = program
+        self.__dict__["_ahead"] = looks_ahead(graph)
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
 
     @property
@@ -212,6 +213,13 @@ class Module(Branch):
                 help="`stream.reset(rows)` starts rows anew, `module.initial_state(batch)` opens streams",
             )
         self._same_spec(state)
+        if self.__dict__["_ahead"] and any(g.t for g in state.groups):
+            raise fail(
+                "NF536",
+                "this spec attends to later tokens (`causal = false`): a sequence comes in one call",
+                self.__dict__["_ahead"],
+                "call the module with whole sequences, or open a fresh stream for each",
+            )
         ticks = next((bound[i.name].shape[1] for i in self.__dict__["_graph"].inputs if i.type.clock), 1)
         outs, groups = [], []
         for g in state.groups:
@@ -227,6 +235,12 @@ class Module(Branch):
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
         return torch.cat(outs)[back], State(tuple(groups))
+
+
+def looks_ahead(graph: LevelGraph) -> Any:
+    """Where the spec has attention to later tokens, or None."""
+    caches = (m for i in graph.root.walk() for m in i.memories if m.cache is not None and not m.cache.causal)
+    return next((m.span for m in caches), None)
 
 
 def _no_room(graph: LevelGraph, spec: WeightSpec, e: Exception) -> Exception:

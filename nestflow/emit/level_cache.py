@@ -26,7 +26,8 @@ class CacheCode:
         spec = p.memory.cache
         assert spec is not None
         parts = [f"{k}={getattr(spec, k)!r}" for k in ("window", "segment") if getattr(spec, k) is not None]
-        return "".join(f", {x}" for x in parts + ([f"sink={spec.sink}"] if spec.sink else []))
+        parts += [f"sink={spec.sink}"] if spec.sink else []
+        return "".join(f", {x}" for x in parts + ([f"pairs={spec.pairs}"] if spec.pairs > 1 else []))
 
     def append(self, p: MemoryPlan) -> tuple[str, str]:
         """All pairs that this call sees, in variables; the state keeps what later calls can see."""
@@ -54,8 +55,11 @@ class CacheCode:
         query = em.value(n.args[0])
         keys, values = self.append(p)
         attend = self.writer.use(ATTENTION, "attend")
-        causal = "" if spec.causal else ", causal=False"
-        text = f"{attend}({query}, {keys}, {values}, c.t0, scale={spec.scale!r}{self.options(p)}{causal})"
+        more = "" if spec.causal else ", causal=False"
+        if spec.prefix:
+            learned = ", ".join(f'c.w[p + "{p.memory.name}.prefix.{role}"]' for role in ("key", "value"))
+            more += f", prefix=({learned})"
+        text = f"{attend}({query}, {keys}, {values}, c.t0, scale={spec.scale!r}{self.options(p)}{more})"
         return em.assign(n, Expr(text, ATOM), "y")
 
     def finish(self) -> None:

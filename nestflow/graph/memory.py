@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nestflow.diagnostics.core import Diagnostic, NestflowError
 from nestflow.graph import memory_kinds as kinds
 from nestflow.graph import memory_learning as learning
+from nestflow.graph.caches import learned_pairs, pairs
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.resets import Reset, check_counts, reset_of, ticks
@@ -92,7 +93,8 @@ class MemoryBuild:
                 return None
             value: Any = evaluate(f.value, self.env(field))
             if is_list(value) and value and field in LISTED:  # one for each round
-                value = per_round([self.elab.as_node(v, f.value, f"`{field}`") for v in value])
+                with self.elab.at(f.value):
+                    value = per_round([self.elab.as_node(v, f.value, f"`{field}`") for v in value])
             if is_list(value) or is_record(value):
                 kind = "list" if is_list(value) else "record"
                 raise self.elab.not_yet(f"a {kind} as `{field}`", f.span)
@@ -144,7 +146,8 @@ class MemoryBuild:
     def shared(self, value: Any, site: tree.Node, what: str) -> Node:
         """A gate, rate or weight: one value, a record with one for each tensor, or a list with one for each round."""
         if is_list(value) and value:
-            return per_round([self.elab.as_node(v, site, what) for v in value])
+            with self.elab.at(site):
+                return per_round([self.elab.as_node(v, site, what) for v in value])
         if not is_record(value):
             return self.elab.as_node(value, site, what)
         paths = [t.path for t in self.function.tensors] if self.function is not None else []
@@ -321,15 +324,16 @@ class MemoryBuild:
         self.mapping(self.node)
         if self.reset.period is not None or self.reset.where is not None:
             raise self.elab.not_yet("`reset` of a cache", self.node.span)
-        for node, name in ((key, "key"), (value, "value")):
-            if node is not None and node.op == "each":
-                raise self.elab.not_yet(f"a list as `{name}` of a cache", node.span)
         for name in NOT_OF_A_CACHE:
             f = self.own.get(name) if self.level.parts else self.field(name)
             if f is not None:
                 message = f"a `cache` keeps its context as it is: it has no `{name}`"
                 raise self.elab.failure("NF239", message, f.span, "it needs `key`, `value` and `query` alone")
-        key, value = (n.args[0] if n is not None and n.op == "grouped" else n for n in (key, value))
+        assert self.cache is not None and key is not None and value is not None  # `mapping` asked for both
+        key, value, count = pairs(self, key, value)
+        spec = replace(self.cache, pairs=count)
+        assert key is not None and value is not None
+        learned_pairs(self, spec, key, value)
         return Memory(
             self.name,
             "cache",
@@ -344,7 +348,7 @@ class MemoryBuild:
             None,
             every=every,
             chunk=chunk,
-            cache=self.cache,
+            cache=spec,
             texts=self.texts(),
             span=self.node.span,
         )

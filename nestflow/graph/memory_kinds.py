@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.graph.arguments import bind
+from nestflow.graph.caches import cache_spec
 from nestflow.graph.expressions import apply, evaluate, partial
-from nestflow.graph.model import CacheSpec, Init, MemoryFunction, MemoryTensor, WeightSpec
+from nestflow.graph.model import Init, MemoryFunction, MemoryTensor, WeightSpec
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.values import Distribution, Partial, SelfReference
 from nestflow.ir import ops
@@ -66,7 +67,7 @@ def make_function(m: MemoryBuild) -> None:
         m.function = of_flow(m, value)
     elif word.name == "cache":
         m.kind = "cache"
-        m.cache = cache(m, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
+        m.cache = cache_spec(m, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
     elif word.name == "matrix":
         m.kind = "matrix"
         m.function = matrix(m, bind(word, list(value.args), dict(value.kwargs), m.elab, m.kind_expr))
@@ -220,41 +221,3 @@ def start_of(m: MemoryBuild, f: tree.Field, layers: int) -> str | Init:
         inner = evaluate(call.args[0], m.level.env)
         return inner.init if isinstance(inner, Distribution) else m.elab.as_init(inner, call.args[0])
     raise m.elab.not_yet("this `init`", f.span)
-
-
-# --- cache --------------------------------------------------------------------------------------------------
-
-
-def cache(m: MemoryBuild, given: list[Any]) -> CacheSpec:
-    """Softmax attention over the context itself."""
-    key = m.key_node()
-    if len(key.type.shape) != 1:
-        raise m.elab.failure("NF319", f"a cache takes a vector as key, and this is {key.type}", key_place(m))
-    m.heads(key)
-    names = ("window", "segment", "sink", "prefix", "causal", "scale")
-    plain = {n: _constant(m, n, v) for n, v in zip(names, given, strict=True)}
-    if plain["prefix"]:
-        raise m.elab.not_yet("`prefix` of a cache", m.kind_expr.span)
-    if plain["causal"] is not True:
-        raise m.elab.not_yet("`causal = false` of a cache", m.kind_expr.span)
-    scale = plain["scale"] if plain["scale"] is not None else key.type.shape[-1] ** -0.5
-    if isinstance(scale, bool):
-        raise m.elab.failure("NF302", "`scale` of a cache is a number", m.kind_expr.span)
-    window, segment = _ticks(m, "window", plain, 1), _ticks(m, "segment", plain, 1)
-    return CacheSpec(window, segment, _ticks(m, "sink", plain, 0) or 0, 0, True, float(scale))
-
-
-def _constant(m: MemoryBuild, name: str, value: Any) -> Any:
-    if isinstance(value, Node) and value.op == "const":
-        return value.value
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    raise m.elab.failure("NF302", f"`{name}` of a cache must be known when compiling", m.kind_expr.span)
-
-
-def _ticks(m: MemoryBuild, name: str, plain: dict[str, Any], least: int) -> int | None:
-    n = plain[name]
-    if n is not None and (isinstance(n, bool) or n != int(n) or n < least):
-        message = f"the {name} of a cache is a whole number of ticks, and this is {n}"
-        raise m.elab.failure("NF303", message, m.kind_expr.span)
-    return None if n is None else int(n)

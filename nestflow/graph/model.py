@@ -88,12 +88,17 @@ class MemoryFunction:
 
 @dataclass(frozen=True)
 class CacheSpec:
+    """What a query sees: the pairs of the last `window` ticks, of its own `segment`, of the first `sink` ticks, and
+    `prefix` learned pairs (weights MEMORY.prefix.key and .value). causal false: pairs of later ticks too, a window then
+    reaches as far ahead as back. pairs: how many a tick brings; key and value hold them one behind the other."""
+
     window: int | None = None
     segment: int | None = None
     sink: int = 0
     prefix: int = 0
     causal: bool = True
     scale: float = 1.0
+    pairs: int = 1
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,12 @@ class Instance:
     names: tuple[tuple[str, Node], ...] = ()  # names of its own in the text, for readable generated code
     doc: str | None = None
     span: Span | None = field(default=None, compare=False)
+    shares: str | None = None  # the path of the instance whose weights it uses (a further call of a shared one)
+
+    @property
+    def weights_path(self) -> str:
+        """Where its weights are."""
+        return self.path if self.shares is None else self.shares
 
     def child(self, relative: str) -> Instance:
         return dict(self.children)[relative]

@@ -102,9 +102,9 @@ def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:
     slots: list[StateSlot] = []
     for role, node in (("key", memory.key), ("value", memory.value)):
         if node is not None:
-            name = memory_path(path, memory.name, role)
-            heads = node.type.heads
-            slots.append(StateSlot(name, f"cache_{role}", (0, *node.type.shape), heads, grows=True))
+            name, count = memory_path(path, memory.name, role), memory.cache.pairs if memory.cache is not None else 1
+            shape = (0, node.type.shape[-1] // count)
+            slots.append(StateSlot(name, f"cache_{role}", shape, node.type.heads, grows=True))
     return slots
 
 

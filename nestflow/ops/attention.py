@@ -1,8 +1,9 @@
 """Softmax attention over kept pairs, in one piece or as a stream.
 
-Positions count from the stream's start. `window` W: a query at position t sees the keys t − W + 1 … t. `segment` S:
-those of its own segment of S positions. `sink` s: the first s positions always. The kept pairs are the shortest past
-that later queries can see, sinks first.
+Positions count from the stream's start. `window` W: a query at position t sees the keys t − W + 1 … t (without
+`causal` those up to t + W − 1 too). `segment` S: those of its own segment of S positions. `sink` s: the first s
+positions always. `pairs` n: each position has n pairs, one behind the other. `prefix`: learned pairs that every query
+sees. The kept pairs are the shortest past that later queries can see, sinks first.
 """
 
 from __future__ import annotations
@@ -13,20 +14,29 @@ from torch import Tensor
 
 
 def append(
-    x: Tensor, kept: Tensor, before: int, window: int | None = None, segment: int | None = None, sink: int = 0
+    x: Tensor,
+    kept: Tensor,
+    before: int,
+    window: int | None = None,
+    segment: int | None = None,
+    sink: int = 0,
+    pairs: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Keys or values of this call behind the kept ones, and what to keep for the next call.
 
-    x [..., T, d]; kept [..., n, d]; before: ticks the stream has seen.
+    x [..., T, pairs · d]; kept [..., n, d]; before: ticks the stream has seen.
     """
+    end = before + x.shape[-2]
+    if pairs > 1:
+        x = x.unflatten(-1, (pairs, -1)).flatten(-3, -2)
     both = torch.cat([kept.to(x.dtype), x], -2)
-    positions = key_positions(both.shape[-2], before + x.shape[-2], sink)
-    first = first_seen(before + x.shape[-2], window, segment)
+    positions = key_positions(both.shape[-2] // pairs, end, sink)
+    first = first_seen(end, window, segment)
     if first == 0:
         return both, both
-    sinks = min(sink, both.shape[-2])
-    late = sum(1 for p in positions[sinks:] if p >= first)
-    parts = [both.narrow(-2, 0, sinks)] if sinks else []
+    sinks = min(sink, len(positions))
+    late = pairs * sum(1 for p in positions[sinks:] if p >= first)
+    parts = [both.narrow(-2, 0, pairs * sinks)] if sinks else []
     return both, torch.cat([*parts, both.narrow(-2, both.shape[-2] - late, late)], -2)
 
 
@@ -60,22 +70,31 @@ def attend(
     window: int | None = None,
     segment: int | None = None,
     sink: int = 0,
+    pairs: int = 1,
     causal: bool = True,
+    prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T pairs
-    are those of the queries' own ticks."""
+    """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T
+    positions are those of the queries' own ticks; prefix: learned keys and values [(heads,) n, d]."""
+    if before and not causal:
+        raise ValueError("attention to later tokens takes a sequence in one call")
+    ticks, count = q.shape[-2], k.shape[-2] // pairs
+    learned = 0 if prefix is None else prefix[0].shape[-2]
+    if prefix is not None:
+        k, v = (torch.cat([w.expand(*x.shape[:-2], -1, -1), x], -2) for w, x in zip(prefix, (k, v)))
     k, v = shared(k, q), shared(v, q)
-    ticks, count = q.shape[-2], k.shape[-2]
-    if window is None and segment is None and before == 0 and (causal or not count):
+    plain = window is None and segment is None and before == 0
+    if plain and (not causal or (count and not learned and pairs == 1)):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     at = torch.arange(before, before + ticks, device=q.device)[:, None]
     past = torch.tensor(key_positions(count, before + ticks, sink), device=q.device)[None, :]
     seen = past <= at if causal else torch.ones(ticks, count, dtype=torch.bool, device=q.device)
     near = torch.ones_like(seen)
     if window is not None:
-        near = near & (past > at - window)
+        near = near & ((at - past).abs() < window)
     if segment is not None:
         near = near & (past // segment == at // segment)
     if sink:
         near = near | (past < sink)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen & near, scale=scale)
+    mask = F.pad((seen & near).repeat_interleave(pairs, 1), (learned, 0), value=True)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

@@ -13,6 +13,7 @@ from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, UPDATES, keeps_anc
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.node import walk
 from nestflow.ir.rule import DgdStep, Rule
+from nestflow.reference.cache import append
 from nestflow.reference.rule import Update, Weight, pick, times
 from nestflow.reference.tick import Frame, Tensors
 from nestflow.reference.values import number
@@ -273,47 +274,3 @@ def slot_path(rule: Rule, memory: str, slot: str, tensor: str) -> str:
 def slot_names(state: Tensors, rule: Rule, memory: str, tensor: str) -> list[str]:
     names = [s.name for s in rule.slots]
     return names + [f"{n}@retained" for n in names if slot_path(rule, memory, f"{n}@retained", tensor) in state]
-
-
-# cache ------------------------------------------------------------------------------------------------
-
-
-def append(frame: Frame, m: Memory) -> None:
-    """The pair of this tick joins those that were kept: [B, H, n, width], this tick's last."""
-    for role, node in (("key", m.key), ("value", m.value)):
-        if node is not None:
-            path = memory_path(frame.instance.path, m.name, role)
-            x = frame.eval(node)
-            x = x.expand(frame.tick.t.shape[0], *[-1] * (x.ndim - 1)).unsqueeze(2)
-            frame.tick.put(path, torch.cat([frame.tick.state[path].to(x.dtype), x], 2))
-
-
-def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
-    """Σ softmax_i(scale · q·k_i) v_i over the pairs that tick t sees: its own, those in its window or segment."""
-    spec, t = m.cache, frame.tick.t
-    if spec is None:
-        raise LookupError("no cache")
-    k, v = (frame.tick.state[memory_path(frame.instance.path, m.name, role)] for role in ("key", "value"))
-    groups = [n.type.heads or 1 for n in (m.key, m.value) if n is not None]
-    k, v = (x.repeat_interleave((m.heads or 1) // n, 1) if x.shape[1] == n else x for x, n in zip((k, v), groups))
-    age = torch.arange(k.shape[2] - 1, -1, -1, device=t.device)
-    at = t - age  # the tick of each pair, by the row's own count: [B, n]
-    seen = at >= 1
-    if spec.window is not None:
-        seen = seen & (age < spec.window)
-    if spec.segment is not None:
-        seen = seen & ((at - 1) // spec.segment == (t - 1) // spec.segment)
-    if spec.sink:
-        seen = seen | ((at >= 1) & (at <= spec.sink))
-    scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen.unsqueeze(1), float("-inf"))
-    return (scores.softmax(-1).unsqueeze(-1) * v).sum(2)
-
-
-def forget(frame: Frame) -> None:
-    """The pairs that no later query can see are dropped: of a window the last w − 1 stay."""
-    for m in frame.instance.memories:
-        if m.cache is not None and m.cache.window is not None and not m.cache.sink:
-            for role in ("key", "value"):
-                path = memory_path(frame.instance.path, m.name, role)
-                kept = frame.tick.state[path]
-                frame.tick.put(path, kept[:, :, max(0, kept.shape[2] - m.cache.window + 1) :])

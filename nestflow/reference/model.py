@@ -15,6 +15,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Init, Instance, LevelGraph, Memory
 from nestflow.graph.state import CHUNK, keeps_anchor, memory_path, state_slots
 from nestflow.ir.node import Node, walk
+from nestflow.reference.cache import Whole
 from nestflow.reference.level import slot_path
 from nestflow.reference.loss import Loss
 from nestflow.reference.rule import pick, start_slots
@@ -81,13 +82,42 @@ class Reference:
         batch, (dtype, device) = self._batch(inputs), self._kind(inputs)
         start = self._start(batch, dtype, device)
         now = dict(start) if state is None else self._inside(state)
-        clocks = {s.name: s.type.clock for s in self.graph.inputs}
+        length = self._length(inputs)
+        first = torch.zeros(batch, length, dtype=torch.int64, device=device)
+        whole = Whole(first if starts is None else starts.to(device).long().cumsum(1))
+        ahead = [i for i in self.graph.root.walk() for m in i.memories if m.cache is not None and not m.cache.causal]
+        if ahead and (now[TICKS] > 0).any():
+            raise fail(
+                "NF536",
+                "this spec attends to later tokens (`causal = false`): a sequence comes in one call",
+                ahead[0].span,
+                "call it with whole sequences",
+            )
+        for _ in ahead:  # what one cache keeps may depend on what another one says: each time through settles one more
+            for _ in self._through(dict(now), start, inputs, roots, starts, whole):
+                pass
+            whole = whole.again()
+        yield from self._through(now, start, inputs, roots, starts, whole)
+
+    def _through(
+        self,
+        now: Tensors,
+        start: Tensors,
+        inputs: Tensors,
+        roots: Sequence[Node],
+        starts: Tensor | None,
+        whole: Whole,
+    ) -> Iterator[tuple[list[Tensor], Tensors]]:
+        """Once through the ticks of the call."""
+        (dtype, device), clocks = self._kind(inputs), {s.name: s.type.clock for s in self.graph.inputs}
         for i in range(self._length(inputs)):
+            whole.now = i
             if starts is not None:  # 1. reset: what was cached before is dropped by the row's count of ticks
                 new = starts[:, i : i + 1].to(device)
                 now = {p: x if x.shape != start[p].shape else pick(new, start[p], x) for p, x in now.items()}
             now[TICKS] = now[TICKS] + 1
-            tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, torch.is_grad_enabled())
+            grad = torch.is_grad_enabled()
+            tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, grad, now, whole)
             at = {n: (x[:, i] if clocks[n] else x).unsqueeze(1) for n, x in inputs.items()}
             frame = Frame(tick, self.graph.root, at)
             values = [frame.eval(r) for r in roots]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from nestflow.graph.state import memory_path
 from nestflow.ir.node import Node, walk
 from nestflow.reference.values import align, apply, as_float, leaf, rope
 
+if TYPE_CHECKING:
+    from nestflow.reference.cache import Whole
+
 Tensors = dict[str, Tensor]
 LOOKBACK = frozenset(("short_conv", "previous", "window", "call"))
 
@@ -24,7 +28,8 @@ LOOKBACK = frozenset(("short_conv", "previous", "window", "call"))
 @dataclass
 class Tick:
     """Everything that holds during one tick. state: absolute path -> [B, H, ...], rewritten as the tick goes on.
-    t: [B, 1], ticks since the row's sequence began, this one included. start: the state at a sequence's start."""
+    t: [B, 1], ticks since the row's sequence began, this one included. start: the state at a sequence's start. before:
+    the state as this tick began. whole: the call's pairs, for attention that looks ahead."""
 
     weights: Mapping[str, Tensor]
     state: Tensors
@@ -33,6 +38,8 @@ class Tick:
     dtype: torch.dtype
     training: bool
     grad: bool
+    before: Mapping[str, Tensor]
+    whole: Whole
     tails: set[str] = field(default_factory=set)
 
     @property
@@ -62,7 +69,8 @@ class Frame:
 
     def result(self) -> Tensor:
         """What the instance returns at this tick; a level learns first."""
-        from nestflow.reference.level import forget, learn
+        from nestflow.reference.cache import forget
+        from nestflow.reference.level import learn
 
         if self.instance.memories:
             learn(self)
@@ -140,7 +148,7 @@ class Frame:
 
     def recall(self, node: Node, xs: list[Tensor]) -> Tensor:
         """M(x; θ), θ by the mode of the recall; without a key the state itself (§3.2, 3.3, 3.5)."""
-        from nestflow.reference.level import attend
+        from nestflow.reference.cache import attend
 
         memory = next(m for m in self.instance.memories if m.name == node["memory"])
         if memory.cache is not None:

@@ -200,7 +200,10 @@ describe("like(w)", "memory", "M() is the state, of w's shape, zeros: what optim
 describe(
     "cache(window = none, segment = none, sink = 0, prefix = 0, causal = true, scale = none)",
     "memory",
-    "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width.",
+    "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width. A query sees the pairs of "
+    "the last `window` ticks, of its own `segment` of ticks, those of the first `sink` ticks and `prefix` learned "
+    "pairs (weights). `causal = false` sees later ticks too (a window then reaches both ways) and forbids streaming. "
+    "Lists as `key` and `value` bring several pairs a tick.",
     "softmax attention",
     also="attention kv_cache sdpa softmax_attention sliding_window sliding_window_attention local_attention swa",
 )

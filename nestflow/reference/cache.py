@@ -1,0 +1,107 @@
+"""A cache at a tick: its pairs join those that were kept, a query attends to those that it sees (language.md §3.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nestflow.graph.model import CacheSpec, Memory
+from nestflow.graph.state import memory_path
+from nestflow.reference.tick import Frame
+
+
+@dataclass
+class Whole:
+    """The pairs of all ticks of a call, for caches that see later ones too (`causal = false`): found by going through
+    the call once before. sequence: [B, T], which of the row's sequences each tick is part of. now: this tick's index.
+    pairs: path -> the pairs of each tick, [B, H, n, width], as this run makes them; known: as the last one did."""
+
+    sequence: Tensor
+    now: int = 0
+    pairs: dict[str, list[Tensor]] = field(default_factory=dict)
+    known: dict[str, Tensor] = field(default_factory=dict)
+
+    def again(self) -> Whole:
+        """For the next time through, which knows the pairs of this one."""
+        return Whole(self.sequence, 0, {}, {p: torch.stack(xs, 2) for p, xs in self.pairs.items()})
+
+
+def spec_of(m: Memory) -> CacheSpec:
+    if m.cache is None:
+        raise LookupError("no cache")
+    return m.cache
+
+
+def append(frame: Frame, m: Memory) -> None:
+    """The pairs of this tick join those that were kept: [B, H, n, width], this tick's last."""
+    tick, count = frame.tick, spec_of(m).pairs
+    for role, node in (("key", m.key), ("value", m.value)):
+        if node is not None:
+            path = memory_path(frame.instance.path, m.name, role)
+            x = frame.eval(node)
+            x = x.expand(tick.t.shape[0], *[-1] * (x.ndim - 1)).unflatten(-1, (count, -1))
+            tick.put(path, torch.cat([tick.state[path].to(x.dtype), x], 2))
+            if not spec_of(m).causal:
+                tick.whole.pairs.setdefault(path, []).append(x)
+
+
+def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
+    """Σ softmax_i(scale · q·k_i) v_i over the pairs that tick t sees: its own, those in its window or segment, those of
+    the first ticks (`sink`), the learned ones (`prefix`)."""
+    spec = spec_of(m)
+    paths = [memory_path(frame.instance.path, m.name, role) for role in ("key", "value")]
+    if spec.causal or paths[0] not in frame.tick.whole.known:
+        k, v = (frame.tick.state[p] for p in paths)
+        seen = behind(spec, frame.tick.t, k.shape[2] // spec.pairs)
+    else:
+        k, v = (frame.tick.whole.known[p].flatten(2, 3) for p in paths)
+        seen = around(spec, frame.tick.whole, frame.tick.t)
+    seen = seen.repeat_interleave(spec.pairs, 1)
+    if spec.prefix:
+        at = [memory_path(frame.instance.weights_path, m.name, f"prefix.{role}") for role in ("key", "value")]
+        learned = [frame.tick.weights[p] for p in at]
+        wide = [w[None] if w.ndim == 3 else w[None, None] for w in learned]
+        k, v = (torch.cat([w.expand(x.shape[0], -1, -1, -1), x], 2) for w, x in zip(wide, (k, v)))
+        seen = torch.cat([seen.new_ones(seen.shape[0], spec.prefix), seen], 1)
+    groups = [n.type.heads or 1 for n in (m.key, m.value) if n is not None]
+    k, v = (x.repeat_interleave((m.heads or 1) // n, 1) if x.shape[1] == n else x for x, n in zip((k, v), groups))
+    scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen.unsqueeze(1), float("-inf"))
+    return (scores.softmax(-1).unsqueeze(-1) * v).sum(2)
+
+
+def behind(spec: CacheSpec, t: Tensor, count: int) -> Tensor:
+    """Which of the last `count` ticks, this one included, tick t sees: [B, count]."""
+    age = torch.arange(count - 1, -1, -1, device=t.device)
+    at = t - age  # the tick of each pair, by the row's own count
+    return (at >= 1) & near(spec, at, t)
+
+
+def around(spec: CacheSpec, whole: Whole, t: Tensor) -> Tensor:
+    """Which of all ticks of the call tick t sees: those of its own sequence."""
+    ticks = torch.arange(whole.sequence.shape[1], device=t.device)
+    at = t + ticks - whole.now
+    return (whole.sequence == whole.sequence[:, whole.now : whole.now + 1]) & near(spec, at, t)
+
+
+def near(spec: CacheSpec, at: Tensor, t: Tensor) -> Tensor:
+    seen = torch.ones_like(at, dtype=torch.bool)
+    if spec.window is not None:
+        seen = seen & ((t - at).abs() < spec.window)
+    if spec.segment is not None:
+        seen = seen & ((at - 1) // spec.segment == (t - 1) // spec.segment)
+    return seen | (at <= spec.sink)
+
+
+def forget(frame: Frame) -> None:
+    """The pairs that no later query can see are dropped: of a window those of the last w − 1 ticks stay."""
+    for m in frame.instance.memories:
+        if m.cache is not None and m.cache.window is not None and not m.cache.sink:
+            for role in ("key", "value"):
+                path = memory_path(frame.instance.path, m.name, role)
+                kept = frame.tick.state[path]
+                frame.tick.put(path, kept[:, :, max(0, kept.shape[2] - (m.cache.window - 1) * m.cache.pairs) :])
+
+
+__all__ = ["Whole", "append", "attend", "forget"]
