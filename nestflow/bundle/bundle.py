@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestflow.bundle.grams import InputGrams, terms_of
 from nestflow.bundle.inputs import by_name, checked
 from nestflow.bundle.module import Module, revive
 from nestflow.bundle.settings import whole
 from nestflow.bundle.source import load_source
 from nestflow.bundle.state import State
+from nestflow.bundle.step import take_step
 from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objectives
-from nestflow.graph.model import LevelGraph, StepLevel
+from nestflow.graph.model import LevelGraph
 
 
 class Stream:
@@ -158,10 +157,12 @@ class Bundle:
         return value
 
     def step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """One step of training: forward, one backward for each distinct objective, one tick of every level.
+        """One step of training: one tick of every level on the step clock, those of one objective together.
 
-        batch: the spec's inputs by name. Returns {"loss": the first objective, "losses": all by name, "levels": for
-        each whether it learned now, its period, and its updates so far}. The module is put in training mode.
+        The levels of an objective take their gradients at one state and then learn; the next objective is computed at
+        what they have become. batch: the spec's inputs by name. Returns {"loss": the first objective, "losses": all by
+        name, "levels": for each whether it learned now, its period, and its updates so far, "emitted": the mean of
+        what `emit` publishes, by name}. The module is put in training mode.
         """
         optimizer = self.optimizer
         self.module.train()
@@ -170,42 +171,7 @@ class Bundle:
         )
         with torch.inference_mode(False), torch.enable_grad():  # a step learns, whatever the caller switched off
             inputs = {n: x.clone() if x.is_inference() else x for n, x in inputs.items()}
-            return self._step(optimizer, inputs)
-
-    def _step(self, optimizer: StepOptimizer, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
-        weights = self.module.weights
-        with self._grams(optimizer, inputs) as grams:
-            values = self.module.losses(training=True, **inputs)
-        optimizer.input_grams = grams() if grams else {}
-        left = len(values)
-        for name, levels in self._objectives.items():
-            left -= 1
-            owned = [weights[p] for level in levels for p in level.weights if weights[p].requires_grad]
-            gradients = (
-                torch.autograd.grad(values[name], owned, retain_graph=left > 0, allow_unused=True) if owned else ()
-            )
-            for weight, gradient in zip(owned, gradients, strict=True):
-                weight.grad = gradient
-        optimizer._step_levels(None)
-        for weight in weights.values():
-            weight.grad = None
-        numbers = {name: float(v.detach()) for name, v in values.items()}
-        return {"loss": next(iter(numbers.values())), "losses": numbers, "levels": optimizer.report()}
-
-    @contextlib.contextmanager
-    def _grams(self, optimizer: StepOptimizer, inputs: Mapping[str, Tensor]) -> Iterator[Any]:
-        """Watches the inputs of the weights whose rule reads them (dgd)."""
-        if not optimizer.needs_inputs:
-            yield None
-            return
-        first: StepLevel = next(
-            level
-            for group in self._objectives.values()
-            for level in group
-            if set(level.weights) & set(optimizer.needs_inputs)
-        )
-        with InputGrams(self.module.weights, optimizer.needs_inputs, terms_of(first, inputs)) as watch:
-            yield lambda: watch.grams
+            return take_step(self.module, optimizer, self._objectives, inputs)
 
     # ---- running
 

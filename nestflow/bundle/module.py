@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nestflow.bundle.inputs import by_name, checked
 from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
+from nestflow.emit.model import objective_name
 from nestflow.graph.model import LevelGraph, WeightSpec
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
@@ -134,6 +135,18 @@ class Module(Branch):
         """The objectives of the levels that learn on the step clock, by the name of the first level that has each."""
         return self._fresh("losses", self.bind(args, inputs), training)
 
+    def objective(self, name: str, inputs: dict[str, Tensor], published: dict[str, Tensor] | None = None) -> Tensor:
+        """One objective of a step that learns, on checked inputs. published: takes what `emit` gives."""
+        alone = getattr(self.__dict__["_program"], objective_name(name), None)
+        if alone is None:
+            return self._fresh("losses", inputs, True, published)[name]
+        return self._fresh(objective_name(name), inputs, True, published)
+
+    def emitted(self, *args: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The output, and what `emit` publishes on the way: name -> the sum over the instances, [B, T, ...]."""
+        published: dict[str, Tensor] = {}
+        return self._fresh("forward", self.bind(args, inputs), None, published), published
+
     def train(self, mode: bool = True) -> Module:
         """As torch's. In a bundle whose optimizer evaluates with other weights (an average), `eval()` puts those in."""
         super().train(mode)
@@ -180,16 +193,29 @@ class Module(Branch):
             if wrong:
                 raise fail("NF507", f"the state is of another spec or other params: see `{wrong[0]}`")
 
-    def _fresh(self, entry: str, bound: dict[str, Tensor], training: bool | None) -> Any:
+    def _fresh(
+        self,
+        entry: str,
+        bound: dict[str, Tensor],
+        training: bool | None,
+        published: dict[str, Tensor] | None = None,
+    ) -> Any:
         """Fresh streams, whose state is dropped. The number of rows stays symbolic for `torch.export`."""
         batch = next(iter(bound.values())).shape[0] if bound else 1
         start = self.__dict__["_program"].initial_state(self.weights, batch, *self._kind())
-        return self._compute(entry, bound, start, 0, training)[0]
+        return self._compute(entry, bound, start, 0, training, published)[0]
 
     def _compute(
-        self, entry: str, bound: dict[str, Tensor], tensors: dict[str, Tensor], t0: int, training: bool | None
+        self,
+        entry: str,
+        bound: dict[str, Tensor],
+        tensors: dict[str, Tensor],
+        t0: int,
+        training: bool | None,
+        published: dict[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after."""
+        """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
+        published: takes what `emit` gave."""
         mode = self.training if training is None else training
         c = Context(self.weights, tensors, t0, mode, *self._kind())
         try:
@@ -202,6 +228,9 @@ class Module(Branch):
                 f"an index lies outside a table, or a class outside the scores ({str(e).rstrip('.')})",
                 help="bounds on the input say which: `input tokens : int[T] in [0, vocab)`",
             ) from e
+        if published is not None:
+            c.publish()
+            published.update(c.published)
         return result, {**tensors, **c.n}
 
     def _run(self, bound: dict[str, Tensor], state: State, training: bool | None) -> tuple[Tensor, State]:

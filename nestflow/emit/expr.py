@@ -73,6 +73,7 @@ class Emitter:
         self.done: dict[Node, Expr] = {}
         self.uses: Counter[Node] = Counter()
         self.counted: set[Node] = set()
+        self.published: dict[Node, str] = {}  # call of a root flow -> the variable with what it published
         self.holder: dict[str, Node | None] = {}  # variable -> the node it holds
         self.names: dict[Node, str] = {}
         for name, node in names if names is not None else instance.names if instance else ():

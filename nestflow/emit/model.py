@@ -3,6 +3,7 @@
     def block(c, p, x_BTD):      c: nestflow.ops.runtime.Context, p: path of the instance ("model.block.0.")
     forward(c, inputs...)        the spec's output
     losses(c, inputs...)         {name: the objective}, one for each distinct objective of the step-clock levels
+    objective_NAME(c, inputs...) each of them alone, where there are several
     WEIGHTS, STATE, INPUTS       tables
 
 The code is pure: weights and state in (`c.w`, `c.s`), outputs and state out (`c.n`).
@@ -51,6 +52,11 @@ def objectives(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
         if level.objective is not None and level.rule is not None:
             groups.setdefault(level.objective, []).append(level)
     return {levels[0].name: tuple(levels) for levels in groups.values()}
+
+
+def objective_name(level: str) -> str:
+    """The function of an objective, where there are several."""
+    return identifier(f"objective_{level}")
 
 
 # ---- functions
@@ -171,12 +177,24 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     writer.line()
     writer.line()
     groups = objectives(graph)
+    nodes = {name: levels[0].objective for name, levels in groups.items()}
+    values: list[str] = []
+    em = emitter()
+    for name, node in nodes.items():
+        if node is None:
+            continue
+        if len(groups) == 1:
+            break
+        with writer.block(f"def {objective_name(name)}({arguments}):"):
+            writer.line(f"# what {' and '.join(level.name for level in groups[name])} minimise")
+            writer.line(f"return {emitter().value(node)}")
+        writer.line()
+        writer.line()
+        values.append(f'"{name}": {objective_name(name)}({arguments})')
     with writer.block(f"def losses({arguments}):"):
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
-        em = emitter()
-        nodes = {name: levels[0].objective for name, levels in groups.items()}
-        em.plan(*(n for n in nodes.values() if n is not None))
-        values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
+        if len(groups) == 1:
+            values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
         writer.line("return {" + ", ".join(values) + "}")
     writer.line()
     writer.line()

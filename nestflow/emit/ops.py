@@ -10,6 +10,7 @@ from nestflow.emit import pointwise as P
 from nestflow.emit.algebra import BLOCKS, expanded
 from nestflow.emit.layout import head_axis, tick_axis
 from nestflow.emit.operand import ATOM, INFIX, Expr, as_tensor, expr_of, is_python, tensor
+from nestflow.graph.published import published
 from nestflow.ir.node import Node, Type
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 Operation = Callable[["Emitter", Node], Expr]
 LOOKBACK = "nestflow.ops.lookback"
 # get a variable even if used once
-ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall"})
+ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall", "emit"})
 
 
 # ---- tables, look-back, calls
@@ -85,10 +86,29 @@ def call(em: Emitter, node: Node) -> Expr:
     parts = [em.done[a] for a in node.args]
     path = f'{em.prefix} + "{child}."' if em.prefix else f'"{child}."'
     e = expr_of(f"{function}({', '.join(['c', path, *(p.text for p in parts)])})", ATOM, *parts)
+    if em.instance.kind == "root" and published(em.instance.child(child)):
+        name = em.assign(node, e, child)
+        em.published[node] = em.fresh(f"{child}_published", Type())
+        em.writer.line(f"{em.published[node]} = c.publish()  # what `emit` gave in {name}, by name")
+        return e
     if node not in em.names and (em.uses[node] > 1 or len(e.text) > em.wide):
         words = [x for x in child.split(".") if not x.isdigit()]
         em.assign(node, e, words[-1] if words else "x")
     return e
+
+
+def emit(em: Emitter, node: Node) -> Expr:
+    x, *values = node.args
+    for name, v in zip(node["names"], values, strict=True):
+        e = as_tensor(em, v)
+        heads = f".sum({head_axis(v.type)})" if v.type.heads else ""
+        em.writer.line(f'c.emit("{name}", {e.atom if heads else e.text}{heads})')
+    return em.done[x]
+
+
+def emitted(em: Emitter, node: Node) -> Expr:
+    terms = [f'{em.published[a]}["{node["name"]}"]' for a in node.args]
+    return expr_of(" + ".join(terms), ATOM if len(terms) == 1 else 10)
 
 
 def recall(em: Emitter, node: Node) -> Expr:
@@ -172,6 +192,8 @@ OPERATIONS: dict[str, Operation] = {
     "rope": rope,
     "call": call,
     "recall": recall,
+    "emit": emit,
+    "emitted": emitted,
     "cross_entropy": cross_entropy,
     "mean_all": mean_all,
     "sum_features": sum_features,

@@ -25,6 +25,7 @@ class Body:
         self.templates, self.env, self.local, self.names = templates, env, local, names
         self.elab = templates.elab
         self.result: Any = None
+        self.published: list[tuple[str, Node]] = []
 
     def statements(self, body: tuple[tree.Statement, ...]) -> None:
         for s in body:
@@ -75,13 +76,13 @@ class Body:
         elif isinstance(s, tree.Repeat):
             self.repeat(s)
         elif isinstance(s, tree.Emit):
-            raise self.elab.not_yet("`emit`", s.span)
+            self.published.append((s.name, publish(self.elab, s, self.env)))
         else:
             raise self.elab.failure(
                 "NF217",
                 "this statement cannot stand in a flow",
                 s.span,
-                "a flow has names, `shared`, `repeat`, `for`, `if` and `return`",
+                "a flow has names, `shared`, `repeat`, `for`, `if`, `emit` and `return`",
             )
 
     def loop(self, s: tree.For) -> None:
@@ -124,6 +125,17 @@ class Body:
                 "`shared emb = embed(vocab, dim)`",
             )
         return SharedValue(value, s.name, s.value, self.env.builder)
+
+
+def publish(elab: Any, s: tree.Emit, env: Env) -> Node:
+    """The value of `emit name = e`: a number or tensor of each tick."""
+    if env.builder.memory is not None:
+        message = "a memory's function may not `emit`: it is recalled many times in a tick"
+        raise elab.failure("NF320", message, s.span, "emit what the level or flow around it knows")
+    node = elab.as_node(evaluate(s.value, env), s.value, "`emit`")
+    if node.type.short:
+        raise elab.failure("NF403", "`emit` cannot look ahead", s.span, "`next` belongs to a loss")
+    return node if node.type.dtype == "float" else ops.binary("mul", ops.const(1.0), node, s.span)
 
 
 def fill_marker(elab: Any, body: Any, variable: str, i: int) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from nestflow.diagnostics.core import Collector, Edit, NestflowError, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Init, ParamValue
+from nestflow.graph.published import emitted
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.values import Abort, Distribution, Partial, Poison, Quiet, is_list
 from nestflow.ir import ops
@@ -45,12 +47,13 @@ class Elaborator:
         self.params: dict[str, ParamValue] = {}
         self.inputs: dict[str, Node] = {}
         self.root = Builder("")
+        self.root_calls: list[Node] = []  # calls of root flows, in order
         self.instances = 0
         self.weight_count = 0
         self.busy: list[str] = []
         self.turns_now = 1
         self._kept: list[Any] = []
-        self.top = Env(self, self.root, self.find_top, "top")
+        self.top = Env(self, self.root, self.find_top, "top", specials={"emitted": partial(emitted, self)})
 
     def keep(self, made: Any) -> Any:
         """Hold a tree that substitution made: call sites are told apart by identity, so none may be freed."""

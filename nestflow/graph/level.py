@@ -8,7 +8,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
 from nestflow.diagnostics.suggest import Suggestion, did_you_mean
-from nestflow.graph.body import items_of
+from nestflow.graph.body import items_of, publish
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MEMORY_FIELDS, MemoryBuild
 from nestflow.graph.model import Instance
@@ -61,6 +61,7 @@ class LevelBuilder:
         self.fields: dict[str, tree.Field] = {}
         self.mistakes: list[Diagnostic] = []
         self.returns: tree.Return | None = None
+        self.emits: list[tuple[tree.Emit, tuple[Any, ...]]] = []
         self.parts: dict[str, tuple[tree.Expr, dict[str, tree.Field], tree.Node]] = {}
         self.memo: dict[str, Any] = {}
         self.busy: list[str] = []
@@ -108,9 +109,9 @@ class LevelBuilder:
                 raise self.elab.failure("NF302", message, s.condition.span)
             self.collect(s.body if condition.value else s.otherwise, for_key)
         elif isinstance(s, tree.Emit):
-            raise self.elab.not_yet("`emit`", s.span)
+            self.emits.append((s, for_key))
         else:
-            help_ = "a level has fields, names, memories, `for`, `if` and `return`"
+            help_ = "a level has fields, names, memories, `for`, `if`, `emit` and `return`"
             raise self.elab.failure("NF217", "this statement cannot stand in a level", s.span, help_)
 
     def once(self, name: str, s: tree.Node, other: tree.Node | None, code: str = "NF220") -> None:
@@ -234,7 +235,7 @@ class LevelBuilder:
         self.memories = {n: MemoryBuild(self, n, kind, fields, node) for n, (kind, fields, node) in kinds.items()}
         self.each(lambda m: m.prepare())
         built = self.each(lambda m: m.build())
-        result = self.result()
+        result = self.publish(self.result())
         self.try_unused()
         slots = tuple((k, v.type) for k, v in self.bound.items() if isinstance(v, Node) and v.op == "slot")
         names = tuple((n, v) for n, v in self.memo.items() if isinstance(v, Node) and v.op not in ("const", "slot"))
@@ -319,6 +320,14 @@ class LevelBuilder:
             message = f"level `{self.template.name}` returns a value per head: {node.type}"
             raise self.elab.failure("NF319", message, site.span, "join the heads: `|> merge_heads`")
         return node
+
+    def publish(self, result: Node) -> Node:
+        """The result, and what `emit` names beside it; a recall in `emit` sees the state that one in `return` does."""
+        published: list[tuple[str, Node]] = []
+        for s, for_key in self.emits:
+            env = self.env.with_(prefix=f"emit.{s.name}", recall_mode="return", for_key=for_key).extend(_Y(self))
+            published.append((s.name, publish(self.elab, s, env)))
+        return ops.emit(result, published)
 
     def y(self, site: tree.Node) -> Node:
         """The recall at `query` (without a key: the state)."""

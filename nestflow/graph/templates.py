@@ -127,7 +127,9 @@ class Templates:
             same = self.root_keys.get(rel) == signature(template, slots, overrides)
             if same and known.result is not None:
                 given = tuple(inputs[k] for k in want)
-                return make("call", given, known.result.type, site.span, child=rel, names=tuple(want))
+                return self.called_at_root(
+                    make("call", given, known.result.type, site.span, child=rel, names=tuple(want))
+                )
             raise self.elab.failure(
                 "NF317",
                 f"`{rel}` has one root instance, and this call gives it other inputs",
@@ -136,7 +138,12 @@ class Templates:
             )
         self.root_keys[rel] = signature(template, slots, overrides)
         self.elab.root.name((rel,), rel, ())
-        return self.instantiate(template, rel, slots, overrides, env, site)
+        return self.called_at_root(self.instantiate(template, rel, slots, overrides, env, site))
+
+    def called_at_root(self, node: Node) -> Node:
+        if node.op == "call" and node not in self.elab.root_calls:
+            self.elab.root_calls.append(node)
+        return node
 
     @staticmethod
     def is_input(value: Any) -> bool:
@@ -274,7 +281,10 @@ class Templates:
             raise self.elab.failure(
                 "NF215", f"`{template.name}` returns nothing", template.span, "end it with `return e`"
             )
-        return body.result
+        if not body.published:
+            return body.result
+        result = self.elab.as_node(body.result, site, f"what `{template.name}` returns")
+        return ops.emit(result, body.published)
 
     # shared ----------------------------------------------------------------------------------------
 

@@ -39,6 +39,8 @@ newton_schulz(x; iters, coefficients, eps, dtype)
 poly(x, w; p)                       monomials of degree 0 to p
 Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: the mean over unmasked terms;
   mean_all(x) mean over features, batch and ticks; sum_features
+emit(x, values...; names)           x; the values are published under the names (`emit aux = e`)
+emitted(calls...; name)             outside flows: what those calls published under a name, summed over the instances
 Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(slot_new, retain; slot);
   schedule(peak, ...; kind, ...) a number by ticks of the level's clock; norm_w(x) the norm of this one tensor;
   norm_rows(x) that of each row (the last axis, kept at size 1)
@@ -553,3 +555,18 @@ def cross_entropy(p: Node, y: Node, mask: Node | None = None, smoothing: float =
 def mean_all(x: Node, span: Span | None = None) -> Node:
     """Mean over features, ticks and batch: one number."""
     return make("mean_all", (x,), Type(), span)
+
+
+def emit(x: Node, published: list[tuple[str, Node]]) -> Node:
+    """x itself; what stands beside it is published under its name each time this is computed."""
+    if not published:
+        return x
+    names = tuple(n for n, _ in published)
+    return make("emit", (x, *(v for _, v in published)), x.type, x.span, names=names)
+
+
+def emitted(name: str, calls: tuple[Node, ...], types: list[Type], span: Span | None = None) -> Node:
+    """Σ over the instances of what they publish under a name; a value per head counts once for each head."""
+    base = carried(*(t.with_(heads=None) for t in types))
+    shape = broadcast_shapes(*(t.shape for t in types))
+    return make("emitted", calls, base.with_(dtype="float", shape=shape), span, name=name)

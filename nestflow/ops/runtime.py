@@ -26,6 +26,21 @@ class Context:
     ) -> None:
         self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device
         self.n: dict[str, Tensor] = {}
+        self.now: dict[str, Tensor] = {}
+        self.published: dict[str, Tensor] = {}
+
+    def emit(self, name: str, value: Tensor) -> None:
+        """`emit name = e`: values of one name are summed over the instances."""
+        self.now[name] = self.now[name] + value if name in self.now else value
+
+    def publish(self) -> dict[str, Tensor]:
+        """What was emitted since the last call of this, by name. `published` has the sums over all of them."""
+        now, self.now = self.now, {}
+        for name, value in now.items():
+            known = self.published.get(name)
+            fits = known is None or known.shape == value.shape
+            self.published[name] = value if known is None else known + value if fits else known.mean() + value.mean()
+        return now
 
 
 def fresh_state(

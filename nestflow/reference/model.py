@@ -67,7 +67,7 @@ class Reference:
     def loss(self, objective: Node, inputs: Mapping[str, Tensor]) -> Tensor:
         """An objective of the whole model: one number."""
         given = self._inputs((), inputs)
-        calls = [n for n in walk(objective) if n.op == "call"]
+        calls = [n for n in walk(objective) if n.op in ("call", "emitted")]
         per_tick = [values for values, _ in self._ticks(None, given, calls)] if calls else []
         known = {
             id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)

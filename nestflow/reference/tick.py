@@ -41,6 +41,7 @@ class Tick:
     before: Mapping[str, Tensor]
     whole: Whole
     tails: set[str] = field(default_factory=set)
+    emits: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -66,6 +67,7 @@ class Frame:
     states: dict[tuple[str, str], Tensors] = field(default_factory=dict)
     inputs_of: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
     memo: dict[int, Tensor] = field(default_factory=dict)
+    published: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # call -> what it emitted
 
     def result(self) -> Tensor:
         """What the instance returns at this tick; a level learns first."""
@@ -114,13 +116,31 @@ class Frame:
         if op in ("short_conv", "previous"):
             return self.short_conv(node, *xs) if op == "short_conv" else self.window(node, xs[0], node["n"])[:, :, 0]
         if op == "call":
-            child = self.instance.child(node["child"])
-            return Frame(tick, child, dict(zip(node["names"], xs))).result()
+            return self.call(node, xs)
+        if op == "emit":  # the sum over the instances; of a value per head, over the heads too
+            for name, x in zip(node["names"], xs[1:]):
+                x = x.sum(1, keepdim=True)
+                tick.emits[name] = torch.add(*align(tick.emits[name], x)) if name in tick.emits else x
+            return xs[0]
+        if op == "emitted":
+            values = [self.published[id(a)][node["name"]] for a in node.args]
+            return torch.stack(torch.broadcast_tensors(*align(*values))).sum(0)
         if op == "recall":
             return self.recall(node, xs)
         self.tap(node, xs)
         known = leaf(node, tick.dtype, tick.device)
         return known if known is not None else apply(node, xs, tick.dtype)
+
+    def call(self, node: Node, xs: list[Tensor]) -> Tensor:
+        """The result of a child, and apart from others' what it emitted."""
+        outside, self.tick.emits = self.tick.emits, {}
+        child = self.instance.child(node["child"])
+        value = Frame(self.tick, child, dict(zip(node["names"], xs))).result()
+        self.published[id(node)], own = dict(self.tick.emits), self.tick.emits
+        for name, x in own.items():
+            outside[name] = torch.add(*align(outside[name], x)) if name in outside else x
+        self.tick.emits = outside
+        return value
 
     # look-back (§3.11) -----------------------------------------------------------------------------
 

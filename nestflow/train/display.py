@@ -99,12 +99,20 @@ class Display:
         if self.live is not None:
             self.live.stop()
 
-    def step(self, step: int, loss: float, tokens_per_s: float, levels: LevelCounts) -> None:
+    def step(
+        self,
+        step: int,
+        loss: float,
+        tokens_per_s: float,
+        levels: LevelCounts,
+        emitted: Mapping[str, float] | None = None,
+    ) -> None:
         if not self.show:
             return
         val = "" if self.val is None else f"   validation {self.val:.3f}"
         numbers = f"step {step}   loss {loss:.3f} nats   {loss / math.log(2):.3f} bits per byte{val}   "
         numbers += f"{tokens_per_s:,.0f} tokens/s"
+        numbers += "".join(f"   {name} {value:.3g}" for name, value in (emitted or {}).items())
         if self.live is not None:
             self.progress.update(self.task, completed=step)
             self.live.update(Group(self.progress, Text(numbers, style="cyan"), Text(levels.text(), style="dim")))

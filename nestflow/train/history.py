@@ -14,13 +14,15 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step. loss in nats per token, seconds of this step, updated: the step-clock levels that updated."""
+    """One step. loss in nats per token, seconds of this step, updated: the step-clock levels that updated.
+    emitted: the mean of what the spec's `emit` publishes, by name."""
 
     step: int
     loss: float
     seconds: float
     tokens: int
     updated: tuple[str, ...] = ()
+    emitted: dict[str, float] = field(default_factory=dict[str, float])
 
     @property
     def bpb(self) -> float:
@@ -103,8 +105,8 @@ class Log:
         self._file = path.open("a", encoding="utf-8")
 
     def step(self, r: StepRecord) -> None:
-        self._write({"step": r.step, "loss": r.loss, "bpb": r.bpb, "seconds": r.seconds, "tokens": r.tokens,
-                     "updated": list(r.updated)})  # fmt: skip
+        line = {"step": r.step, "loss": r.loss, "bpb": r.bpb, "seconds": r.seconds, "tokens": r.tokens}
+        self._write({**line, "updated": list(r.updated), **({"emitted": r.emitted} if r.emitted else {})})
 
     def val(self, step: int, bpb: float) -> None:
         self._write({"step": step, "val_bpb": bpb})
@@ -142,6 +144,13 @@ def read_history(folder: str | Path, up_to: int | None = None) -> History:
             history.val.append((line["step"], line["val_bpb"]))
         else:
             history.records.append(
-                StepRecord(line["step"], line["loss"], line["seconds"], line["tokens"], tuple(line["updated"]))
+                StepRecord(
+                    line["step"],
+                    line["loss"],
+                    line["seconds"],
+                    line["tokens"],
+                    tuple(line["updated"]),
+                    line.get("emitted", {}),
+                )
             )
     return history

@@ -146,7 +146,7 @@ class _Run:
         c = self.config
         while self.done < c.steps and stop.name is None:
             record = self.one_step()
-            display.step(record.step, record.loss, record.tokens_per_s, self.levels)
+            display.step(record.step, record.loss, record.tokens_per_s, self.levels, record.emitted)
             if self.on_step is not None:
                 self.on_step(record)
             last = self.done == c.steps
@@ -176,7 +176,7 @@ class _Run:
             raise _not_finite(loss, self.done + 1, self.history.checkpoint)
         updated = self.levels.add(report["levels"])
         self.done += 1
-        record = StepRecord(self.done, loss, time.perf_counter() - begin, x_BT.numel(), updated)
+        record = StepRecord(self.done, loss, time.perf_counter() - begin, x_BT.numel(), updated, report.get("emitted", {}))
         self.history.records.append(record)
         self.log.step(record)
         return record

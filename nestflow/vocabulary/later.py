@@ -10,7 +10,6 @@ LATER = frozenset(
         "es",
         "ticks",
         "average",
-        "emitted",
         "patches",
         "conv2d",
         "max_pool",

@@ -80,6 +80,13 @@ def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any) -> Node:
     )
 
 
+describe(
+    "emitted(name)",
+    "loss",
+    "Σ over the instances of what they publish by `emit name = e`: one value a tick, to be added to an objective.",
+    also="aux_loss auxiliary_loss",
+)
+
 # --- distributions ------------------------------------------------------------------------------------
 
 
