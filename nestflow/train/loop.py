@@ -176,7 +176,9 @@ class _Run:
             raise _not_finite(loss, self.done + 1, self.history.checkpoint)
         updated = self.levels.add(report["levels"])
         self.done += 1
-        record = StepRecord(self.done, loss, time.perf_counter() - begin, x_BT.numel(), updated, report.get("emitted", {}))
+        record = StepRecord(
+            self.done, loss, time.perf_counter() - begin, x_BT.numel(), updated, report.get("emitted", {})
+        )
         self.history.records.append(record)
         self.log.step(record)
         return record

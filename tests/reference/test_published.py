@@ -23,7 +23,9 @@ flow net(x) {
   return x
 }
 loss = l2(net(x), goal)
-level outer { every 1 step; memory weights(net); objective loss + 0.1 * emitted(aux) + emitted(surprise); update gd(0.1) }
+level outer {
+  every 1 step; memory weights(net); objective loss + 0.1 * emitted(aux) + emitted(surprise); update gd(0.1)
+}
 """.replace("M(", "memory(")
 LAYERS = """nestflow 1
 input x : float[T, 4]
