@@ -135,8 +135,9 @@ class Module(Branch):
         """The objectives of the levels that learn on the step clock, by the name of the first level that has each."""
         return self._fresh("losses", self.bind(args, inputs), training)
 
-    def objective(self, name: str, inputs: dict[str, Tensor], published: dict[str, Tensor] | None = None) -> Tensor:
+    def objective(self, name: str, inputs: Mapping[str, Tensor], published: dict[str, Tensor] | None = None) -> Tensor:
         """One objective of a step that learns, on checked inputs. published: takes what `emit` gives."""
+        inputs = dict(inputs)
         alone = getattr(self.__dict__["_program"], objective_name(name), None)
         if alone is None:
             return self._fresh("losses", inputs, True, published)[name]
