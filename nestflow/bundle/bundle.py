@@ -70,12 +70,14 @@ class Bundle:
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        networks: Mapping[str, torch.nn.Module] | None = None,
     ) -> None:
         self.graph, self.plan, self.source, self.spec, self.seed = graph, plan, source, spec, seed
         self.overrides = dict(overrides or {})
         self.extra: dict[str, Any] = {}
-        self.module = Module(graph, load_source(source, graph.name), seed, dtype, device)
-        self.module.__dict__["_origin"] = (graph.name, spec, self.overrides, seed)
+        self.networks = dict(networks or {})
+        self.module = Module(graph, load_source(source, graph.name), seed, dtype, device, self.networks)
+        self.module.__dict__["_origin"] = (graph.name, spec, self.overrides, seed, self.networks)
         self._objectives = objectives(graph)
         self._total_steps: int | None = None
 
@@ -91,6 +93,7 @@ class Bundle:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.module, self.extra = state["module"], state["extra"]
+        self.networks = self.module.__dict__["_networks"]
         self._total_steps = state["total_steps"]
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
@@ -116,7 +119,7 @@ class Bundle:
     @cached_property
     def optimizer(self) -> StepOptimizer:
         """One torch.optim.Optimizer for all levels on the step clock. Raises NF509 where none learns."""
-        if not self._objectives:
+        if not any(level.rule is not None for level in self.graph.step_levels):
             raise fail(
                 "NF509",
                 f"`{self.name}` has no level on the step clock that learns, so there is nothing to optimise",
@@ -145,7 +148,10 @@ class Bundle:
         Raises NF510 where they minimise different ones (call `step`), NF509 where none learns.
         """
         if not self._objectives:
-            raise fail("NF509", f"`{self.name}` has no level on the step clock that learns, so it has no loss")
+            raise fail(
+                "NF509",
+                f"`{self.name}` has no level on the step clock that learns from an objective, so it has no loss",
+            )
         if len(self._objectives) > 1:
             raise fail(
                 "NF510",
@@ -165,6 +171,12 @@ class Bundle:
         what `emit` publishes, by name}. The module is put in training mode.
         """
         optimizer = self.optimizer
+        if not self._objectives:
+            raise fail(
+                "NF509",
+                f"no level of `{self.name}` has an objective, so a batch alone brings no gradients",
+                help="its levels learn from your own: `loss.backward()`, then `b.optimizer.step()`",
+            )
         self.module.train()
         inputs = checked(
             self.graph.inputs, by_name(self.graph.inputs, (), batch), self.module.dtype, self.module.device
@@ -187,7 +199,7 @@ class Bundle:
         """The interpreter that defines the meaning, on this bundle's weights: slow, tick by tick."""
         from nestflow.reference import Reference
 
-        return Reference(self.graph, self.module.weights)
+        return Reference(self.graph, self.module.weights, networks=self.networks)
 
     # ---- files and views
 
@@ -222,6 +234,13 @@ class Bundle:
         """One file of Python that needs torch alone and gives the same numbers."""
         from nestflow.emit.standalone import emit_standalone
 
+        if self.graph.networks:
+            net = self.graph.networks[0].name
+            raise fail(
+                "NF565",
+                f"`{self.name}` runs on a network of yours (`{net}`), which no file of ours holds",
+                help="ship the bundle (`b.save`) beside the code of the network",
+            )
         return emit_standalone(self.graph, self.plan)
 
     def how(self) -> dict[str, str]:

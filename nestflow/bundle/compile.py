@@ -28,33 +28,56 @@ def compile(
 ) -> Bundle:
     """Compile a spec: `nestflow.compile("hope", dim=256)`.
 
-    target: a shipped name, a file (.nl, .yaml, .yml), the text of a spec, or a dict of YAML's shape. params: the spec's
-    params; `overrides` takes them as a mapping, for names like `seed` that this function has itself.
-    dtype: a floating type of torch or its name ("float32" by default). seed: of the weights, drawn from (seed, path).
+    target: a shipped name, a file (.nl, .yaml, .yml), the text of a spec, or a dict of YAML's shape.
+    params: the spec's params, and the networks it declares (`extern net` takes `net=model`); `overrides` takes them as
+    a mapping, for names like `seed` that this function has itself.
+    dtype: a floating type of torch or its name ("float32" by default; the network's, where one is given).
+    seed: of the weights, drawn from (seed, path).
     Raises NestflowError with every mistake that was found.
     """
+    from nestflow.bundle.networks import split
     from nestflow.bundle.settings import dtype_of, whole
 
-    return compile_program(
-        target, {**(overrides or {}), **params}, dtype=dtype_of(dtype), device=device, seed=whole(seed, "`seed`")
-    )
+    given, networks = split({**(overrides or {}), **params})
+    kind = None if dtype is None else dtype_of(dtype)
+    return compile_program(target, given, dtype=kind, device=device, seed=whole(seed, "`seed`"), networks=networks)
 
 
 def check(target: Target, **params: Any) -> LevelGraph:
-    """The level graph of a spec, without compiling it. Raises NestflowError with every mistake that was found."""
+    """The level graph of a spec, without compiling it. Raises NestflowError with every mistake that was found.
+
+    params: the spec's, and its networks (`net=model`): without them what depends on their parameters is not checked.
+    """
+    import sys
+
     from nestflow.graph.build import build
     from nestflow.language.resolve import load
 
-    return build(load(target, params))
+    if "torch" not in sys.modules:  # then none of the values is a network
+        return build(load(target, params))
+    from nestflow.bundle.networks import facts_of, split
+
+    given, networks = split(params)
+    return build(load(target, given), facts_of(networks))
 
 
 def compile_program(
-    target: Target, overrides: Mapping[str, Any], *, dtype: torch.dtype, device: Any, seed: int, name: str | None = None
+    target: Target,
+    overrides: Mapping[str, Any],
+    *,
+    dtype: torch.dtype | None,
+    device: Any,
+    seed: int,
+    name: str | None = None,
+    networks: Mapping[str, Any] | None = None,
 ) -> Bundle:
-    """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one."""
+    """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one.
+
+    dtype: None is float32, or the type of the first network. networks: the caller's, by name."""
     import torch
 
     from nestflow.bundle.bundle import Bundle
+    from nestflow.bundle.networks import facts_of, kind_of, needed, same_kind, settle
     from nestflow.bundle.settings import device_of
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
@@ -64,7 +87,14 @@ def compile_program(
 
     device = device_of(device)
     program = load(target, overrides)
-    graph = build(program)
+    networks = dict(networks or {})
+    graph = build(program, facts_of(networks))
+    needed(graph, networks)
+    if networks:
+        known, place = kind_of(networks.values())
+        same_kind(networks, dtype, device)
+        dtype, device = dtype or known, device or place
+        settle(graph, networks)
     if name is not None:
         graph = replace(graph, name=name)
     plan = lower(graph)
@@ -72,4 +102,14 @@ def compile_program(
     # used parts are printed in place of `use`, so that the text needs no other file
     text = print_nl(replace(program.spec, body=program.body))
     with torch.inference_mode(False):  # weights made under it could never learn
-        return Bundle(graph, plan, source, spec=text, overrides=overrides, seed=seed, dtype=dtype, device=device)
+        return Bundle(
+            graph,
+            plan,
+            source,
+            spec=text,
+            overrides=overrides,
+            seed=seed,
+            dtype=dtype or torch.float32,
+            device=device,
+            networks=networks,
+        )

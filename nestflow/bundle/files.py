@@ -3,6 +3,7 @@
 bundle.json               format, spec's name, params, seed, type, clocks, size and SHA-256 of every other file
 NAME.nl                   the spec, used parts included
 weights.safetensors       the slow weights by path
+buffers.safetensors       the buffers of networks of yours, if there are any
 optimizer.safetensors     what the optimizer keeps (its numbers are in bundle.json)
 extra.safetensors         tensors of `extra`, if it has any
 model.py, optim.py        the generated source, to be read; loading compiles the spec again
@@ -19,6 +20,7 @@ import shutil
 import socket
 import tempfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,7 @@ from torch import Tensor
 
 from nestflow._version import __version__
 from nestflow.bundle.codec import pack, unpack
+from nestflow.bundle.networks import buffers_of
 from nestflow.diagnostics.core import fail
 
 if TYPE_CHECKING:
@@ -123,10 +126,9 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
 
     spec = (re.sub(r"[^\w.-]", "_", bundle.name) or "spec") + ".nl"
     (folder / spec).write_text(bundle.spec, encoding="utf-8")
-    save_file(
-        {p: w.detach().cpu().contiguous().clone() for p, w in bundle.module.weights.items()},
-        folder / "weights.safetensors",
-    )
+    save_file(_plain(bundle.module.weights), folder / "weights.safetensors")
+    if buffers := buffers_of(bundle.networks):
+        save_file(_plain(buffers), folder / "buffers.safetensors")
     optimizer: Any = None
     if "optimizer" in bundle.__dict__:
         tensors: dict[str, Tensor] = {}
@@ -154,6 +156,7 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
         "training": bundle.module.training,
         "total_steps": bundle._total_steps,
         "optimizer": optimizer,
+        "networks": {n: type(net).__name__ for n, net in bundle.networks.items()},
         "extra": packed,
         "files": {f.name: {"bytes": f.stat().st_size, "sha256": _digest(f)} for f in sorted(folder.iterdir())},
     }
@@ -163,6 +166,11 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
         f.chmod(0o666 & ~_umask())  # safetensors makes files that others cannot read
         with f.open("rb") as handle:
             os.fsync(handle.fileno())
+
+
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that a file can hold: on the CPU, each with storage of its own."""
+    return {p: x.detach().cpu().contiguous().clone() for p, x in tensors.items()}
 
 
 def _index_digest(index: dict[str, Any]) -> str:
@@ -179,11 +187,13 @@ def _digest(file: Path) -> str:
 # ---- loading
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None) -> Bundle:
+def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, **networks: Any) -> Bundle:
     """The bundle that `save` wrote: same weights, optimizer, clocks and schedules, bit for bit.
 
-    Raises NestflowError: NF512 (no bundle there, or a file of it is missing), NF513 (a file is truncated or changed),
-    NF514 (written by a newer nestflow, or for a spec with other weights).
+    networks: the caller's, where the spec declares any (`net=model`); their parameters and buffers are set to those
+    that were saved. Raises NestflowError: NF512 (no bundle there, or a file of it is missing), NF513 (a file is
+    truncated or changed), NF514 (written by a newer nestflow, or for a spec with other weights), NF560 and NF561
+    (networks).
     """
     from nestflow.bundle.compile import compile_program
 
@@ -192,14 +202,21 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
         path = _old(path)
     index = _index(path)
     _check_files(path, index)
+    wrong = next((n for n, net in networks.items() if not isinstance(net, torch.nn.Module)), None)
+    if wrong is not None:
+        what = f"`{wrong}` is to be a network, an `nn.Module`, and this is a {type(networks[wrong]).__name__}"
+        raise fail("NF561", what, help="params were settled when the spec was compiled")
     bundle = compile_program(
         str(path / index["spec"]),
         index["overrides"],
-        dtype=getattr(torch, index["dtype"]),
+        dtype=None if networks else getattr(torch, index["dtype"]),
         device=device,
         seed=index["seed"],
+        networks=networks,
     )
     _load_weights(bundle, _tensors(path / "weights.safetensors"), path)
+    if (path / "buffers.safetensors").exists():
+        _load_buffers(networks, _tensors(path / "buffers.safetensors"), path)
     bundle.set_total_steps(index["total_steps"]) if index["total_steps"] else None
     try:
         if index["optimizer"] is not None:
@@ -298,13 +315,32 @@ def _load_weights(bundle: Bundle, tensors: dict[str, Tensor], path: Path) -> Non
     lost = [p for p in weights if p not in tensors or tensors[p].shape != weights[p].shape] + [
         p for p in tensors if p not in weights
     ]
+    other = next((p for p, w in weights.items() if p in tensors and tensors[p].dtype != w.dtype), None)
+    if bundle.networks and not lost and other is not None:
+        have, want = (str(x.dtype).removeprefix("torch.") for x in (weights[other], tensors[other]))
+        message = f"`{other}` was saved as {want}, and the network given has it as {have}"
+        raise fail("NF561", message, help=f"`model.to(torch.{want})` before it is given")
     if lost:
         raise fail(
             "NF514",
             f"the weights in `{path}` are not those of its spec: `{lost[0]}`"
             + (f" and {len(lost) - 1} more" if len(lost) > 1 else ""),
-            help="was it written by another version of nestflow, whose shipped blocks differ?",
+            help="is the network built as it was when the bundle was saved?"
+            if bundle.networks
+            else "was it written by another version of nestflow, whose shipped blocks differ?",
         )
     with torch.no_grad():
         for p, w in weights.items():
             w.copy_(tensors[p])
+
+
+def _load_buffers(networks: Mapping[str, torch.nn.Module], tensors: dict[str, Tensor], path: Path) -> None:
+    buffers = buffers_of(networks)
+    lost = [n for n in {**buffers, **tensors} if n not in tensors or n not in buffers]
+    lost += [n for n, b in buffers.items() if n not in lost and tensors[n].shape != b.shape]
+    if lost:
+        message = f"the buffers in `{path}` are not those of the network given: `{lost[0]}`"
+        raise fail("NF514", message, help="is the network built as it was when the bundle was saved?")
+    with torch.no_grad():
+        for n, b in buffers.items():
+            b.copy_(tensors[n])

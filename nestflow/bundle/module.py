@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
 from types import ModuleType
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nestflow.bundle.inputs import by_name, checked
+from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
@@ -33,11 +35,19 @@ class Module(Branch):
         seed: int = 0,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
+        networks: Mapping[str, nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        self.__dict__["_networks"] = networks = dict(networks or {})
+        for name, net in networks.items():
+            self._modules[name] = net
         frozen = {w for level in graph.step_levels if level.rule is None for w in level.weights}
         places: list[tuple[str, nn.Module, str]] = []
         for spec in graph.weights:
+            if spec.role == "network":  # it lies in the network that the caller gave, and starts as it is there
+                name, _, path = spec.path.partition(".")
+                places.append((spec.path, *place_of(networks[name], path)))
+                continue
             init = spec.init
             try:
                 start = draw(spec.path, spec.full_shape, init.kind, init.a, init.b, init.maps, seed)
@@ -61,6 +71,10 @@ class Module(Branch):
             found[path] = module._parameters[leaf]
         return found
 
+    def _own(self) -> set[str]:
+        """Paths of the weights that the spec made; the others are parameters of the caller's networks."""
+        return {w.path for w in self.__dict__["_graph"].weights if w.role != "network"}
+
     def named_weights(self) -> Iterator[tuple[str, nn.Parameter]]:
         """(path, weight) of every slow weight, in order of creation."""
         yield from self.weights.items()
@@ -77,7 +91,8 @@ class Module(Branch):
     def _kind(self) -> tuple[torch.dtype, torch.device]:
         for _, module, leaf in self.__dict__["_places"]:
             weight = module._parameters[leaf]
-            return weight.dtype, weight.device
+            if weight.is_floating_point():
+                return weight.dtype, weight.device
         return self.__dict__["_fallback"]
 
     def _apply(
@@ -93,8 +108,10 @@ class Module(Branch):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Module:
-        made = Module(self.__dict__["_graph"], self.__dict__["_program"], 0, *self._kind())
-        made.__dict__["_origin"] = self.__dict__.get("_origin")
+        networks = copy.deepcopy(self.__dict__["_networks"], memo)
+        made = Module(self.__dict__["_graph"], self.__dict__["_program"], 0, *self._kind(), networks)
+        origin = self.__dict__.get("_origin")
+        made.__dict__["_origin"] = origin and (*origin[:4], networks)
         memo[id(self)] = made
         made.load_state_dict(self.state_dict())
         for path, weight in self.weights.items():
@@ -104,12 +121,15 @@ class Module(Branch):
 
     def __reduce__(self) -> Any:
         """Pickles as its spec, which is compiled again where it is unpickled, and its weights."""
-        weights = {p: (w.detach(), w.requires_grad) for p, w in self.weights.items()}
+        own = self._own()  # networks carry theirs themselves
+        weights = {p: (w.detach(), w.requires_grad) for p, w in self.weights.items() if p in own}
         state = {"weights": weights, "training": self.training, "kind": self.__dict__["_fallback"]}
         return _revive_module, (self.__dict__["_origin"],), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for path, module, leaf in self.__dict__["_places"]:
+            if path not in state["weights"]:
+                continue
             weight, learns = state["weights"][path]
             module._parameters[leaf] = nn.Parameter(weight, requires_grad=learns)
         self.__dict__["_fallback"] = state["kind"]
@@ -218,7 +238,7 @@ class Module(Branch):
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
         published: takes what `emit` gave."""
         mode = self.training if training is None else training
-        c = Context(self.weights, tensors, t0, mode, *self._kind())
+        c = Context(self.weights, tensors, t0, mode, *self._kind(), self.__dict__["_networks"])
         try:
             result = getattr(self.__dict__["_program"], entry)(c, *bound.values())
         except IndexError as e:
@@ -286,13 +306,16 @@ def _no_room(graph: LevelGraph, spec: WeightSpec, e: Exception) -> Exception:
     )
 
 
-def revive(origin: tuple[str, str, Mapping[str, Any], int]) -> Any:
-    """The bundle of a spec's text: (name, text, overrides, seed)."""
+Origin = tuple[str, str, Mapping[str, Any], int, Mapping[str, nn.Module]]
+
+
+def revive(origin: Origin) -> Any:
+    """The bundle of a spec's text: (name, text, overrides, seed, networks of the caller)."""
     from nestflow.bundle.compile import compile_program
 
-    name, text, overrides, seed = origin
-    return compile_program(text, overrides, dtype=torch.float32, device=None, seed=seed, name=name)
+    name, text, overrides, seed, networks = origin
+    return compile_program(text, overrides, dtype=None, device=None, seed=seed, name=name, networks=networks)
 
 
-def _revive_module(origin: tuple[str, str, Mapping[str, Any], int]) -> Module:
+def _revive_module(origin: Origin) -> Module:
     return revive(origin).module

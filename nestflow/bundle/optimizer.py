@@ -23,19 +23,55 @@ def rule_class(rule: Rule, name: str = "optimizer") -> type[StepOptimizer]:
     return load_source(emit_rule(rule, name), name).Optimizer
 
 
-def optimizer(target: str | Mapping[str, Any], params: Iterable[Any], **settings: Any) -> StepOptimizer:
+def optimizer(target: str | Mapping[str, Any], params: Iterable[Any] | None = None, **settings: Any) -> StepOptimizer:
     """A torch.optim.Optimizer from a spec: `nestflow.optimizer("optimizers.adam", module.parameters(), lr=3e-3)`.
+
+    With a spec of levels on a network of yours (`extern net`), `nestflow.optimizer("levels.nl", net=model)`: then
+    settings are the spec's params, and each level owns the parameters that it names.
 
     target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text or dict of a
     spec with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups
     with settings of their own. settings: the optimizer's slots.
-    Raises NestflowError for an unknown name or setting, and for a rule that needs more than gradients (dgd).
+    Raises NestflowError for an unknown name or setting, for networks that are not as the spec says (NF440 to NF446,
+    NF560, NF561), and for a rule that needs more than gradients (dgd).
     """
     from nestflow.graph.build import optimizer_rule
 
     if isinstance(target, str) and target.rpartition(".")[2] == "dgd":
         raise mistake("NF543", *NEEDS_INPUTS)
     total_steps = settings.pop("total_steps", None)
+    if params is None:
+        return _of_levels(target, total_steps, settings)
     rule = optimizer_rule(target, dict(settings))
     name = target if isinstance(target, str) and "\n" not in target else rule.text
     return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, total_steps=total_steps)
+
+
+def _of_levels(target: str | Mapping[str, Any], total_steps: int | None, settings: Mapping[str, Any]) -> StepOptimizer:
+    """The optimizer of a spec's levels on networks of the caller, who brings the gradients."""
+    from nestflow.bundle.networks import facts_of, needed, parameters_of, settle, split
+    from nestflow.graph.build import build
+    from nestflow.language.resolve import load
+
+    given, networks = split(settings)
+    graph = build(load(target, given), facts_of(networks))
+    if not graph.networks:
+        raise mistake(
+            "NF544",
+            "the optimizer was given no parameters.",
+            "pass `module.parameters()`, or write levels on a network: `extern net`, and `net=model`",
+        )
+    needed(graph, networks)
+    own = next((w.path for w in graph.weights if w.role != "network"), None)
+    objective = next((level for level in graph.step_levels if level.objective is not None), None)
+    if own is not None or objective is not None:
+        what = f"weights of its own (`{own}`)" if own is not None else f"an objective (level `{objective.name}`)"  # type: ignore[union-attr]
+        raise mistake(
+            "NF564",
+            f"`{graph.name}` has {what}, and an optimizer alone learns from the gradients that you bring.",
+            "compile it: `b = nestflow.compile(spec, net=model)`, then `b.step(batch)`",
+        )
+    if not any(level.rule is not None for level in graph.step_levels):
+        raise mistake("NF509", f"`{graph.name}` has no level that learns, so there is nothing to optimise.", None)
+    settle(graph, networks)
+    return optimizer_class(graph)(parameters_of(graph, networks), total_steps=total_steps)

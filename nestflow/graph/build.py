@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
@@ -12,8 +12,9 @@ from nestflow.graph.body import items_of
 from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
-from nestflow.graph.model import InputSpec, Instance, LevelGraph, StateSlot, WeightSpec
+from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, WeightSpec
 from nestflow.graph.names import check_name, check_slots
+from nestflow.graph.networks import NetworkFacts, check_given, declare, networks
 from nestflow.graph.notes import notes
 from nestflow.graph.rules import RuleBuilder
 from nestflow.graph.state import state_slots
@@ -26,9 +27,12 @@ from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
 
-def build(program: Any) -> LevelGraph:
-    """The level graph of a program. Raises NestflowError with every mistake that was found."""
-    top = _Top(Elaborator(program))
+def build(program: Any, given: Mapping[str, NetworkFacts] | None = None) -> LevelGraph:
+    """The level graph of a program. given: facts of the networks (`extern`) that the caller has.
+
+    Raises NestflowError with every mistake that was found.
+    """
+    top = _Top(Elaborator(program, given))
     try:
         return top.build()
     except (Quiet, Abort):
@@ -56,6 +60,7 @@ class _Top:
     def build(self) -> LevelGraph:
         self.read(self.program.body)
         self.check_overrides()
+        check_given(self.elab)
         self.elab.collector.stop_on_errors()
         standing = [
             t
@@ -68,15 +73,22 @@ class _Top:
         self.elab.collector.stop_on_errors()
         check_unused(self.elab)
         self.elab.collector.stop_on_errors()
+        given = networks(self.elab)
         root = self.root(output)
         weights = absolute_weights(root)
         levels = steps.build(weights)
         self.elab.collector.stop_on_errors()
         state = tuple(s for i in root.walk() for s in state_slots(i))
-        return self.graph(root, output, levels, weights, state)
+        return self.graph(root, output, levels, weights, state, given)
 
     def graph(
-        self, root: Instance, output: Node | None, levels: Any, weights: list[WeightSpec], state: tuple[StateSlot, ...]
+        self,
+        root: Instance,
+        output: Node | None,
+        levels: Any,
+        weights: list[WeightSpec],
+        state: tuple[StateSlot, ...],
+        given: tuple[Network, ...],
     ) -> LevelGraph:
         spec = self.program.spec
         name = short_name(spec)
@@ -95,10 +107,11 @@ class _Top:
             info,
             describe.edges(root, levels, output, weights),
             describe.flows(root),
-            (*(d for d in self.elab.collector.items if d.severity != "error"), *notes(root, levels, output)),
+            (*(d for d in self.elab.collector.items if d.severity != "error"), *notes(root, levels, output, given)),
             tuple(self.execution),
             spec.doc,
             {"overrides": "", "name": name},
+            given,
         )
 
     # declarations ----------------------------------------------------------------------------------
@@ -169,7 +182,10 @@ class _Top:
             ]
         elif isinstance(s, tree.Assert):
             self.check(s)
-        elif isinstance(s, (tree.Clock, tree.Extern)):
+        elif isinstance(s, tree.Extern):
+            self.once(s.name, s)
+            declare(e, s)
+        elif isinstance(s, tree.Clock):
             raise e.not_yet(f"`{type(s).__name__.lower()}`", s.span)
         elif isinstance(s, tree.Field):
             raise e.failure(
@@ -223,7 +239,8 @@ class _Top:
         library = not self.inputs and not any(
             isinstance(t, tree.Level) and t.slots is None for t in self.elab.declared.values()
         )
-        if output is None and not library and not self.elab.collector.errors:
+        library = library or bool(self.elab.networks and not self.inputs)  # levels on a network of the caller
+        if self.output is None and not library and not self.elab.collector.errors:
             self.elab.collector.error(
                 "NF413",
                 "this spec has no `output`",

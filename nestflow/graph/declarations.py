@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nestflow.diagnostics.core import NestflowError
+from nestflow.diagnostics.core import NestflowError, Span
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
@@ -153,12 +153,17 @@ def input_(elab: Elaborator, s: tree.Input) -> InputSpec:
     return InputSpec(s.name, type_, low, high, s.span)
 
 
+def input_type(elab: Elaborator, t: tree.TypeExpr, span: Span | None = None) -> Type:
+    """The type of an input or of what a network gives: a tensor for each row, with or without the token axis."""
+    if t.name not in INPUT_TYPES:
+        help_ = did_you_mean(t.name, INPUT_TYPES) or "int, float or bool"
+        raise elab.failure("NF326", f"`{t.name}` is no type of an input", t.span or span, help_)
+    clock, shape = _axes(elab, t.dims)
+    return Type(t.name, shape, True, clock)
+
+
 def _input_type(elab: Elaborator, s: tree.Input) -> tuple[Type, float | None, float | None]:
-    if s.type.name not in INPUT_TYPES:
-        help_ = did_you_mean(s.type.name, INPUT_TYPES) or "int, float or bool"
-        raise elab.failure("NF326", f"`{s.type.name}` is no type of an input", s.type.span or s.span, help_)
-    clock, shape = _axes(elab, s.type.dims)
-    type_ = Type(s.type.name, shape, True, clock)
+    type_ = input_type(elab, s.type, s.span)
     low, high = (None, None) if s.type.domain is None else _range(elab, s.type.domain, s.type.name)
     return type_, low, high
 

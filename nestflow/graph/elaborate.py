@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -27,7 +27,7 @@ _BATCH = "the batch axis is never written: `float[T, 16]` is a vector of 16 at e
 _MODULE = "functions stand without a module: `linear`, `rmsnorm`, `softmax`; `nestflow explain linear` says more"
 # what newcomers from Python and PyTorch write
 ELSEWHERE = {"B": _BATCH, "batch": _BATCH, "batch_size": _BATCH, "nn": _MODULE, "torch": _MODULE, "F": _MODULE}
-OUTSIDE = frozenset(["slot", "call", "weight", "schedule", "next"])
+OUTSIDE = frozenset(["slot", "call", "weight", "schedule", "next", "network"])
 MAX_DEPTH = 60
 MAX_TURNS = 10_000
 
@@ -35,10 +35,14 @@ MAX_TURNS = 10_000
 class Elaborator:
     """Turns a Program (declarations, params, overrides) into instances. One object per build; nothing global."""
 
-    def __init__(self, program: Any) -> None:
+    def __init__(self, program: Any, given: Mapping[str, Any] | None = None) -> None:
         from nestflow.graph.templates import Templates
 
         self.program = program
+        self.given: dict[str, Any] = dict(given or {})  # facts of the networks that the caller gave, by name
+        self.networks: dict[str, Any] = {}
+        self.called_networks: set[str] = set()
+        self.waiting = False  # something is not known without a network that was not given
         self.collector = Collector()
         self.templates = Templates(self)
         self.declared: dict[str, tree.Template] = {}
@@ -72,6 +76,8 @@ class Elaborator:
             return self._top_name(name)
         if name in self.declared:
             return Partial(self.declared[name], name)
+        if name in self.networks:
+            return self.networks[name]
         word = lookup(name)
         if word is not None and word.build is not None and word.kind != "update":
             return Partial(word, name)
@@ -128,7 +134,11 @@ class Elaborator:
 
     def as_node(self, value: Any, expr: tree.Expr, what: str = "this") -> Node:
         if isinstance(value, Node):
-            return value
+            if value.op != "network_result":
+                return value
+            from nestflow.graph.networks import known
+
+            return known(value, self, expr)
         if isinstance(value, bool | int | float):
             return ops.const(value)
         if isinstance(value, Poison):
@@ -250,7 +260,16 @@ class Elaborator:
             return self.failure("NF201", message, span, f"nestflow's word is `{other.name}`: {other.doc}")
         if name in ELSEWHERE:
             return self.failure("NF201", message, span, ELSEWHERE[name])
-        known = {*self.values, *self.inputs, *self.names, *self.declared, *WORDS, *shipped_words(), *self.visible(env)}
+        known = {
+            *self.values,
+            *self.inputs,
+            *self.names,
+            *self.declared,
+            *self.networks,
+            *WORDS,
+            *shipped_words(),
+            *self.visible(env),
+        }
         help_ = did_you_mean(name, known) or "define it with `=`, or `use` the file that does"
         return self.failure("NF201", message, span, help_)
 

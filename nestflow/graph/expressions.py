@@ -167,6 +167,8 @@ def dotted(expr: tree.Expr) -> str | None:
 
 
 def _attribute(expr: tree.Attribute, env: Env) -> Any:
+    from nestflow.graph import networks
+
     full = dotted(expr)
     if full is not None:
         grouped = env.lookup(full)
@@ -177,6 +179,8 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         return env.elab.templates.shared_weight(value, expr.name, env, expr)
     if is_record(value) and expr.name in value:
         return value[expr.name]
+    if isinstance(value, Node) and value.op == "network_result" and expr.name in networks.FIELDS:
+        return networks.field(value, expr.name, env, expr)
     raise env.elab.failure(
         "NF203",
         f"`{full or expr.name}`: there is no `.{expr.name}` here",
@@ -308,7 +312,14 @@ def called_name(function: tree.Expr, value: Any, env: Env) -> str:
 
 def apply(value: Any, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Any:
     """Call a value. A template or word without its first input becomes a Partial."""
+    from nestflow.graph import networks
+
     elab = env.elab
+    for a in (*args, *kwargs.values()):
+        if isinstance(a, Node):
+            networks.known(a, elab, site)
+    if isinstance(value, networks.NetworkValue):
+        return networks.call(value, args, dict(kwargs), env, site)
     if isinstance(value, SharedValue):
         return elab.templates.call_shared(value, args, kwargs, env, site)
     if not isinstance(value, Partial):

@@ -31,17 +31,18 @@ class Init:
 @dataclass(frozen=True)
 class WeightSpec:
     """A slow weight. path relative to its instance (absolute in LevelGraph.weights). shape without the head axis;
-    heads: a leading head axis of that size in the tensor, or None. role: "weight", or "init" for a memory's learned
-    start.
+    heads: a leading head axis of that size in the tensor, or None. role: "weight", "init" for a memory's learned
+    start, or "network": a parameter of a network that the caller gives.
     multiplies: the weight multiplies an input (linear, head): w_in exists."""
 
     path: str
     shape: tuple[int, ...]
     heads: int | None
     init: Init
-    role: Literal["weight", "init"] = "weight"
+    role: Literal["weight", "init", "network"] = "weight"
     multiplies: bool = False
     span: Span | None = field(default=None, compare=False)
+    also: tuple[str, ...] = ()  # other paths of a parameter that parts of a network share
 
     @property
     def full_shape(self) -> tuple[int, ...]:
@@ -62,6 +63,7 @@ class TailSpec:
     path: str
     type: Type
     length: int
+    grows: bool = False  # it keeps all of them, from the sequence's start (a network of the caller)
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,20 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network of the caller's (`extern`). inputs: None where it only lends its weights. type: of its result, where it
+    is written. given: its parameters are known; a graph made without the network knows none of them."""
+
+    name: str
+    inputs: tuple[str, ...] | None
+    type: Type | None
+    given: bool
+    called: bool
+    doc: str | None = None
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class ParamValue:
     name: str
     value: Any
@@ -330,6 +346,7 @@ class LevelGraph:
     texts: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # {"nl": canonical spec text to save with a bundle}
+    networks: tuple[Network, ...] = ()
 
     def instance(self, path: str) -> Instance:
         return {i.path: i for i in self.root.walk()}[path]

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nestflow.diagnostics.core import Diagnostic, Span
-from nestflow.graph.model import Instance, Memory, StepLevel
+from nestflow.graph.model import Instance, Memory, Network, StepLevel
 from nestflow.ir.node import Node, walk
 
 NORMALISED = frozenset(["sqrt", "sign", "norm_all", "norm_w", "newton_schulz", "n_ticks", "l2norm", "rmsnorm"])
 
 
-def notes(root: Instance, steps: tuple[StepLevel, ...], output: Node | None) -> tuple[Diagnostic, ...]:
+def notes(
+    root: Instance, steps: tuple[StepLevel, ...], output: Node | None, networks: tuple[Network, ...] = ()
+) -> tuple[Diagnostic, ...]:
     """All notes on a graph, each place once."""
     found: dict[tuple[str, Span | None, str], Diagnostic] = {}
-    for n in (*_memories(root), *_copies(root), *_unused(root, output), *_sums(steps)):
+    for n in (*_memories(root), *_copies(root), *_unused(root, output), *_sums(steps), *_waiting(networks)):
         found.setdefault((n.code, n.span, n.message), n)
     return tuple(found.values())
 
@@ -72,3 +74,15 @@ def _sums(steps: Iterable[StepLevel]) -> Iterator[Diagnostic]:
             continue
         message = f"`every {s.every} steps` sums {s.every} gradients, and this update grows with them"
         yield _note("NF455", message, s.rule.span or s.span, "`g / n_ticks` is their mean")
+
+
+def _waiting(networks: Iterable[Network]) -> Iterator[Diagnostic]:
+    """A network that was not given: what cannot be checked without it."""
+    for n in networks:
+        if n.given:
+            continue
+        parts = "which of its parameters the globs name, and whether each has one owner"
+        if n.called and n.type is None:
+            parts += "; and what is computed from it, since its type is not written"
+        message = f"`{n.name}` is a network of yours that is not here: {parts}, is checked when it is given"
+        yield _note("NF460", message, n.span, f"`nestflow.check(spec, {n.name}=model)` checks the whole")

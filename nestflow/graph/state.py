@@ -110,4 +110,5 @@ def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:
 
 def _tail_slot(path: str, tail: TailSpec) -> StateSlot:
     shape = (tail.length, *tail.type.shape)
-    return StateSlot(memory_path(path, "", tail.path), "tail", shape, tail.type.heads, dtype=tail.type.dtype)
+    name, kind = memory_path(path, "", tail.path), tail.type.dtype
+    return StateSlot(name, "tail", shape, tail.type.heads, grows=tail.grows, dtype=kind)

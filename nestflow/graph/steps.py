@@ -22,7 +22,7 @@ from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
 FIELDS = ("every", "memory", "objective", "update")
-OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training"])
+OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training", "network"])
 
 
 class StepLevels:
@@ -34,6 +34,7 @@ class StepLevels:
         self.owner: dict[str, tree.Level] = {}
         self.rests: dict[str, tree.Level] = {}
         self.objectives: dict[str, Node | None] = {}
+        self.shared: dict[str, tuple[str, ...]] = {}
 
     def prepare(self) -> None:
         """Evaluate the objectives: they and `output` make the root instances."""
@@ -92,12 +93,17 @@ class StepLevels:
         node = self.elab.as_node(value, f.value, "`objective`")
         if node.type.dtype != "float":
             raise self.elab.failure("NF407", f"an objective is a number with a gradient: this is {node.type}", f.span)
-        if not self.elab.collector.errors and not depends(node, lambda n: n.op in ("call", "weight")):
+        if (
+            not self.elab.collector.errors
+            and not self.elab.waiting
+            and not depends(node, lambda n: n.op in ("call", "weight", "network"))
+        ):
             message = "this objective depends on no weight: nothing would be learned"
             raise self.elab.failure("NF407", message, f.span, "`objective cross_entropy(model(tokens), next(tokens))`")
         return node if not node.type.shape and not node.type.batch else ops.mean_all(node, f.span)
 
     def build(self, weights: list[WeightSpec]) -> tuple[StepLevel, ...]:
+        self.shared = {w.path: w.also for w in weights if w.also}
         owned = {
             name: self.owned(level, weights)
             for level in self.levels
@@ -150,7 +156,11 @@ class StepLevels:
     def flow_of(self, level: tree.Level, expr: tree.Expr) -> str:
         name = expr.name if isinstance(expr, tree.Name) else ""
         children = self.elab.root.children
+        if name in self.elab.networks:
+            return name
         if name not in children:
+            if name in self.elab.declared and self.elab.waiting:
+                return name
             if name in self.elab.declared:
                 raise self.elab.failure(
                     "NF409",
@@ -162,7 +172,8 @@ class StepLevels:
                 "NF201",
                 f"`{name or written(expr)}` is no flow of this spec",
                 expr.span,
-                did_you_mean(name, [*children, *self.elab.declared]) or f"its flows are {', '.join(sorted(children))}",
+                did_you_mean(name, [*children, *self.elab.networks, *self.elab.declared])
+                or f"its flows are {', '.join(sorted([*children, *self.elab.networks]))}",
             )
         return name
 
@@ -175,21 +186,24 @@ class StepLevels:
             for k, e in kwargs.items():
                 if k != "except":
                     raise self.elab.unknown_slot("weights", k, ["except"], e)
-            inside = [w.path for w in weights if w.path.startswith(prefix)]
+            if prefix[:-1] in self.elab.networks and self.elab.networks[prefix[:-1]].facts is None:
+                return ()  # which parameters these are is known when the network is given
+            # a parameter that parts of a network share has several names, and each of them is a way to name it
+            inside = {
+                w.path: [p.removeprefix(prefix) for p in (w.path, *w.also)]
+                for w in weights
+                if w.path.startswith(prefix)
+            }
             for g, e in zip(texts, globs, strict=False):
-                if not any(matches(g, p.removeprefix(prefix)) for p in inside):
-                    near = did_you_mean(g, [p.removeprefix(prefix) for p in inside])
-                    raise self.elab.failure(
-                        "NF410",
-                        f"`{g}` matches no weight of `{prefix[:-1]}`",
-                        e.span,
-                        near or "its weights are " + ", ".join(p.removeprefix(prefix) for p in inside[:4]) + ", …",
-                    )
+                if not (self.elab.waiting and not inside) and not any(
+                    matches(g, n) for names in inside.values() for n in names
+                ):
+                    raise self.elab.failure("NF410", span=e.span, **self.no_match(g, prefix[:-1], inside))
             mine = tuple(
                 p
-                for p in inside
-                if any(matches(g, p.removeprefix(prefix)) for g in texts)
-                and not any(matches(x, p.removeprefix(prefix)) for x in excepts)
+                for p, names in inside.items()
+                if any(matches(g, n) for g in texts for n in names)
+                and not any(matches(x, n) for x in excepts for n in names)
             )
         except NestflowError as e:
             self.elab.collector.take(e)
@@ -203,10 +217,20 @@ class StepLevels:
             self.claimed(paths, level)
         return mine
 
+    def no_match(self, glob: str, flow: str, inside: dict[str, list[str]]) -> dict[str, str]:
+        """What to say of a glob that names nothing: what is near, or what is there."""
+        names = [n for own in inside.values() for n in own]
+        help_ = did_you_mean(glob, names) or "its weights are " + ", ".join(names[:4]) + ", …"
+        if names and all(n.startswith("module.") for n in names):
+            help_ = f"all its names begin with `module.`: give what the wrapper holds, `{flow}=model.module`"
+        return {"message": f"`{glob}` matches no weight of `{flow}`", "help": help_}
+
     def claimed(self, paths: list[str], level: tree.Level) -> None:
         """One mistake for all weights that two levels want."""
         other = self.owner[paths[0]]
         more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+        if shared := self.shared.get(paths[0]):
+            more = f" (it is `{shared[0]}` too){more}"
         if other is not level:
             related = (Related(other.span, f"`{other.name}` owns it here"),) if other.span else ()
             self.elab.collector.error(
@@ -261,12 +285,20 @@ class StepLevels:
             raise self.elab.failure(
                 "NF234", f"level `{level.name}` needs an `update`", level.span, "`update adamw(3e-4)`, or `every never`"
             )
-        if self.objectives.get(level.name) is None:
+        if self.objectives.get(level.name) is None and not self.may_wait(level, fields):
             raise self.elab.failure(
                 "NF232", f"level `{level.name}` needs an `objective`", level.span, "`objective loss`"
             )
         rule = self.rule(fields["update"], owned, weights)
-        return StepLevel(level.name, every, owned, self.objectives[level.name], rule, texts, level.doc, level.span)
+        return StepLevel(level.name, every, owned, self.objectives.get(level.name), rule, texts, level.doc, level.span)
+
+    def may_wait(self, level: tree.Level, fields: dict[str, tree.Field]) -> bool:
+        """A level on a network needs no objective: the caller's `backward()` brings its gradients. One that is written
+        may be unknown, where the network that would say its type is not there."""
+        missing = any(v.facts is None for v in self.elab.networks.values())
+        name = self.call_of(level)[1]
+        on_network = isinstance(name, tree.Name) and name.name in self.elab.networks
+        return missing if "objective" in fields else on_network
 
     def rule(self, f: tree.Field, owned: tuple[str, ...], weights: list[WeightSpec]) -> Rule:
         """The optimiser of the level. It sees gradients, weights and counts, and nothing of the batch."""

@@ -204,9 +204,14 @@ def _stem(s: T.Use) -> str:
 def _overrides(given: dict[str, Override], body: tuple[T.Statement, ...]) -> tuple[tuple[str, T.Expr], ...]:
     params: list[str] = []
     walk(body, lambda n: params.append(n.name) if isinstance(n, T.Param) else None)
+    networks = {s.name for s in body if isinstance(s, T.Extern)}
     errors = Collector()
     out: list[tuple[str, T.Expr]] = []
     for name, value in given.items():
+        if name in networks and name not in params:
+            message = f"`{name}` is a network of yours, an `nn.Module`, and this is a {type(value).__name__}"
+            errors.error("NF561", message, None, f"build it first: `{name}=MyNetwork()`")
+            continue
         if name not in params:
             errors.error(
                 "NF017",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ class Context:
 
     w: slow weights by path. s: state of the stream before the call, by path. n: the state after it, filled by the code.
     t0: ticks the rows have seen. training: whether this is the forward pass of a step that learns.
+    networks: those of the caller, by name.
     """
 
     def __init__(
@@ -23,7 +25,9 @@ class Context:
         training: bool,
         dtype: torch.dtype,
         device: torch.device,
+        networks: Mapping[str, Any] | None = None,
     ) -> None:
+        self.networks = networks or {}
         self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device
         self.n: dict[str, Tensor] = {}
         self.now: dict[str, Tensor] = {}

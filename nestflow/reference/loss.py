@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nestflow.ir.node import Node
+from nestflow.reference.networks import Networks
 from nestflow.reference.values import align, apply, leaf
 
 
@@ -22,7 +24,9 @@ class Loss:
         known: Mapping[int, Tensor],
         dtype: torch.dtype,
         device: torch.device,
+        networks: Networks | None = None,
     ) -> None:
+        self.networks, self.raw = networks, dict[int, Any]()
         self.weights, self.inputs, self.memo, self.dtype, self.device = weights, inputs, dict(known), dtype, device
 
     def eval(self, node: Node) -> Tensor:
@@ -41,6 +45,12 @@ class Loss:
         if known is not None:
             return known
         xs = [self.eval(a) for a in node.args]
+        if op == "network" and self.networks is not None:  # the whole sequence at once
+            self.raw[id(node)] = self.networks.run(node, dict(zip(node["names"], xs)))
+            return xs[0].new_zeros(1, 1)
+        if op == "network_result" and self.networks is not None:
+            value = self.networks.part(node, self.raw[id(node.args[0])])
+            return value if node.type.clock else value.unsqueeze(1) if value.ndim else value.reshape(1, 1)
         if op == "next":  # x at t + 1; the last tick has no term and is left out below
             return torch.cat([xs[0][:, 1:], xs[0][:, -1:]], 1)
         if op in ("cross_entropy", "mean_all"):

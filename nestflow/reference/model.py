@@ -7,6 +7,7 @@ code with what compiles (`lowering`, `emit`, `ops`), so that the two check each 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from nestflow.ir.node import Node, walk
 from nestflow.reference.cache import Whole
 from nestflow.reference.level import slot_path
 from nestflow.reference.loss import Loss
+from nestflow.reference.networks import Networks
 from nestflow.reference.rule import pick, start_slots
 from nestflow.reference.tick import Frame, Tensors, Tick
 
@@ -28,7 +30,14 @@ TICKS = "@t"
 class Reference:
     """The model of a level graph on given slow weights (path -> tensor, float64 for tight comparisons)."""
 
-    def __init__(self, graph: LevelGraph, weights: Mapping[str, Tensor], training: bool = False) -> None:
+    def __init__(
+        self,
+        graph: LevelGraph,
+        weights: Mapping[str, Tensor],
+        training: bool = False,
+        networks: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
         self.heads = {s.path: s.heads for i in graph.root.walk() for s in state_slots(i)} | {TICKS: None}
 
@@ -73,7 +82,7 @@ class Reference:
             id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)
             for n, vs in zip(calls, zip(*per_tick))
         }
-        return Loss(self.weights, given, known, *self._kind(given)).eval(objective).reshape(())
+        return Loss(self.weights, given, known, *self._kind(given), self.networks).eval(objective).reshape(())
 
     def _ticks(
         self, state: Mapping[str, Tensor] | None, inputs: Tensors, roots: Sequence[Node], starts: Tensor | None = None
@@ -118,6 +127,7 @@ class Reference:
             now[TICKS] = now[TICKS] + 1
             grad = torch.is_grad_enabled()
             tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, grad, now, whole)
+            tick.networks = self.networks
             at = {n: (x[:, i] if clocks[n] else x).unsqueeze(1) for n, x in inputs.items()}
             frame = Frame(tick, self.graph.root, at)
             values = [frame.eval(r) for r in roots]

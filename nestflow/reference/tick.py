@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from nestflow.reference.cache import Whole
 
 Tensors = dict[str, Tensor]
-LOOKBACK = frozenset(("short_conv", "previous", "window", "call"))
+LOOKBACK = frozenset(("short_conv", "previous", "window", "call", "network"))
 
 
 @dataclass
@@ -42,6 +42,7 @@ class Tick:
     whole: Whole
     tails: set[str] = field(default_factory=set)
     emits: dict[str, Tensor] = field(default_factory=dict)
+    networks: Any = None  # of the caller: see nestflow.reference.networks
 
     @property
     def device(self) -> torch.device:
@@ -68,6 +69,7 @@ class Frame:
     inputs_of: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
     memo: dict[int, Tensor] = field(default_factory=dict)
     published: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # call -> what it emitted
+    raw: dict[int, Any] = field(default_factory=dict)  # what networks of the caller gave
 
     def result(self) -> Tensor:
         """What the instance returns at this tick; a level learns first."""
@@ -127,6 +129,10 @@ class Frame:
             return torch.stack(torch.broadcast_tensors(*align(*values))).sum(0)
         if op == "recall":
             return self.recall(node, xs)
+        if op == "network":
+            return tick.networks.tick(self, node, xs)
+        if op == "network_result":
+            return tick.networks.tick_result(self, node)
         self.tap(node, xs)
         known = leaf(node, tick.dtype, tick.device)
         return known if known is not None else apply(node, xs, tick.dtype)
