@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 from nestflow.cli.common import bundle_of, console, set_option
-from nestflow.cli.fields import FIELDS
 from nestflow.diagnostics.core import NestflowError, fail
 
 _LABEL = 13  # columns of `  half-life  `
@@ -47,20 +46,19 @@ def page(code: str) -> str:
 
 def word(name: str) -> str | None:
     """What the vocabulary, or a shipped optimiser or block, says about a word."""
-    from nestflow.vocabulary import lookup
+    from nestflow.vocabulary import find
 
-    record = lookup(name)
-    if record is not None:
-        lines = [f"{record.signature}    ({record.kind})", "", record.doc]
-        if record.paper:
-            lines += ["", f"from: {record.paper}"]
-        if record.also:
-            lines += ["", "elsewhere called " + ", ".join(record.also)]
-        return "\n".join(lines)
-    if name in FIELDS:
-        form, text = FIELDS[name]
-        return f"{form}    (field of a level)\n\n{text}"
-    return _template(name)
+    record = find(name)
+    if record is None:
+        return _template(name)
+    lines = [f"{record.signature}    ({record.kind})", "", record.doc]
+    if record.paper:
+        lines += ["", f"from: {record.paper}"]
+    if record.example:
+        lines += ["", f"for example: {record.example}"]
+    if record.also:
+        lines += ["", "elsewhere called " + ", ".join(record.also)]
+    return "\n".join(lines)
 
 
 def _template(name: str) -> str | None:
@@ -105,9 +103,10 @@ def overview() -> str:
     """All words by their kind."""
     from nestflow.language.shipped import shipped_words
     from nestflow.vocabulary import WORDS
+    from nestflow.vocabulary.fields import SYNTAX
 
-    groups: dict[str, list[str]] = {"field of a level": list(FIELDS)}
-    for record in WORDS.values():
+    groups: dict[str, list[str]] = {}
+    for record in (*SYNTAX.values(), *WORDS.values()):
         groups.setdefault(record.kind, []).append(record.name)
     groups["shipped flow, level or optimizer"] = [w for w in shipped_words() if w not in WORDS]
     said = [
@@ -122,11 +121,12 @@ def unknown(name: str) -> NestflowError:
     from nestflow.diagnostics.suggest import did_you_mean
     from nestflow.language.shipped import shipped_names, shipped_words
     from nestflow.vocabulary import WORDS
+    from nestflow.vocabulary.fields import SYNTAX, word_for
 
-    also = {a: w.name for w in WORDS.values() for a in w.also}
-    if name in also:
-        help = f"nestflow calls it `{also[name]}`"
+    record = word_for(name)
+    if record is not None:
+        help = f"nestflow calls it `{record.name}`"
     else:
         specs = [n.rsplit(".", 1)[-1] for n in shipped_names()]
-        help = did_you_mean(name, [*WORDS, *FIELDS, *specs, *shipped_words()]) or "`nestflow specs` lists the specs"
+        help = did_you_mean(name, [*WORDS, *SYNTAX, *specs, *shipped_words()]) or "`nestflow specs` lists the specs"
     return fail("NF033", f"`{name}` is no word of the language, no code and no shipped spec", help=help)

@@ -1,0 +1,92 @@
+"""Operations that look along the token axis, or at the heads; gradients stopped; losses of a whole model."""
+
+from __future__ import annotations
+
+from nestflow.diagnostics.core import Span
+from nestflow.ir.elementwise import is_const
+from nestflow.ir.node import Node, Type, make
+from nestflow.ir.shapes import ShapeError, carried
+
+
+def _ticks(x: Node, what: str) -> None:
+    if not x.type.clock:
+        raise ShapeError(
+            f"{what} looks along the token axis, and this value has none: {x.type}", "`float[T, 8]` has it"
+        )
+
+
+def short_conv(x: Node, w: Node, bias: Node | None, n: int, tail: str, span: Span | None = None) -> Node:
+    """Depthwise and causal: Σ_{j<n} w[:, j] ⊙ x_{t−j}; w [width, n]. `tail` names the n−1 kept inputs."""
+    _ticks(x, "short_conv")
+    base = carried(x.type, w.type)
+    args = (x, w) if bias is None else (x, w, bias)
+    return make("short_conv", args, base.with_(dtype="float", shape=x.type.shape), span, n=n, tail=tail)
+
+
+def previous(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
+    _ticks(x, "previous")
+    return make("previous", (x,), x.type, span, n=n, tail=tail)
+
+
+def window(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
+    """x_{t−a} for a = 0 … n − 1 along a new first feature axis; zeros before the sequence's start."""
+    return make("window", (x,), x.type.with_(shape=(n, *x.type.shape), batch=True), span, n=n, tail=tail)
+
+
+def rope(x: Node, base: float = 10000.0, reset: int | None = None, span: Span | None = None) -> Node:
+    _ticks(x, "rope")
+    if not x.type.shape or x.type.shape[-1] % 2:
+        raise ShapeError(f"rope turns pairs of features, and this width is odd: {list(x.type.shape)}")
+    return make("rope", (x,), x.type.with_(dtype="float", batch=True), span, base=base, reset=reset)
+
+
+def split_heads(x: Node, heads: int, span: Span | None = None) -> Node:
+    if x.type.heads:
+        raise ShapeError("split_heads of a value that is already per head")
+    if not x.type.shape:
+        raise ShapeError("split_heads of a number: there is nothing to share")
+    if x.type.shape[-1] % heads:
+        raise ShapeError(f"{heads} heads do not divide a width of {x.type.shape[-1]}")
+    return make(
+        "split_heads", (x,), x.type.with_(heads=heads, shape=(*x.type.shape[:-1], x.type.shape[-1] // heads)), span
+    )
+
+
+def grouped(x: Node, heads: int, span: Span | None = None) -> Node:
+    """A value for each group, seen by all heads of it: head i sees group ⌊i·n/heads⌋."""
+    if not x.type.heads or heads % x.type.heads:
+        raise ShapeError(f"{x.type.heads} groups do not divide {heads} heads")
+    return x if x.type.heads == heads else make("grouped", (x,), x.type.with_(heads=heads), span)
+
+
+def merge_heads(x: Node, span: Span | None = None) -> Node:
+    if not x.type.heads:
+        raise ShapeError("merge_heads of a value that is whole already")
+    if len(x.type.shape) != 1:
+        raise ShapeError(f"merge_heads joins vectors, and this is {x.type}")
+    return make("merge_heads", (x,), x.type.with_(heads=None, shape=(x.type.heads * x.type.shape[-1],)), span)
+
+
+def next_(x: Node, span: Span | None = None) -> Node:
+    if not x.type.clock:
+        raise ShapeError("next needs a value with a token axis")
+    return make("next", (x,), x.type.with_(short=x.type.short + 1), span)
+
+
+def stop(x: Node, span: Span | None = None) -> Node:
+    return x if is_const(x) else make("stop", (x,), x.type, span)
+
+
+def cross_entropy(p: Node, y: Node, mask: Node | None = None, smoothing: float = 0.0, span: Span | None = None) -> Node:
+    """The mean of −log softmax(p)[y] over the unmasked terms of the whole batch: one number."""
+    if not p.type.shape:
+        raise ShapeError("cross_entropy needs scores over classes on the last axis")
+    if y.type.dtype != "int" or not y.type.batch:
+        raise ShapeError(f"cross_entropy's second argument is the class, an integer, and this is {y.type}")
+    args = (p, y) if mask is None else (p, y, mask)
+    return make("cross_entropy", args, Type(), span, smoothing=smoothing)
+
+
+def mean_all(x: Node, span: Span | None = None) -> Node:
+    """Mean over features, ticks and batch: one number."""
+    return make("mean_all", (x,), Type(), span)
