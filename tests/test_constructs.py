@@ -107,6 +107,22 @@ SPECS = {
         memory two : vector { update gd(0.1); reset where(sum(k) > 0); read before }
         return (one(q) + two) |> merge_heads |> linear(12)
     """,
+    "matrices": """
+        heads 2; objective l2; update gd(0.05)
+        gram = outer_product(k, k) + diag(0.5 + sigmoid(linear(x, 6)))
+        memory one : matrix { key solve(gram, k) |> l2norm; value linear(x); retain decay_first(0.9) }
+        memory two : mlp(depth = 2, expand = 1) { key k; value root(gram, -2) @ one(k); chunk 4 }
+        memory three : like(gram) { value gram; objective square_distance(solve(M + eye(6), q), value @ q) }
+        return (one(solve(gram, q, method = cg, iters = 9)) + two(qr(gram) @ q) * trace(three) + diag(three)
+          + eigenvectors(gram) @ square(transpose(eigenvectors(gram)) @ q)) |> merge_heads |> linear(12)
+    """,
+    "classes": """
+        heads 2; every 2 tokens; chunk 4; update gd(0.1)
+        memory one : mlp(depth = 1, out = 6) { key k; value t % 6; objective -log_prob(M(key), value) }
+        memory two : normed { key k; value linear(x); objective kl(M(key), value) }
+        memory three : matrix { key k; value linear(x); init learned; objective kl(stop(value), M(key)); every 1 token }
+        return (one(q) + two(q) + three(q) + groupnorm(q, 3)) |> merge_heads |> linear(12)
+    """,
 }
 
 
@@ -122,6 +138,7 @@ level first(x) {{
   q = x |> linear({width}) |> l2norm
   {fields.strip()}
 }}
+flow normed(x) {{ return x + groupnorm(linear(x), 2) }}
 flow model(x) {{ x = x |> linear(12); repeat 2 {{ x = x + first(rmsnorm(x)) }}; return rmsnorm(x) |> linear(3) }}
 """
     return Spec(text, ("first",), False, 2, 11, (1, 4, 7), 5)

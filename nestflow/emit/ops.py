@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nestflow.emit import algebra as A
+from nestflow.emit import matrices
 from nestflow.emit import pointwise as P
 from nestflow.emit.algebra import BLOCKS, expanded
 from nestflow.emit.layout import head_axis, tick_axis
@@ -221,6 +222,7 @@ OPERATIONS: dict[str, Operation] = {
     "cross_entropy": cross_entropy,
     "mean_all": mean_all,
     "sum_features": sum_features,
+    **matrices.OPERATIONS,
     **dict.fromkeys(INFIX, P.infix),
     **dict.fromkeys(P.CALLS, P.call_of),
 }

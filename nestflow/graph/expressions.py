@@ -259,7 +259,10 @@ def call(
         given = piped + [evaluate(a, env) for a in args]
         return value.level.recall(value.name, given, env, site)
     values = piped + [evaluate(a, env) for a in args]
-    named = {k: evaluate(v, env) for k, v in kwargs}
+    options: frozenset[str] = (
+        value.target.options if isinstance(value, Partial) and isinstance(value.target, Word) else frozenset()
+    )
+    named = {k: v.name if isinstance(v, tree.Name) and v.name in options else evaluate(v, env) for k, v in kwargs}
     if len(named) != len(kwargs):
         raise env.elab.failure("NF211", "a keyword is given twice", site.span)
     base = called_name(function, value, env)
@@ -391,7 +394,7 @@ def special(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, site:
     bound = bind(word, args, kwargs, env.elab, site)
     if word.name == "decay_first":
         return DecayFirst(bound[0])
-    if word.name in ("kl", "lq"):
+    if word.name == "lq":
         return Linked(bound[0], link(word.name, bound[1], env, site))
     if word.name == "on_value":
         node = env.elab.as_node(bound[0], site)

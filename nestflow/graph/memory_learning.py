@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.arguments import link
 from nestflow.graph.expressions import bind, evaluate, integer
 from nestflow.graph.model import Link
 from nestflow.graph.projection import projection
 from nestflow.graph.resets import Reset, ticks
 from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.rules import update_rule
-from nestflow.graph.scope import Site
+from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
 from nestflow.graph.windows import Windows
 from nestflow.ir import ops
@@ -21,6 +23,7 @@ from nestflow.ir.construct import number
 from nestflow.ir.node import Node, depends, make
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
+from nestflow.vocabulary.matrices import KL_RETENTION
 from nestflow.vocabulary.record import WORDS, Word
 
 if TYPE_CHECKING:
@@ -255,7 +258,8 @@ def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, 
         if turns > 1:  # it acts in the first round
             before = ops.binary("mul", ops.binary("sub", t, ops.const(1)), ops.const(turns))
             updates = ops.binary("add", before, ops.const(1))
-        value = evaluate(site, m.env("retain").extend({**m.context_names(), "t": updates}))
+        env = m.env("retain").extend({**m.context_names(), "t": updates})
+        value = evaluate(site, env.with_(specials={**env.specials, "kl": partial(kl_retention, env)}))
     through = value.link if isinstance(value, Linked) else None
     value = value.gate if isinstance(value, Linked) else value
     first = isinstance(value, DecayFirst)
@@ -269,6 +273,19 @@ def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, 
         message = f"under `heads` a gate is per head, and this one is whole: {node.type}"
         raise m.elab.failure("NF319", message, site.span, "`split_heads`, or a `linear` of its own")
     return node, _acts_on(m, node, on_value, site), first, through
+
+
+def kl_retention(
+    env: Env,
+    piped: list[Any],
+    args: tuple[tree.Expr, ...],
+    kwargs: tuple[tuple[str, tree.Expr], ...],
+    site: tree.Expr,
+) -> Linked:
+    """`retain kl(alpha, scale)`: elsewhere `kl` is a divergence."""
+    given = piped + [evaluate(a, env) for a in args]
+    gate, scale = bind(KL_RETENTION, given, {k: evaluate(e, env) for k, e in kwargs}, env.elab, site)
+    return Linked(gate, link("kl", scale, env, site))
 
 
 def _acts_on(m: MemoryBuild, node: Node, on_value: bool, site: tree.Expr) -> RetainOn:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.model import Init, Instance, MemoryTensor, TailSpec, WeightSpec
-from nestflow.graph.values import is_list
+from nestflow.graph.values import is_list, is_record
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
@@ -160,6 +160,14 @@ class Site:
         if not is_list(value):
             self.fail("NF306", f"{what} must be a list")
         return value
+
+    def pairs(self, a: Any, b: Any, what: str) -> list[tuple[Node, Node]]:
+        """Two values, or two records tensor by tensor."""
+        if not is_record(a) or not is_record(b):
+            return [(self.node(a, what), self.node(b, what))]
+        if set(a) != set(b):
+            self.fail("NF312", f"the records of {what} have other entries: {sorted(set(a) ^ set(b))[0]}")
+        return [(self.node(x, what), self.node(b[k], what)) for k, x in a.items()]
 
     def word_text(self, value: Any) -> str | None:
         """A bare word or string given as an option (`approx = tanh`)."""

@@ -60,6 +60,13 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "embed": lambda a, n: ops.embed(a[0], a[1], n.span),
     "matmul": lambda a, n: ops.matmul(a[0], a[1], n.span),
     "transpose": lambda a, n: ops.transpose(a[0], n.span),
+    "diag": lambda a, n: ops.diag(a[0], n.span),
+    "diagonal": lambda a, n: ops.diag(a[0], n.span) if not n.type.like else make("diagonal", a, a[0].type, n.span),
+    "solve": lambda a, n: ops.solve(a[0], a[1], n["method"], n["iters"], n.span),
+    "matrix_root": lambda a, n: ops.matrix_function("matrix_root", a[0], n.span, p=n["p"]),
+    "eigenvectors": lambda a, n: ops.matrix_function("eigenvectors", a[0], n.span),
+    "qr": lambda a, n: ops.qr(a[0], n.span),
+    "one_hot": lambda a, n: ops.one_hot(a[0], n["n"], n.span),
     "outer": lambda a, n: ops.outer(a[0], a[1], n.span),
     "inner": lambda a, n: ops.inner(a[0], a[1], n.span),
     "concat": lambda a, n: ops.concat(a, n.span),
@@ -79,6 +86,12 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "norm_all": lambda a, n: make("norm_all", a, a[0].type.with_(like=False, shape=()), n.span),
     "total": lambda a, n: make("total", a, a[0].type.with_(like=False, shape=()), n.span),
 }
+
+
+for _op in ("matrix_root", "eigenvectors", "qr"):
+    _BUILD[f"{_op}_backward"] = lambda a, n: make(
+        n.op, a, ops.carried(*(x.type for x in a)).with_(shape=a[1].type.shape), n.span, **dict(n.attrs)
+    )
 
 
 def rewrite(

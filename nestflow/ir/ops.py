@@ -1,8 +1,8 @@
 """The operations of the IR: constructors that check shapes and infer types, gathered from the rooms they stand in.
 
 `shapes`: what fits with what; `elementwise`: leaves, elementwise operations, constants that fold; `algebra`:
-reductions, products, rows, the shapes of feature axes; `ticks`: the token axis, the heads, losses of a model; `published`: emit. A new
-operation goes to its room and into this list.
+reductions, products, rows, the shapes of feature axes; `matrices`: square matrices, classes; `ticks`: the token axis,
+the heads, losses of a model; `published`: `emit`. A new operation goes to its room and into this list.
 
 A constructor raises `ShapeError` (a plain sentence); whoever knows the place in the text makes a diagnostic of it.
 
@@ -25,6 +25,7 @@ Elementwise (broadcast): UNARY, BINARY, where(c, a, b)
 Reductions over feature axes: sum mean amax (attrs axes: tuple, keep: bool)
 Algebra: linear(x, w) x's last axis with w [out, in]; matmul(a, b); transpose(x); outer(a, b); inner(a, b)
 Rows (last axis): softmax log_softmax l2norm(x; eps) rmsnorm(x, gain; eps) layernorm(x, gain, bias; eps)
+Square matrices and classes: diag diagonal solve matrix_root eigenvectors qr one_hot (see `nestflow.ir.matrices`)
 Shape: concat(xs...; last axis) stack(xs...; new last axis) index(x; items) reshape(x; shape)
 Tables: embed(i, w)
 Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)
@@ -54,6 +55,7 @@ from __future__ import annotations
 
 from nestflow.ir.algebra import *  # noqa: F403
 from nestflow.ir.elementwise import *  # noqa: F403
+from nestflow.ir.matrices import *  # noqa: F403
 from nestflow.ir.published import *  # noqa: F403
 from nestflow.ir.shapes import *  # noqa: F403
 from nestflow.ir.ticks import *  # noqa: F403

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make, walk
@@ -324,7 +325,19 @@ def _index(n: Node, g: Node) -> tuple[Node | None, ...]:
     return (ops.transpose(whole) if flip else whole,)
 
 
+def _fused_matrix(n: Node, g: Node) -> tuple[Node | None, ...]:
+    x = n.args[0]
+    g = filled(g, n)
+    type_ = ops.carried(g.type, x.type).with_(shape=x.type.shape)
+    attrs: dict[str, Any] = dict(n.attrs)
+    return (make(f"{n.op}_backward", (g, x), type_, **attrs),)
+
+
 PULLBACKS: dict[str, Pullback] = {
+    "diag": lambda n, g: (ops.diag(filled(g, n)),),
+    "diagonal": lambda n, g: (ops.diag(filled(g, n)),),
+    "solve": lambda n, g: ops.solve_pullback(n, filled(g, n)),
+    **dict.fromkeys(["matrix_root", "eigenvectors", "qr"], _fused_matrix),
     "add": lambda n, g: (g, g),
     "sub": lambda n, g: (g, times(ops.const(-1.0), g)),
     "mul": _mul,
@@ -366,7 +379,7 @@ PULLBACKS: dict[str, Pullback] = {
     "index": _index,
     "reshape": lambda n, g: (ops.reshape(filled(g, n), n.args[0].type.shape),),
     **dict.fromkeys(
-        ["sign", "not", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "floordiv", "mod"],
+        ["one_hot", "sign", "not", "lt", "le", "gt", "ge", "eq", "ne", "and", "or", "floordiv", "mod"],
         lambda n, g: tuple(None for _ in n.args),
     ),
 }

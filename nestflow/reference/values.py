@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nestflow.diagnostics.core import fail
 from nestflow.ir.node import Node
+from nestflow.reference.matrices import MATRICES, matrices
 
 
 def align(*xs: Tensor) -> list[Tensor]:
@@ -209,6 +210,8 @@ def apply(node: Node, xs: list[Tensor], dtype: torch.dtype) -> Tensor:
         return rowwise(op, xs[0], xs[1:], node.get("eps", 0.0))
     if op in ("concat", "stack", "index", "reshape", "spread", "split_heads", "merge_heads", "grouped"):
         return regroup(node, xs)
+    if op in MATRICES:
+        return matrices(node, xs if op == "one_hot" else [as_float(x, dtype) for x in xs])
     if op == "inner":
         a, b = align(*xs)
         return (a * b).sum(-1)

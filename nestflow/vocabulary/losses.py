@@ -230,12 +230,6 @@ describe(
 )
 describe("decay_first(gate)", "retention", "Decay before the error: the gated delta rule.", "Gated DeltaNet")
 describe(
-    "kl(alpha, scale = 1)",
-    "retention",
-    "A ← αA + step, read through θ = scale · softmax(A) on the key axis of each tensor. `init` gives A.",
-    "MIRAS (Memora)",
-)
-describe(
     "lq(alpha, q = 4)",
     "retention",
     "A ← αA + step, read through θ = A / ‖A‖_q^(q−2), the norm over the whole tensor (0 where A = 0). `init` gives A.",

@@ -28,7 +28,8 @@ class SlotDef:
 class Word:
     """kind: function, memory, objective, update, retention, schedule, distribution, loss or special; of the words that
     make statements (`nestflow.vocabulary.fields`) field, statement or given name.
-    elementwise: acts on each element of a list. also: words people type instead (for `help:` only)."""
+    elementwise: acts on each element of a list. also: words people type instead (for `help:` only). options: bare words
+    that its keywords take (`method = cg`)."""
 
     name: str
     signature: str
@@ -41,6 +42,7 @@ class Word:
     elementwise: bool = False
     variadic: bool = False
     example: str = ""
+    options: frozenset[str] = frozenset()
 
 
 WORDS: dict[str, Word] = {}
@@ -75,7 +77,13 @@ def _literal(text: str) -> Any:
 
 
 def word(
-    signature: str, kind: str = "function", doc: str = "", paper: str = "", also: str = "", elementwise: bool = False
+    signature: str,
+    kind: str = "function",
+    doc: str = "",
+    paper: str = "",
+    also: str = "",
+    elementwise: bool = False,
+    options: str = "",
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function as what a word builds."""
 
@@ -92,6 +100,7 @@ def word(
             tuple(also.split()),
             elementwise,
             variadic,
+            options=frozenset(options.split()),
         )
         return build
 

@@ -40,6 +40,8 @@ def evaluate(node: Node, given: dict[str, Tensor]) -> Tensor:
     writer = Writer()
 
     def special(n: Node) -> str | None:
+        if n.op == "position":  # a class
+            return "torch.full((), 2)"
         if n.op in _BACKWARD:
             return _BACKWARD[n.op].format(*(em.value(a) for a in n.args))
         return None
@@ -48,7 +50,8 @@ def evaluate(node: Node, given: dict[str, Tensor]) -> Tensor:
     body = em.value(node)
     lines = "\n".join("    " + line for line in [*writer.lines, f"return {body}"])
     text = (
-        f"import torch\nimport torch.nn.functional as F\nfrom nestflow.ops.blocks import *\n\n\n"
+        f"import torch\nimport torch.nn.functional as F\nfrom nestflow.ops.blocks import *\n"
+        f"from nestflow.ops.matrices import *\n\n\n"
         f"def f(c, {', '.join(given)}):\n{lines}\n"
     )
     result = load_source(text, "expression.py").f(Context({}, {}, 0, True, torch.float64, torch.device("cpu")), **given)
@@ -122,7 +125,24 @@ CASES: dict[str, Callable[[], Node]] = {
     "index rows": lambda: ops.index(m, 1),
     "reshape": lambda: ops.reshape(m, (3, D)),
     "stop": lambda: ops.binary("mul", ops.stop(x), y),
+    "diag": lambda: ops.matmul(ops.diag(x), y),
+    "diagonal": lambda: ops.binary("mul", ops.diag(ops.outer(x, y)), x),
+    "trace": lambda: ops.binary("mul", ops.trace(ops.outer(x, y)), x),
+    "solve": lambda: ops.solve(positive_matrix(), y),
+    "solve columns": lambda: ops.solve(positive_matrix(), m),
+    "solve cg": lambda: ops.solve(positive_matrix(), y, "cg", 12),
+    "root": lambda: ops.matmul(ops.matrix_function("matrix_root", positive_matrix(), p=-4.0), y),
+    "eigenvectors": lambda: ops.matmul(ops.matrix_function("eigenvectors", positive_matrix()), y),
+    "qr": lambda: ops.qr(m),
+    "log_prob": lambda: ops.log_prob(x, ops.leaf("position", Type("int"))),
+    "kl": lambda: ops.kl_divergence(x, y),
 }
+
+
+def positive_matrix() -> Node:
+    """Symmetric, positive, with eigenvalues that differ."""
+    own = ops.diag(ops.binary("add", ops.unary("square", x), ops.const(0.5)))
+    return ops.binary("add", ops.matmul(m, ops.transpose(m)), own)
 
 
 @pytest.mark.parametrize("name", CASES)
