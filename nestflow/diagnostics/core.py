@@ -79,6 +79,13 @@ class Related:
     message: str
 
 
+AGAIN = "and here"
+"""What is said of the other places of one mistake."""
+
+ONE_A_NAME = frozenset(["NF201"])
+"""Codes of which each name is one mistake, at however many places it stands."""
+
+
 @dataclass(frozen=True)
 class Edit:
     """What stands in a span is to be replaced by a text; an empty span is a place to insert at."""
@@ -154,8 +161,15 @@ class Collector:
             self._add(d)
 
     def _add(self, d: Diagnostic) -> None:
-        if not any(o.code == d.code and o.span == d.span and o.message == d.message for o in self.items):
-            self.items.append(d)
+        for i, o in enumerate(self.items):
+            if o.code == d.code and o.message == d.message:
+                if o.span == d.span:
+                    return
+                if d.code in ONE_A_NAME and d.span is not None:
+                    if all(r.span != d.span for r in o.related):
+                        self.items[i] = replace(o, related=(*o.related, Related(d.span, AGAIN)))
+                    return
+        self.items.append(d)
 
     @property
     def errors(self) -> list[Diagnostic]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from nestflow.diagnostics.core import Diagnostic, Edit, Span
+from nestflow.diagnostics.core import AGAIN, Diagnostic, Edit, Span
 from nestflow.diagnostics.suggest import Suggestion
 
 MAX_FIXES = 100
@@ -24,13 +24,20 @@ def edits_of(d: Diagnostic) -> tuple[Edit, ...]:
         return d.fix
     if d.span is None or not isinstance(d.help, Suggestion) or not d.help.sure:
         return ()
-    found = list(re.finditer(rf"(?<!\w){re.escape(d.help.old)}(?!\w)", d.span.text))
+    places = [d.span, *(r.span for r in d.related if r.message == AGAIN)]
+    edits = [_word(d.help, place) for place in places]
+    return tuple(e for e in edits if e is not None) if all(edits) else ()
+
+
+def _word(meant: Suggestion, place: Span) -> Edit | None:
+    """The edit of a misspelt word that stands once in a place."""
+    found = list(re.finditer(rf"(?<!\w){re.escape(meant.old)}(?!\w)", place.text))
     if len(found) > 1:  # a slot's name in a call whose values hold the same word
-        found = [m for m in found if re.match(r"\s*=(?!=)", d.span.text[m.end() :])]
+        found = [m for m in found if re.match(r"\s*=(?!=)", place.text[m.end() :])]
     if len(found) != 1:
-        return ()
-    start = d.span.start + found[0].start()
-    return (Edit(Span(d.span.source, start, start + len(d.help.old)), d.help.new),)
+        return None
+    start = place.start + found[0].start()
+    return Edit(Span(place.source, start, start + len(meant.old)), meant.new)
 
 
 def add_after(node: HasSpan, text: str) -> tuple[Edit, ...]:

@@ -6,11 +6,12 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nestflow.diagnostics.core import Diagnostic, Span
+from nestflow.diagnostics.core import AGAIN, Diagnostic, Span
 from nestflow.diagnostics.fixes import edits_of
 
 MAX_SHOWN = 20
 MAX_WIDTH = 120
+MAX_AGAIN = 2  # places shown of one mistake, beside the first
 TAB = 4
 
 Paint = Callable[[str, str], str]
@@ -35,12 +36,16 @@ def render_all(diagnostics: Sequence[Diagnostic], paint: Paint = plain) -> str:
 def render(d: Diagnostic, paint: Paint = plain) -> str:
     """One diagnostic: code and sentence, place, source line with a caret, related places, help."""
     lines = [paint(d.severity, f"{d.severity}[{d.code}]: {safe(d.message)}")]
-    gutter = max((len(str(s.line)) for s in (d.span, *(r.span for r in d.related)) if s is not None), default=1)
+    again = [r for r in d.related if r.message == AGAIN][MAX_AGAIN:]
+    shown = [r for r in d.related if r not in again]
+    gutter = max((len(str(s.line)) for s in (d.span, *(r.span for r in shown)) if s is not None), default=1)
     if d.span is not None:
         lines += _picture(d.span, gutter, "^", d.severity, paint)
-    for r in d.related:
+    for r in shown:
         lines.append(f"{' ' * gutter} = note: {safe(r.message)}")
         lines += _picture(r.span, gutter, "-", "mark", paint)
+    if len(shown) < len(d.related):
+        lines.append(f"{' ' * gutter} = note: and at {len(d.related) - len(shown)} more places")
     if d.help:
         lines.append(f"{' ' * gutter} = {paint('help', 'help')}: {safe(d.help)}")
     return "\n".join(lines)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from itertools import islice
 from typing import Any, cast
 
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.rules import RuleBuilder
+from nestflow.graph.substitute import text_of
 from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Type
 from nestflow.language import tree
 from nestflow.vocabulary.fields import GIVEN
+
+MOST_NAMES = 10_000  # of one template: loops in loops make no more
 
 # fields whose words belong to the field alone
 OWN_WORDS = frozenset(["every", "read", "gradient", "reset", "init", "per", "keep", "rounds"])
@@ -58,7 +62,7 @@ def _try_optimizer(elab: Any, t: tree.Optimizer) -> None:
 
 def _check_names(elab: Any, t: tree.Template) -> None:
     """Every name is a slot, a name of the body, one of the top, or a word."""
-    local = {*(s.name for s in t.slots or ()), *GIVEN, "memory", "key", "value", *_given(t.body)}
+    local = {*(s.name for s in t.slots or ()), *GIVEN, "memory", "key", "value", *islice(_given(t.body), MOST_NAMES)}
     for n in _names((t.slots, t.body)):
         if "{" not in n.name and n.name not in local and not _known(elab, n.name):
             elab.collector.take(elab.unknown_name(n.name, n.span, elab.top))
@@ -77,10 +81,24 @@ def _given(body: Any) -> Iterator[str]:
             yield from s.names
         elif isinstance(s, (tree.Shared, tree.MemoryPart)):
             yield s.name
-        elif isinstance(s, (tree.For, tree.Repeat)) and s.variable:
+        elif isinstance(s, tree.For):
+            yield from (s.variable, *_unrolled(s))
+            continue
+        elif isinstance(s, tree.Repeat) and s.variable:
             yield s.variable
         yield from _given(getattr(s, "body", ()))
         yield from _given(getattr(s, "otherwise", ()))
+
+
+def _unrolled(loop: tree.For) -> Iterator[str]:
+    """The names that a loop makes, once for each item that takes its variable's place."""
+    marker = "{" + loop.variable + "}"
+    items = loop.items.items if isinstance(loop.items, tree.ListExpr) else ()
+    written = [(isinstance(i, tree.Name), text) for i in items if (text := text_of(i)) is not None]
+    for name in _given(loop.body):
+        yield name
+        for is_name, text in written:
+            yield text if name == loop.variable and is_name else name.replace(marker, text)
 
 
 def _names(n: Any, called: bool = False) -> Iterator[tree.Name]:

@@ -6,6 +6,8 @@ mistake stays inside its own statement.
 
 from __future__ import annotations
 
+from typing import NoReturn
+
 from nestflow.diagnostics.core import Collector, Edit, NestflowError, Related, Span
 from nestflow.diagnostics.suggest import nearest
 from nestflow.language.lexer import Token
@@ -31,6 +33,7 @@ OPENERS = frozenset(
     ]
 )
 TOP_ONLY = frozenset(["use", "param", "input", "clock", "extern", "extends", "level", "flow", "optimizer", "execution"])
+NAMED = frozenset(["level", "flow", "optimizer", "extern"])
 MAX_DEPTH = 200
 MAX_ERRORS = 20
 
@@ -90,6 +93,8 @@ class Layout:
     def _pass(self) -> list[Token]:
         self.out: list[Token] = []
         self.stack: list[tuple[Token, int]] = []  # open brackets, and where they stand in self.tokens
+        self.inner: list[Token] = []  # each `;` inside brackets: an error, unless the brackets are what is wrong
+        self.closed: list[tuple[int, Token]] = []  # each `}`, and what it closes
         self.pending: Token | None = None  # a line end or `;` not yet judged
         self.hard = False  # whether it was a `;`
         for i, t in enumerate(self.tokens):
@@ -112,6 +117,11 @@ class Layout:
             self.out.append(t)
         if self.stack:
             self._unclosed_at_end()
+        for t in self.inner:
+            said = "`;` ends a statement, and cannot stand inside brackets or an expression"
+            self.errors.error(
+                "NF101", said, t.span, "entries are separated by commas" if self.statements else "delete it"
+            )
         return self.out
 
     # --- separators and statement starts -----------------------------------------------------------
@@ -123,12 +133,7 @@ class Layout:
     def _separator(self, t: Token) -> None:
         if t.type == "SEMI":
             if self._inside():
-                self.errors.error(
-                    "NF101",
-                    "`;` ends a statement, and cannot stand inside brackets or an expression",
-                    t.span,
-                    "entries are separated by commas" if self.stack else "delete it",
-                )
+                self.inner.append(t)
                 return
             self.hard = True
         if self._inside():
@@ -216,31 +221,68 @@ class Layout:
         kind = "RRECORD" if t.type == "RBRACE" and opener.type == "LRECORD" else t.type
         interval = where > 0 and self._before(where).base == "IN"
         if CLOSES[kind] == opener.type or (interval and {kind, opener.type} <= {"RPAR", "RSQB", "LPAR", "LSQB"}):
+            if self.indented and kind == "RBRACE" and self._first_on_line(i) and _column(t) < _indent(opener):
+                self._unclosed(opener, where, i, before=self._line_before(i), at=t)
             t.type = kind
             self.stack.pop()
+            self.closed.append((i, opener))
             return
         if t.type == "RBRACE":
             if any(o.type in ("LBRACE", "LRECORD") for o, _ in self.stack):
                 self._unclosed(opener, where, i)
+            if self._next(where).base == "NL":  # `flow f(x) (` and a line end: a body
+                self._swap(where, opener, t, "{", "LBRACE")
             self._stray(i, t)
         if opener.type in ("LPAR", "LSQB"):
             deeper = len(self.stack) > 1 and CLOSES[t.type] == self.stack[-2][0].type
             if deeper and self._counts(where, t):
                 self._unclosed(opener, where, i, before=i)
-            want, text = MIRROR[opener.type]
-            self.errors.error(
-                "NF106",
-                f"`{t.text}` closes the `{opener.text}` of another kind",
-                t.span,
-                f"write `{text}`",
-                (Related(opener.span, "opened here"),),
-                (Edit(t.span, text),),
-            )
-            self.tokens[i] = Token(want, text, t.start, t.end, t.source)
-            raise _Again
+            if self._is_opener_wrong(i, where, opener):
+                text = "(" if opener.text == "[" else "["
+                self._swap(where, opener, t, text, "LPAR" if text == "(" else "LSQB")
+            self._swap(i, t, opener, MIRROR[opener.type][1], MIRROR[opener.type][0])
         if opener.type == "LRECORD":
             self._unclosed(opener, where, i, before=i)
+        if self._braces_after(i) < len(self.stack):  # a `}` is missing, and this stands where it belongs
+            self._swap(i, t, opener, "}", "RBRACE")
         self._stray(i, t)
+
+    def _swap(self, i: int, t: Token, other: Token, text: str, type: str) -> NoReturn:
+        """Report a bracket of the wrong kind beside its other half, and put the right one there."""
+        closes = t.type in ("RPAR", "RSQB", "RBRACE")
+        said = (
+            f"`{t.text}` closes the `{other.text}` of another kind"
+            if closes
+            else f"`{other.text}` closes this `{t.text}`"
+        )
+        related = (Related(other.span, "opened here" if closes else "closed here"),)
+        self.errors.error("NF106", said, t.span, f"write `{text}`", related, (Edit(t.span, text),))
+        self.tokens[i] = Token(type, text, t.start, t.end, t.source)
+        raise _Again
+
+    def _is_opener_wrong(self, i: int, where: int, opener: Token) -> bool:
+        """Whether of two halves that do not match the first is the wrong one: slots, arguments and types tell."""
+        if where == 0 or self.tokens[where - 1].end != opener.start or self.tokens[where - 1].base != "NAME":
+            return False
+        name = self.tokens[where - 1].text
+        if opener.type == "LPAR":
+            return name in ("int", "float", "bool")
+        inside = {t.base for t in self.tokens[where + 1 : i]}
+        return where > 1 and (self.tokens[where - 2].text in NAMED or bool(inside & {"ASSIGN", "COMMA"}))
+
+    def _braces_after(self, i: int) -> int:
+        """How many more braces the rest of the text closes than it opens."""
+        rest = self.tokens[i + 1 :]
+        return sum((t.base == "RBRACE") - (t.base == "LBRACE") for t in rest)
+
+    def _first_on_line(self, i: int) -> bool:
+        return i == 0 or self.tokens[i - 1].base == "NL"
+
+    def _line_before(self, i: int) -> int:
+        """After the last token of the lines before."""
+        while i > 0 and self.tokens[i - 1].base == "NL":
+            i -= 1
+        return i
 
     def _counts(self, where: int, t: Token) -> bool:
         """Whether a bracket of t's kind still follows on this line to close what t seems to close."""
@@ -258,25 +300,37 @@ class Layout:
             i -= 1
         return self.tokens[i - 1] if i > 0 else self.tokens[i]
 
-    def _stray(self, i: int, t: Token) -> None:
+    def _stray(self, i: int, t: Token) -> NoReturn:
+        """A closing bracket without an opening one; of braces, an earlier one that did not begin its line may be it."""
+        if t.type == "RBRACE":
+            for j, opener in reversed(self.closed):
+                early = self.tokens[j]
+                if opener.type == "LBRACE" and not self._first_on_line(j) and opener.span.line != early.span.line:
+                    i, t = j, early
+                    break
         self.errors.error("NF106", f"this `{t.text}` closes nothing", t.span, "delete it, or open its bracket before")
         del self.tokens[i]
         raise _Again
 
-    def _unclosed(self, opener: Token, where: int, stop: int, before: int | None = None) -> None:
-        """Report a bracket without its end, and put the end where its line seems to end."""
+    def _unclosed(
+        self, opener: Token, where: int, stop: int, before: int | None = None, at: Token | None = None
+    ) -> NoReturn:
+        """Report a bracket without its end, and put the end where its line seems to end.
+
+        at: the token before which the end is missing."""
         close, text = MIRROR[opener.type]
         place = before if before is not None else self._likely_end(where, stop)
-        at = self.tokens[place - 1].end if place > 0 else 0
-        line_end = "\n" if opener.type == "LBRACE" and "\n" in opener.source.text[opener.end : at] else ""
+        end = self.tokens[place - 1].end if place > 0 else 0
+        line_end = "\n" if opener.type == "LBRACE" and "\n" in opener.source.text[opener.end : end] else ""
         self.errors.error(
             "NF105",
             f"this `{opener.text}` is never closed",
             opener.span,
             f"add the `{text}`",
-            fix=(Edit(Span(opener.source, at, at), line_end + text),),
+            () if at is None else (Related(at.span, f"a `{text}` is missing before this"),),
+            (Edit(Span(opener.source, end, end), line_end + text),),
         )
-        self.tokens.insert(place, Token("RBRACE" if close == "RRECORD" else close, text, at, at, opener.source))
+        self.tokens.insert(place, Token("RBRACE" if close == "RRECORD" else close, text, end, end, opener.source))
         raise _Again
 
     def _likely_end(self, where: int, stop: int) -> int:
@@ -311,13 +365,18 @@ class Layout:
         if not self.stack or t.type == "NAME":
             return
         opener, where = self.stack[-1]
-        column = t.source.position(t.start)[1]
-        line = opener.source.line(opener.source.position(opener.start)[0])
-        if column <= len(line) - len(line.lstrip()) + 1:
-            before = i
-            while before > 0 and self.tokens[before - 1].base == "NL":
-                before -= 1
-            self._unclosed(opener, where, i, before=before)
+        if _column(t) <= _indent(opener):
+            self._unclosed(opener, where, i, before=self._line_before(i), at=t)
+
+
+def _column(t: Token) -> int:
+    return t.source.position(t.start)[1]
+
+
+def _indent(t: Token) -> int:
+    """The column at which the line of a token begins."""
+    line = t.source.line(t.source.position(t.start)[0])
+    return len(line) - len(line.lstrip()) + 1
 
 
 def check_header(tokens: list[Token], errors: Collector) -> list[Token]:

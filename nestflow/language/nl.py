@@ -10,11 +10,14 @@ from nestflow.diagnostics.core import Collector, Diagnostic, NestflowError, Sour
 from nestflow.language import tree as T
 from nestflow.language.checks import check_tree, check_words
 from nestflow.language.comments import attach
+from nestflow.language.failure import Failure
 from nestflow.language.layout import MAX_ERRORS, Layout, check_header
 from nestflow.language.lexer import Comment, Token, forbidden_characters, tokenize
 from nestflow.language.order import ordered
-from nestflow.language.sentences import Failure, explain
+from nestflow.language.repairs import parses
+from nestflow.language.sentences import explain
 
+STATEMENT_ENDS = frozenset(["_SEP", "RBRACE", "LBRACE", "$END"])
 MAX_CHARACTERS = 1_000_000
 
 
@@ -196,10 +199,12 @@ class _Run:
 
     def report(self, expected: frozenset[str]) -> None:
         height, start = self.frames[-1]
-        first, last = self.tokens[start].start, self.tokens[self.i].end
+        last_token = next((t for t in self.tokens[self.i :] if t.type in STATEMENT_ENDS), self.tokens[-1])
+        first, last = self.tokens[start].start, last_token.end
         if any(d.span is not None and first <= d.span.start < last for d in self.errors.errors):
             return  # the lexer or the layout said what is wrong with this statement
-        d = explain(Failure(self.tokens, self.i, start, expected, self.state.value_stack[height - 1 :]))
+        taken = parses(self.state.parse_conf.states, self.state.state_stack[:height]) if self.statements else None
+        d = explain(Failure(self.tokens, self.i, start, expected, self.state.value_stack[height - 1 :], taken))
         self.errors.error(d.code, d.message, d.span, d.help, d.related, d.fix)
 
     def recover(self, expected: frozenset[str]) -> bool:

@@ -2,66 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, Edit, Span
 from nestflow.diagnostics.suggest import did_you_mean, nearest
+from nestflow.language.failure import (
+    ENDS,
+    FIELDS_OF_A_LINE,
+    NEEDS_BODY,
+    OPERATOR_TYPES,
+    VALUE_ENDS,
+    VALUE_STARTS,
+    Failure,
+    expected_words,
+    show,
+    source_of,
+)
 from nestflow.language.layout import OPENERS, WANTS_MORE
 from nestflow.language.lexer import RESERVED, Token
+from nestflow.language.repairs import repair, sentence
 from nestflow.language.words import EXACT_WORDS, EXAMPLES, FOREIGN_WORDS
 
-VALUE_ENDS = frozenset(["NAME", "NUMBER", "STRING", "BOOL", "RPAR", "RSQB", "RRECORD"])
-VALUE_STARTS = frozenset(["NAME", "NUMBER", "STRING", "BOOL", "LPAR", "LSQB", "LRECORD", "NOT"])
-OPERATOR_TYPES = frozenset(["PIPE", "PLUS", "MINUS", "MUL", "POW", "CMP", "AND", "OR"])
-ENDS = frozenset(("_SEP", "RBRACE", "$END"))
-NEEDS_BODY = frozenset(["LEVEL", "FLOW", "OPTIMIZER", "EXECUTION", "EXTENDS", "FOR", "REPEAT", "IFS", "ELSES"])
-
-
-@dataclass
-class Failure:
-    """Where the parser stopped: token i of a statement that began at token `start`."""
-
-    tokens: Sequence[Token]
-    i: int
-    start: int
-    expected: frozenset[str]
-    stack: Sequence[Any]
-
-    @property
-    def token(self) -> Token:
-        return self.tokens[self.i]
-
-    @property
-    def before(self) -> Token | None:
-        return self.tokens[self.i - 1] if self.i > self.start else None
-
-    @property
-    def first(self) -> Token:
-        return self.tokens[self.start]
-
-    @property
-    def words(self) -> list[Token]:
-        return list(self.tokens[self.start : self.i])
-
-    @property
-    def in_brackets(self) -> Token | None:
-        """The innermost open bracket of the statement."""
-        open: list[Token] = []
-        for t in self.words:
-            if t.type in ("LPAR", "LSQB", "LRECORD"):
-                open.append(t)
-            elif t.type in ("RPAR", "RSQB", "RRECORD") and open:
-                open.pop()
-        return open[-1] if open else None
+FIELDS_OF_A_LINE = frozenset(
+    ["every", "chunk", "heads", "memory", "key", "value", "query", "weight", "when", "objective", "update", "retain",
+     "project", "rounds", "read", "init", "gradient", "reset", "per", "step", "set", "eval", "output"]
+)  # fmt: skip
 
 
 def explain(f: Failure) -> Diagnostic:
     """The diagnostic for one failure."""
     for rule in (
         _foreign_first_word,
+        _dangling,
         _bare_pipe,
         _reserved,
         _missing_else,
@@ -85,54 +57,24 @@ def explain(f: Failure) -> Diagnostic:
             "a choice is `a if condition else b`; a statement's `else` stands right after the `}` of its `if`",
         )
     example = EXAMPLES.get(f.first.type)
-    return Diagnostic(
-        "NF101",
-        f"{_show(f.token)} cannot stand here; {_expected(f.expected)} was expected",
-        f.token.span,
-        f"for example `{example}`" if example else None,
-    )
+    form = f"for example `{example}`" if example else None
+    found = repair(f.tokens, f.i, f.start, f.taken) if f.taken else None
+    if found is not None:
+        return sentence(f.tokens, f.start, found, form)
+    return _last_resort(f, form)
 
 
-def _show(t: Token) -> str:
-    if t.type == "$END":
-        return "the end of the text"
-    if t.type == "_SEP":
-        return "the end of the line" if t.text != ";" else "`;`"
-    text = t.text if len(t.text) <= 40 else t.text[:37] + "..."
-    return f"`{text}`"
-
-
-def _expected(expected: frozenset[str]) -> str:
-    words: list[str] = []
-    if {"NUMBER", "LPAR", "NAME"} <= expected:
-        words.append("a value")
-    elif expected & {"LEVEL", "FLOW", "RETURN"}:
-        words.append("a statement")
-    elif "NAME" in expected:
-        words.append("a name")
-    if expected & OPERATOR_TYPES - {"MINUS"}:
-        words.append("an operator")
-    for type, text in (
-        ("LBRACE", "`{`"),
-        ("ASSIGN", "`=`"),
-        ("COLON", "`:`"),
-        ("COMMA", "`,`"),
-        ("RPAR", "`)`"),
-        ("RSQB", "`]`"),
-        ("RRECORD", "`}`"),
-        ("IN", "`in`"),
-        ("OF", "`of`"),
-        ("AS", "`as`"),
-    ):
-        if type in expected:
-            words.append(text)
-    if "STRING" in expected and "NUMBER" not in expected:
-        words.append("a string")
-    if expected & {"_SEP", "$END"} and not words:
-        words.append("the end of the statement")
-    if len(words) > 4:
-        words = words[:4]
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words) or "something else"
+def _last_resort(f: Failure, form: str | None) -> Diagnostic:
+    """More than one slip: what the statement was until here, and what may follow."""
+    if f.before is None:
+        help = "a field is `field value`, a name `name = value`; declarations begin with their word, as `level`"
+        return Diagnostic("NF101", f"{show(f.token)} begins no statement", f.token.span, help)
+    if f.token.type in ("RPAR", "RSQB") and "COMMA" in f.expected and any(t.type == "IN" for t in f.words):
+        return Diagnostic("NF101", "an interval has two ends", f.token.span, "for example `[1, 65536]` or `[0, vocab)`")
+    head = source_of(f, f.first.start, f.before.end)
+    head = head if len(head) <= 40 else "..." + head[-37:]
+    help = f"{expected_words(f.expected)} was expected" + (f"; {form}" if form else "")
+    return Diagnostic("NF101", f"{show(f.token)} cannot follow `{head}`", f.token.span, help)
 
 
 def _foreign_first_word(f: Failure) -> Diagnostic | None:
@@ -177,7 +119,7 @@ def _bare_pipe(f: Failure) -> Diagnostic | None:
     first = values[k].span
     if first.start == last.start:
         if len(values) == 1 or not isinstance(values[-1], Token):
-            whole = _source(f, last.start, last.end)
+            whole = source_of(f, last.start, last.end)
             return Diagnostic(
                 "NF104",
                 "a pipe cannot start from an operation without brackets",
@@ -186,17 +128,13 @@ def _bare_pipe(f: Failure) -> Diagnostic | None:
                 fix=(Edit(Span(f.token.source, last.start, last.end), f"({whole})"),),
             )
         return None
-    left, operand, rest = _source(f, first.start, last.start), _source(f, last.start, last.end), _rest(f)
+    left, operand, rest = source_of(f, first.start, last.start), source_of(f, last.start, last.end), _rest(f)
     return Diagnostic(
         "NF104",
         "a pipe starts from a name, a call, an index or brackets, not from a bare operation",
         f.token.span,
         f"write `{left} ({operand} {rest})` or `({left} {operand}) {rest}`",
     )
-
-
-def _source(f: Failure, start: int, end: int) -> str:
-    return " ".join(f.token.source.text[start:end].split())
 
 
 def _rest(f: Failure) -> str:
@@ -215,7 +153,7 @@ def _rest(f: Failure) -> str:
         ):
             break
         end = t.end
-    return _source(f, f.token.start, end)
+    return source_of(f, f.token.start, end)
 
 
 def _reserved(f: Failure) -> Diagnostic | None:
@@ -257,7 +195,7 @@ def _missing_else(f: Failure) -> Diagnostic | None:
 def _body(f: Failure) -> Diagnostic | None:
     if f.token.type != "LBRACE":
         if "LBRACE" in f.expected and f.first.type in NEEDS_BODY and f.token.type in ENDS:
-            head = _source(f, f.first.start, f.tokens[f.i - 1].end)
+            head = source_of(f, f.first.start, f.tokens[f.i - 1].end)
             return Diagnostic(
                 "NF112",
                 f"`{head}` has no body",
@@ -304,10 +242,20 @@ def _equals(f: Failure) -> Diagnostic | None:
     if f.first.type == "NAME" and f.words and len(f.words) > 1 and not f.in_brackets:
         return Diagnostic(
             "NF113",
-            f"a field has no `=`, and only a plain name can be given with it: `{_source(f, f.first.start, t.start)}`",
+            f"a field has no `=`, and only a plain name can be given with it: `{source_of(f, f.first.start, t.start)}`",
             t.span,
             f"write `{f.first.text} value` for a field, `name = value` for a name",
         )
+    return None
+
+
+def _dangling(f: Failure) -> Diagnostic | None:
+    """A line that ends with an operator took in the next, which begins with a word that opens a statement."""
+    for a, b in pairwise([*f.words, f.token]):
+        opens = b.text in OPENERS or b.text in FIELDS_OF_A_LINE
+        if a.type in WANTS_MORE and opens and "\n" in a.source.text[a.end : b.start]:
+            help = f"finish the line, or delete the `{a.text}`"
+            return Diagnostic("NF112", f"nothing follows `{a.text}`", a.span, help)
     return None
 
 
@@ -333,10 +281,20 @@ def _chain(f: Failure) -> Diagnostic | None:
 
 def _bare_statement(f: Failure) -> Diagnostic | None:
     """An expression that stands alone."""
+    second = f.tokens[f.start + 1] if f.i > f.start else None
+    if f.token.type == "ASSIGN" and f.first.type == "NAME" and second and second.type == "LPAR" and f.in_brackets:
+        end = next((t.start for t in f.tokens[f.i :] if t.type in ENDS), f.tokens[-1].end)
+        whole = source_of(f, f.first.start, end)
+        return Diagnostic(
+            "NF101",
+            f"`{f.first.text}(...)` alone is no statement",
+            f.first.span,
+            f"put its field before it, as in `update {whole}`, or give it a name: `name = {whole}`",
+        )
     if f.i != f.start + 1 or f.first.type != "NAME" or f.token.type not in OPERATOR_TYPES | {"DOT", "IF", "IN"}:
         return None
     end = next((t.start for t in f.tokens[f.i :] if t.type in ENDS), f.tokens[-1].end)
-    whole = _source(f, f.first.start, end)
+    whole = source_of(f, f.first.start, end)
     return Diagnostic(
         "NF101",
         "an expression alone is no statement",
@@ -349,7 +307,7 @@ def _ends_early(f: Failure) -> Diagnostic | None:
     t, before = f.token, f.before
     if t.type not in ENDS or before is None:
         return None
-    head = _source(f, f.first.start, before.end)
+    head = source_of(f, f.first.start, before.end)
     span = Span(before.source, before.start, before.end)
     if before.type in WANTS_MORE or before.type in ("LPAR", "LSQB"):
         return Diagnostic(
@@ -370,7 +328,7 @@ def _ends_early(f: Failure) -> Diagnostic | None:
         )
     return Diagnostic(
         "NF112",
-        f"`{head}` ends too early; {_expected(f.expected - {'_SEP', '$END', 'RBRACE'})} was expected",
+        f"`{head}` ends too early; {expected_words(f.expected - {'_SEP', '$END', 'RBRACE'})} was expected",
         span,
         f"for example `{example}`" if example else None,
     )
@@ -383,7 +341,7 @@ def _nothing_between(f: Failure) -> Diagnostic | None:
     if t.type in OPERATOR_TYPES | {"COMMA", "RPAR", "RSQB", "RRECORD", "COLON", "DOT", "ASSIGN", "IF", "ELSE"}:
         return Diagnostic(
             "NF101",
-            f"a value is missing between `{before.text}` and {_show(t)}",
+            f"a value is missing between `{before.text}` and {show(t)}",
             t.span,
             _line_above(f, before)
             or ("to do something n times: `repeat n as i { ... }`" if before.type == t.type == "DOT" else None)
@@ -397,8 +355,15 @@ def _separator(f: Failure) -> Diagnostic | None:
     t, before = f.token, f.before
     if before is None:
         return None
-    if t.type == "COMMA" and f.in_brackets is None and f.first.type == "NAME" and f.i - f.start > 1:
-        said, help = f"{_show(t)} separates no statements", "statements end with their line, or with `;`"
+    named = f.first.text == "memory" and f.i - f.start == 2
+    if (
+        t.type in ("COMMA", "COLON")
+        and f.in_brackets is None
+        and f.first.type == "NAME"
+        and f.i - f.start > 1
+        and not named
+    ):
+        said, help = f"{show(t)} separates no statements", "statements end with their line, or with `;`"
         return Diagnostic("NF101", said, t.span, help, fix=(Edit(t.span, ";"),))
     if t.type == "COLON" and f.i == f.start + 1 and f.first.type == "NAME":
         end = f.tokens[f.i + 1].start if f.i + 1 < len(f.tokens) and f.tokens[f.i + 1].type in VALUE_STARTS else t.end
@@ -416,20 +381,15 @@ def _no_operator(f: Failure) -> Diagnostic | None:
         return None
     above = _line_above(f, before)
     if above:
-        return Diagnostic("NF111", f"there is no operator between `{before.text}` and {_show(t)}", t.span, above)
+        return Diagnostic("NF111", f"there is no operator between `{before.text}` and {show(t)}", t.span, above)
     bracket = f.in_brackets
     if bracket is not None:
         help = f"entries are separated by commas: `{before.text}, {t.text}`"
     elif f.first.type in EXAMPLES and not f.expected & OPERATOR_TYPES:
-        return Diagnostic(
-            "NF101",
-            f"{_show(t)} cannot stand here; {_expected(f.expected)} was expected",
-            t.span,
-            f"for example `{EXAMPLES[f.first.type]}`",
-        )
+        return None
     elif t.type == "NAME":
         pipe, product = f"{before.text} |> {t.text}", f"{before.text} * {t.text}"
         help = f"a pipe is `{pipe}`, a product `{product}`; a new statement begins on a new line or after `;`"
     else:
         help = "put an operator between them, or a line end or `;` if a new statement begins"
-    return Diagnostic("NF111", f"there is no operator between `{before.text}` and {_show(t)}", t.span, help)
+    return Diagnostic("NF111", f"there is no operator between `{before.text}` and {show(t)}", t.span, help)

@@ -166,3 +166,10 @@ def test_conditions_of_the_top_choose() -> None:
     text += "flow f(x) { return linear(x, n) }\n"
     assert shapes(graph(text)) == {"f.linear.weight": (2, 8)}
     assert shapes(graph(text, deep=True)) == {"f.linear.weight": (4, 8)}
+
+
+def test_an_unused_level_whose_memories_a_loop_names_is_right() -> None:
+    loop = "for m in [one, two] { memory m : matrix { key x; value a_{m} }; a_{m} = x |> linear }"
+    text = f"level a(x) {{ every 1 token; {loop}; query x; objective l2; update gd(0.1); return one(x) + two(x) }}"
+    graph(f"input x : float[T, 8]\noutput x\n{text}\n")
+    assert codes(lambda: graph(f"input x : float[T, 8]\noutput x\n{text.replace('two(x)', 'six(x)')}\n")) == ["NF201"]

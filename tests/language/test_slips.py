@@ -1,0 +1,92 @@
+"""One slip of the pen is one mistake, told at its place: a sample of `python -m tests.language.mutate`."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from nestflow.diagnostics.fixes import apply, edits_of
+from nestflow.language.nl import parse_nl
+from tests.language.mutate import Mutant, mutants, outcome, shipped, sweep
+from tests.language.test_errors import said
+
+NEVER = ("traceback", "cascade", "nowhere", "slow")
+
+
+def test_mutants_are_what_they_say() -> None:
+    text = "nestflow 1\nx = 3"
+    assert {m.text for m in mutants("a", text) if m.word == "="} == {
+        "nestflow 1\nx  3", "nestflow 1\nx = = 3", "nestflow 1\nx 3 =", "nestflow 1\nx == 3",
+    }  # fmt: skip
+
+
+def test_a_sample() -> None:
+    outcomes = list(sweep(shipped(), every=211, first=7))
+    counts = Counter(o.kind for o in outcomes)
+    wrong = [o for o in outcomes if o.kind in NEVER]
+    assert not wrong, f"{wrong[0].mutant.title}\n{wrong[0].said}"
+    assert counts["told"] > 150 and counts["generic"] + counts["elsewhere"] < 0.02 * len(outcomes), counts
+
+
+@pytest.mark.slow
+def test_all() -> None:
+    for o in sweep(shipped()):
+        assert o.kind not in NEVER, f"{o.kind}: {o.mutant.title}\n{o.said}"
+
+
+def test_what_is_wrong_with_an_outcome_is_seen() -> None:
+    """Five unknown words for one slip are a cascade; a mistake far from the slip is elsewhere."""
+    text = "nestflow 1\ninput x : float[T, 8]\noutput f(x)\n\n\n"
+    text += "flow f(x) {\n  a = a1\n  b = b1\n  c = c1\n  return d1\n}\n"
+    assert outcome(Mutant("a.nl", "double", "q", "", 12, 12, text)).kind == "cascade"
+    text = text.replace("b1", "x").replace("c1", "x").replace("d1", "x")
+    assert outcome(Mutant("a.nl", "double", "q", "", 12, 12, text)).kind == "elsewhere"
+
+
+# Each line: what was written, the sentence, and what `--fix` makes of it (none: it is left to the writer).
+REPAIRS = [
+    ("param dim 3", "`=` is missing between `dim` and `3`", "param dim = 3"),
+    ("param dim = 3 inn [1, 4]", "`inn` stands where `in` belongs", None),
+    ("param dim 3 = in [1, 4]", "`3` and `=` stand in the wrong order", "param dim = 3 in [1, 4]"),
+    ("param dim dim = 3", "`dim` stands here twice", "param dim = 3"),
+    ("param dim = in [1, 4]", "a value is missing between `=` and `in`", None),
+    ("level { key x }", "this `level` has no name", None),
+    ("input tokens int[T] in [0, 4)", "`:` is missing between `tokens` and `int`", "input tokens : int[T] in [0, 4)"),
+    ("input t1 : int(T] in [0, 4)", "`]` closes this `(`", "input t1 : int[T] in [0, 4)"),
+    ("level a[x) { key x }", "`)` closes this `[`", "level a(x) { key x }"),
+    ("level a { key x linear |> l2norm }", "there is no operator between `x` and `linear`", None),
+    ("level a { key key x |> l2norm }", "`key` stands here twice", "level a { key x |> l2norm }"),
+    ("level a { gd(lr = 1) |> f }", "`gd(...)` alone is no statement", None),
+    ("for m [a, b] { n = m }", "`in` is missing between `m` and `[`", "for m in [a, b] { n = m }"),
+    ("shared emb embed(4, 4)", "`=` is missing between `emb` and `embed`", "shared emb = embed(4, 4)"),
+    ("optimizer o(lr == 1) { step g }", "`==` stands where `=` belongs", "optimizer o(lr = 1) { step g }"),
+    ("assert 1 < 2, message", "`message` stands where a text in quotes belongs", 'assert 1 < 2, "message"'),
+    ("flow f(x) (\n  return x\n}", "`}` closes this `(`", "flow f(x) {\n  return x\n}"),
+    ("flow f(x) {\n  return x\n)", "`)` closes the `{` of another kind", "flow f(x) {\n  return x\n}"),
+    ("flow f(x) { repeat 3 as { x = 1 } }", "a name is missing between `as` and `{`", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "sentence", "fixed"), REPAIRS, ids=[r[0] for r in REPAIRS])
+def test_the_change_that_mends_it_is_said(text: str, sentence: str, fixed: str | None) -> None:
+    whole = f"nestflow 1\n{text}\n"
+    (d,) = said("nl", whole).diagnostics
+    assert d.message == sentence
+    edits = edits_of(d)
+    assert (apply(whole, edits) if edits else None) == (None if fixed is None else f"nestflow 1\n{fixed}\n")
+    if fixed is not None:
+        parse_nl(apply(whole, edits), "fixed.nl")
+
+
+def test_a_missing_brace_is_shown_where_it_is_missing() -> None:
+    text = "nestflow 1\nfor p in [1, 2] {\n  level a_{p} {\n    key x\n}\nlevel b {\n  key x\n}\n"
+    (d,) = said("nl", text).diagnostics
+    assert (d.code, d.span and d.span.line) == ("NF105", 3)
+    assert [r.span.line for r in d.related] == [5]
+
+
+def test_a_brace_too_many_is_shown_where_it_is_too_many() -> None:
+    text = "nestflow 1\nlevel a {\n  memory m : matrix { key x } }\n  query x\n}\nlevel b {\n  key x\n}\n"
+    (d,) = said("nl", text).diagnostics
+    assert (d.code, d.span and d.span.line) == ("NF106", 3)
