@@ -23,11 +23,6 @@ from nestflow.language.lexer import RESERVED, Token
 from nestflow.language.repairs import repair, sentence
 from nestflow.language.words import EXACT_WORDS, EXAMPLES, FOREIGN_WORDS
 
-FIELDS_OF_A_LINE = frozenset(
-    ["every", "chunk", "heads", "memory", "key", "value", "query", "weight", "when", "objective", "update", "retain",
-     "project", "rounds", "read", "init", "gradient", "reset", "per", "step", "set", "eval", "output"]
-)  # fmt: skip
-
 
 def explain(f: Failure) -> Diagnostic:
     """The diagnostic for one failure."""
