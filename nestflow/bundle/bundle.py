@@ -109,6 +109,10 @@ class Bundle:
 
     # ---- the step clock
 
+    @property
+    def _learns(self) -> bool:
+        return any(level.rule is not None for level in self.graph.step_levels)
+
     @cached_property
     def optim_source(self) -> str:
         """The code of the optimizer."""
@@ -119,7 +123,7 @@ class Bundle:
     @cached_property
     def optimizer(self) -> StepOptimizer:
         """One torch.optim.Optimizer for all levels on the step clock. Raises NF509 where none learns."""
-        if not any(level.rule is not None for level in self.graph.step_levels):
+        if not self._learns:
             raise fail(
                 "NF509",
                 f"`{self.name}` has no level on the step clock that learns, so there is nothing to optimise",
@@ -217,7 +221,7 @@ class Bundle:
         Raises NF032 where a file of that name stands there that nestflow has not written.
         """
         folder = Path(folder)
-        files = {"model.py": self.source} | ({"optim.py": self.optim_source} if self._objectives else {})
+        files = {"model.py": self.source} | ({"optim.py": self.optim_source} if self._learns else {})
         for name in files:
             if not _is_generated(folder / name):
                 raise fail(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from nestflow.cli.common import bundle_of, console, set_option
+from nestflow.cli.common import bundle_of, console, graph_of, set_option
 from nestflow.diagnostics.core import NestflowError, fail
 
 _LABEL = 13  # columns of `  half-life  `
@@ -79,9 +79,12 @@ def spec(name: str, overrides: dict[str, str]) -> None:
     try:
         bundle = bundle_of(name, overrides)
     except NestflowError as e:
-        if [d.code for d in e.diagnostics] == ["NF009"]:
+        codes = [d.code for d in e.diagnostics]
+        if codes == ["NF009"]:
             raise unknown(name) from None
-        raise
+        if codes != ["NF560"]:
+            raise
+        bundle = graph_of(name, overrides)  # without its network: what is known of its levels
     from nestflow.lowering.explain import explain
 
     out = console()

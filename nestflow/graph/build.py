@@ -106,7 +106,7 @@ class _Top:
             state,
             info,
             describe.edges(root, levels, output, weights),
-            describe.flows(root),
+            describe.flows(root, given),
             (*(d for d in self.elab.collector.items if d.severity != "error"), *notes(root, levels, output, given)),
             tuple(self.execution),
             spec.doc,

@@ -8,7 +8,18 @@ from collections.abc import Iterable
 from itertools import chain
 
 from nestflow.diagnostics.core import Span
-from nestflow.graph.model import Edge, FlowBox, Instance, LevelInfo, Memory, StateSlot, StepLevel, Texts, WeightSpec
+from nestflow.graph.model import (
+    Edge,
+    FlowBox,
+    Instance,
+    LevelInfo,
+    Memory,
+    Network,
+    StateSlot,
+    StepLevel,
+    Texts,
+    WeightSpec,
+)
 from nestflow.graph.state import state_slots
 from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule, RuleSlot, SlotUpdate
@@ -362,9 +373,14 @@ def _context(root: Instance, steps: tuple[StepLevel, ...]) -> list[tuple[str, st
 # --- structure ----------------------------------------------------------------------------------------------
 
 
-def flows(root: Instance) -> tuple[FlowBox, ...]:
-    """Flows and levels as boxes in boxes, a repeat once with its count."""
-    return _boxes(root)
+def flows(root: Instance, networks: Iterable[Network] = ()) -> tuple[FlowBox, ...]:
+    """Flows and levels as boxes in boxes, a repeat once with its count; a network of the caller where it is called."""
+    boxes = _boxes(root)
+    return (*boxes, *(FlowBox(n.name, "network", 1) for n in networks if not _within(n.name, boxes)))
+
+
+def _within(network: str, boxes: tuple[FlowBox, ...]) -> bool:
+    return any((b.kind == "network" and b.name == network) or _within(network, b.children) for b in boxes)
 
 
 def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
@@ -376,4 +392,5 @@ def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
         first = group[0]
         level = group_name(first) if first.kind == "level" else None
         boxes.append(FlowBox(name.replace(".*", "").strip("."), first.kind, len(group), _boxes(first), level))
-    return tuple(boxes)
+    called = (n["network"] for n in walk(instance.result) if n.op == "network") if instance.result is not None else ()
+    return (*boxes, *(FlowBox(n, "network", 1) for n in dict.fromkeys(called)))

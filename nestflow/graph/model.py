@@ -316,7 +316,7 @@ class LevelInfo:
 @dataclass(frozen=True)
 class FlowBox:
     """For pictures: the structure of flows, `repeat` once with its count. name as written; kind flow | level |
-    function."""
+    function | network (of the caller)."""
 
     name: str
     kind: str

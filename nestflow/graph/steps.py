@@ -126,6 +126,7 @@ class StepLevels:
                 continue
         self.elab.collector.stop_on_errors()
         self.check_owners(weights, result)
+        self.check_sources(result)
         return tuple(result)
 
     def call_of(self, level: tree.Level) -> tuple[str, tree.Expr, tuple[tree.Expr, ...], dict[str, tree.Expr]]:
@@ -344,6 +345,18 @@ class StepLevels:
                 "`every never` freezes a level",
             )
         return n
+
+    def check_sources(self, levels: list[StepLevel]) -> None:
+        """Gradients come from objectives or from the caller's own `backward()`: one step cannot wait for both."""
+        learning = [s for s in levels if s.rule is not None]
+        bare = [s for s in learning if s.objective is None]
+        if not bare or len(bare) == len(learning) or self.elab.waiting:
+            return
+        other = next(s for s in learning if s.objective is not None)
+        message = f"`{bare[0].name}` has no objective and learns from your gradients, `{other.name}` has one"
+        help_ = "give each an objective (`b.step(batch)`), or none (`loss.backward()`, `optimizer.step()`)"
+        related = (Related(other.span, "this one has"),) if other.span else ()
+        raise self.elab.failure("NF447", message, bare[0].span, help_, related)
 
     def check_owners(self, weights: list[WeightSpec], levels: list[StepLevel]) -> None:
         """A weight with no owner is an error, once any level learns weights."""

@@ -202,8 +202,9 @@ def _stem(s: T.Use) -> str:
 
 
 def _overrides(given: dict[str, Override], body: tuple[T.Statement, ...]) -> tuple[tuple[str, T.Expr], ...]:
-    params: list[str] = []
-    walk(body, lambda n: params.append(n.name) if isinstance(n, T.Param) else None)
+    declared: dict[str, T.Param] = {}
+    walk(body, lambda n: declared.update({n.name: n}) if isinstance(n, T.Param) else None)
+    params = list(declared)
     networks = {s.name for s in body if isinstance(s, T.Extern)}
     errors = Collector()
     out: list[tuple[str, T.Expr]] = []
@@ -226,14 +227,18 @@ def _overrides(given: dict[str, Override], body: tuple[T.Statement, ...]) -> tup
             )
             continue
         try:
-            out.append((name, _value(name, value)))
+            text = isinstance(declared[name].default, T.String)
+            out.append((name, _value(name, value, text)))
         except NestflowError as e:
             errors.take(e)
     errors.stop_on_errors()
     return tuple(out)
 
 
-def _value(name: str, value: Override) -> T.Expr:
+def _value(name: str, value: Override, is_text: bool = False) -> T.Expr:
+    """is_text: the param is a string, so that what is given needs no quotes of its own."""
+    if is_text and isinstance(value, str) and not value.lstrip().startswith('"'):
+        value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     text = (
         ("true" if value else "false")
         if isinstance(value, bool)

@@ -129,6 +129,7 @@ def lane_styles(lanes: list[Lane], styles: dict[str, Style]) -> dict[int, str]:
         styles[f"lane{i}-group"] = Style(fill=on(PAPER, 0.1), stroke=on(PAPER, 0.6), width=1.4)
         styles[f"lane{i}-served"] = Style(fill=on(PAPER, 0.06), stroke=on(PAPER, 0.5), width=1.1, dash=(4, 3))
     styles["flow-level"] = Style(fill=CARD, stroke=SOFT, width=1.3)
+    styles["flow-network"] = Style(fill=CARD, stroke=SOFT, width=1.3, dash=(4, 3))
     for kind, (_, light, dark) in theme.EDGES.items():
         styles[f"edge-{kind}"] = Style(stroke=(light, dark), width=1.8)
         styles[f"head-{kind}"] = Style(fill=(light, dark))

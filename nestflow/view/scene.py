@@ -90,7 +90,7 @@ def _pill_width(f: FlowBox) -> float:
 def _pill(f: FlowBox, x: float, cy: float, deep: int, out: list[Item]) -> float:
     w, h = _pill_width(f), 22.0 + 12 * _depth(f)
     name = words.clean(f.name)
-    style = "flow" if f.level is None else "flow-level"
+    style = "flow-network" if f.kind == "network" else "flow" if f.level is None else "flow-level"
     parts: list[Item] = [Rect(x, cy - h / 2, w, h, 9, style), Text(x + 10, cy + 4, name, "flowtext")]
     if f.count > 1:
         parts.append(Text(x + w - 8, cy + 4, f"×{f.count}", "flowcount", "end"))

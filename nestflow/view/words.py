@@ -138,6 +138,7 @@ def totals(graph: LevelGraph) -> str:
     state = sum(_size(s.shape) * (s.heads or 1) for s in graph.state if not s.grows)
     if state:
         parts.append(f"{number(state)} numbers of state a sequence")
+    parts += [f"on `{n.name}`, a network of yours" for n in graph.networks]
     return " · ".join(parts)
 
 

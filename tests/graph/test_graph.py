@@ -254,4 +254,5 @@ def test_shipped_specs_build_and_every_row_is_whole(name: str) -> None:
     assert len(set(rows)) == len(rows)
     assert {n for e in g.edges for n in (e.source, e.target)} <= set(rows)
     assert all(w.size > 0 for w in g.weights)
-    assert not g.notes, "a shipped spec says what it means"
+    notes = [n for n in g.notes if not (g.networks and n.code == "NF460")]  # a network of the caller comes later
+    assert not notes, "a shipped spec says what it means"
