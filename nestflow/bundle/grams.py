@@ -67,7 +67,7 @@ def terms_of(level: StepLevel, batch: Mapping[str, Tensor]) -> int:
     assert level.objective is not None
     rows = next((x.shape[0] for x in batch.values()), 1)
     for node in walk(level.objective):
-        if node.op == "cross_entropy" and len(node.args) > 2:
+        if node.op.startswith("cross_entropy") and len(node.args) > 2:
             raise fail(
                 "NF515",
                 f"dgd in level `{level.name}` cannot yet count the terms of a masked loss",

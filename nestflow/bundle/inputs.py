@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,13 @@ from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import InputSpec
 
 
-def by_name(specs: Sequence[InputSpec], args: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs by name; one by position where the spec has one. Raises NF501 (unknown), NF502 (missing)."""
+def by_name(
+    specs: Sequence[InputSpec], args: tuple[Any, ...], named: Mapping[str, Any], needed: Collection[str] | None = None
+) -> dict[str, Any]:
+    """Inputs by name; one by position where one is wanted. needed: those that are read here (all by default); the
+    others may be missing. Raises NF501 (unknown), NF502 (missing)."""
     names = [s.name for s in specs]
+    wanted = names if needed is None else [n for n in names if n in needed]
     if not isinstance(named, Mapping):
         listed = ", ".join(f'"{n}": …' for n in names)
         raise fail(
@@ -25,17 +29,17 @@ def by_name(specs: Sequence[InputSpec], args: tuple[Any, ...], named: Mapping[st
         )
     values = dict(named)
     if args:
-        if len(specs) != 1 or len(args) != 1 or values:
+        if len(wanted) != 1 or len(args) != 1 or values:
             raise fail(
                 "NF501",
                 f"inputs are given by name here: {', '.join(f'`{n}`' for n in names) or 'none'}",
                 help="only a single input may be given by position",
             )
-        values[names[0]] = args[0]
+        values[wanted[0]] = args[0]
     unknown = [n for n in values if n not in names]
-    missing = [s for s in specs if s.name not in values]
+    missing = [s for s in specs if s.name not in values and s.name in wanted]
     if not unknown and not missing:
-        return {n: values[n] for n in names}
+        return {n: values[n] for n in names if n in values}
     found = [
         Diagnostic(
             "NF501",
@@ -59,6 +63,7 @@ def checked(
     """
     found: list[Diagnostic] = []
     tensors: dict[str, Tensor] = {}
+    specs = [s for s in specs if s.name in values]
     for spec in specs:
         try:
             tensors[spec.name] = _one(spec, values[spec.name], dtype, device)

@@ -140,10 +140,10 @@ class Module(Branch):
 
     # ---- calls
 
-    def bind(self, args: tuple[Any, ...], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The inputs as checked tensors, in the order of the spec."""
+    def bind(self, args: tuple[Any, ...], inputs: Mapping[str, Any], all: bool = False) -> dict[str, Tensor]:
+        """The inputs as checked tensors, in the order of the spec. all: also those that the output does not read."""
         graph: LevelGraph = self.__dict__["_graph"]
-        values = by_name(graph.inputs, args, inputs)
+        values = by_name(graph.inputs, args, inputs, None if all else graph.read_by(graph.output))
         if torch.compiler.is_compiling():  # traced code takes tensors as they are: the checks read values
             return values
         return checked(graph.inputs, values, *self._kind())
@@ -153,7 +153,12 @@ class Module(Branch):
 
     def losses(self, *args: Any, training: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
         """The objectives of the levels that learn on the step clock, by the name of the first level that has each."""
-        return self._fresh("losses", self.bind(args, inputs), training)
+        return self._fresh("losses", self.bind(args, inputs, all=True), training)
+
+    def metrics(self, *args: Any, **inputs: Any) -> dict[str, Any]:
+        """The losses, and under `accuracy of NAME` the hits and the number of the classes of each cross entropy."""
+        entry = "metrics" if hasattr(self.__dict__["_program"], "metrics") else "losses"
+        return self._fresh(entry, self.bind(args, inputs, all=True), False)
 
     def objective(self, name: str, inputs: Mapping[str, Tensor], published: dict[str, Tensor] | None = None) -> Tensor:
         """One objective of a step that learns, on checked inputs. published: takes what `emit` gives."""
@@ -240,7 +245,8 @@ class Module(Branch):
         mode = self.training if training is None else training
         c = Context(self.weights, tensors, t0, mode, *self._kind(), self.__dict__["_networks"])
         try:
-            result = getattr(self.__dict__["_program"], entry)(c, *bound.values())
+            given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
+            result = getattr(self.__dict__["_program"], entry)(c, *given)
         except IndexError as e:
             if "out of range" not in str(e) and "out of bounds" not in str(e):
                 raise
@@ -270,7 +276,8 @@ class Module(Branch):
                 self.__dict__["_ahead"],
                 "call the module with whole sequences, or open a fresh stream for each",
             )
-        ticks = next((bound[i.name].shape[1] for i in self.__dict__["_graph"].inputs if i.type.clock), 1)
+        clocked = [i.name for i in self.__dict__["_graph"].inputs if i.type.clock and i.name in bound]
+        ticks = bound[clocked[0]].shape[1] if clocked else 1
         outs, groups = [], []
         for g in state.groups:
             part = bound
@@ -289,7 +296,7 @@ class Module(Branch):
 
 def looks_ahead(graph: LevelGraph) -> Any:
     """Where the spec has attention to later tokens, or None."""
-    caches = (m for i in graph.root.walk() for m in i.memories if m.cache is not None and not m.cache.causal)
+    caches = (m for i in graph.root.streamed() for m in i.memories if m.cache is not None and not m.cache.causal)
     return next((m.span for m in caches), None)
 
 

@@ -14,7 +14,7 @@ def where(node: object) -> str:
 
 
 def keeps_state(instance: Instance) -> bool:
-    return any(i.tails or i.memories for i in instance.walk())
+    return any(i.tails or i.memories for i in instance.streamed())
 
 
 def looks_at_start(e: Node, h: Node) -> list[Node]:

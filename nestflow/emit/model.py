@@ -4,6 +4,7 @@
     forward(c, inputs...)        the spec's output
     losses(c, inputs...)         {name: the objective}, one for each distinct objective of the step-clock levels
     objective_NAME(c, inputs...) each of them alone, where there are several
+    metrics(c, inputs...)        the same, and for each cross entropy how many classes were right, of how many
     WEIGHTS, STATE, INPUTS       tables
 
 The code is pure: weights and state in (`c.w`, `c.s`), outputs and state out (`c.n`).
@@ -11,18 +12,20 @@ The code is pure: weights and state in (`c.w`, `c.s`), outputs and state out (`c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import axes
+from nestflow.emit.ops import hits
 from nestflow.emit.repeat import Rolled
 from nestflow.emit.writer import Writer, identifier, place, plain, short_name
 from nestflow.graph.model import Init, Instance, LevelGraph, StateSlot, StepLevel
-from nestflow.ir.node import Node, Type
+from nestflow.graph.state import state_slots
+from nestflow.ir.node import Node, Type, walk
 
-ENTRY = ("forward", "losses", "initial_state")
+ENTRY = ("forward", "losses", "metrics", "initial_state")
 
 
 def emit_model(graph: LevelGraph, plan: Any) -> str:
@@ -157,9 +160,10 @@ def _doc(instance: Instance, writer: Writer) -> None:
 def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> None:
     slots = [(slot_node(i.name, i.type), identifier(i.name + letters.suffix(i.type)), i.type) for i in graph.inputs]
     arguments = ", ".join(["c", *(v for _, v, _ in slots)])
-    ticks, batch = sizes((v, t) for _, v, t in slots)
 
-    def emitter() -> Emitter:
+    def emitter(*roots: Node | None) -> Emitter:
+        read = graph.read_by(*roots)
+        ticks, batch = sizes((v, t) for n, v, t in slots if n["name"] in read)
         return Emitter(
             writer,
             {n: v for n, v, _ in slots},
@@ -173,13 +177,14 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
 
     with writer.block(f"def forward({arguments}):"):
         writer.line("# the output of the spec")
-        writer.line(f"return {emitter().value(graph.output)}" if graph.output is not None else "return None")
+        writer.line(
+            f"return {emitter(graph.output).value(graph.output)}" if graph.output is not None else "return None"
+        )
     writer.line()
     writer.line()
     groups = objectives(graph)
     nodes = {name: levels[0].objective for name, levels in groups.items()}
     values: list[str] = []
-    em = emitter()
     for name, node in nodes.items():
         if node is None:
             continue
@@ -187,21 +192,51 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             break
         with writer.block(f"def {objective_name(name)}({arguments}):"):
             writer.line(f"# what {' and '.join(level.name for level in groups[name])} minimise")
-            writer.line(f"return {emitter().value(node)}")
+            writer.line(f"return {emitter(node).value(node)}")
         writer.line()
         writer.line()
         values.append(f'"{name}": {objective_name(name)}({arguments})')
     with writer.block(f"def losses({arguments}):"):
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
         if len(groups) == 1:
+            em = emitter(*nodes.values())
             values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
         writer.line("return {" + ", ".join(values) + "}")
     writer.line()
     writer.line()
+    _emit_metrics(nodes, arguments, emitter, writer)
     fresh = writer.use("nestflow.ops.runtime", "fresh_state")
     with writer.block("def initial_state(w, batch, dtype, device):"):
         writer.line("# the state of streams that begin, [batch, ...] by path")
         writer.line(f"return {fresh}(STATE, w, batch, dtype, device)")
+
+
+def _emit_metrics(
+    nodes: Mapping[str, Node | None], arguments: str, emitter: Callable[..., Emitter], writer: Writer
+) -> None:
+    """The losses, and hits and number of the classes of every cross entropy. Nothing where there is none."""
+    scored = {name: scores(node) for name, node in nodes.items()}
+    if not any(scored.values()):
+        return
+    with writer.block(f"def metrics({arguments}):"):
+        writer.line("# the losses, and of each cross entropy how many classes had the largest score, of how many")
+        em = emitter(*nodes.values())
+        em.plan(*(n for n in nodes.values() if n is not None), *(a for n in scored.values() for s in n for a in s.args))
+        values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
+        for name, found in scored.items():
+            for i, node in enumerate(found):
+                for a in node.args:
+                    em.expression(a)
+                label = name if len(found) == 1 else f"{name} {i + 1}"
+                values.append(f'"accuracy of {label}": {hits(em, node)}')
+        writer.line("return {" + ", ".join(values) + "}")
+    writer.line()
+    writer.line()
+
+
+def scores(objective: Node | None) -> list[Node]:
+    """The cross entropies of an objective, in the order of the text."""
+    return [n for n in walk(objective) if n.op.startswith("cross_entropy")] if objective is not None else []
 
 
 # ---- tables
@@ -245,6 +280,10 @@ def _tables(graph: LevelGraph) -> str:
     ]
     lines += ["]", "# state of a row, shape, the weight it starts from or None, else its value, type", "STATE = ["]
     lines += [f"    {_state_row(s)!r}," for s in graph.state]
+    inner = [s for i in graph.root.begun_anew() for s in state_slots(i)]
+    if any(i.ticks for i in graph.root.walk()):
+        lines += ["]", "# the same of what runs along patches and begins anew in each example", "INNER = ["]
+        lines += [f"    {_state_row(s)!r}," for s in inner]
     return "\n".join([*lines, "]", "", ""])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nestflow.emit import algebra as A
+from nestflow.emit import images as I
 from nestflow.emit import matrices
 from nestflow.emit import pointwise as P
 from nestflow.emit.algebra import BLOCKS, expanded
@@ -13,6 +14,7 @@ from nestflow.emit.layout import head_axis, tick_axis
 from nestflow.emit.operand import ATOM, INFIX, Expr, as_tensor, expr_of, is_python, tensor
 from nestflow.graph.published import published
 from nestflow.ir.node import Node, Type
+from nestflow.ir.ops import carried
 
 if TYPE_CHECKING:
     from nestflow.emit.expr import Emitter
@@ -86,7 +88,10 @@ def call(em: Emitter, node: Node) -> Expr:
     function = em.writer.function(em.instance.child(child))
     parts = [em.done[a] for a in node.args]
     path = f'{em.prefix} + "{child}."' if em.prefix else f'"{child}."'
-    e = expr_of(f"{function}({', '.join(['c', path, *(p.text for p in parts)])})", ATOM, *parts)
+    if node.get("ticks") is not None:
+        e = I.along(em, node, function, path)
+    else:
+        e = expr_of(f"{function}({', '.join(['c', path, *(p.text for p in parts)])})", ATOM, *parts)
     if em.instance.kind == "root" and published(em.instance.child(child)):
         name = em.assign(node, e, child)
         em.published[node] = em.fresh(f"{child}_published", Type())
@@ -142,19 +147,23 @@ def recall(em: Emitter, node: Node) -> Expr:
 
 
 def cross_entropy(em: Emitter, node: Node) -> Expr:
-    em.writer.use(BLOCKS, "cross_entropy")
-    short = max(a.type.short for a in node.args)
-    parts = [
-        tensor(
-            em,
-            a,
-            Type(dtype=a.type.dtype, batch=a.type.batch, clock=a.type.clock, heads=a.type.heads, short=short),
-            len(a.type.shape),
-        )
-        for a in node.args
-    ]
+    em.writer.use(BLOCKS, node.op)
+    parts = scored(em, node)
     text = [x.text for x in parts] + ([f"smoothing={node['smoothing']!r}"] if node.get("smoothing") else [])
-    return expr_of(f"cross_entropy({', '.join(text)})", ATOM, *parts)
+    return expr_of(f"{node.op}({', '.join(text)})", ATOM, *parts)
+
+
+def hits(em: Emitter, node: Node) -> str:
+    """How many of the classes of a cross entropy had the largest score, and of how many."""
+    return f"{em.writer.use(BLOCKS, 'hits')}({', '.join(x.text for x in scored(em, node))})"
+
+
+def scored(em: Emitter, node: Node) -> list[Expr]:
+    """Scores, classes and mask of a cross entropy, their carried axes in line: all that any of them has."""
+    lead = carried(*(a.type for a in node.args))
+    _, y, *_ = node.args
+    ranks = [len(y.type.shape) + 1, *[len(y.type.shape)] * 2]
+    return [tensor(em, a, lead.with_(dtype=a.type.dtype), rank) for a, rank in zip(node.args, ranks)]
 
 
 def mean_all(em: Emitter, node: Node) -> Expr:
@@ -208,6 +217,11 @@ OPERATIONS: dict[str, Operation] = {
     "grouped": A.grouped,
     "spread": A.spread,
     "next": A.next_,
+    "patches": I.patches,
+    "conv2d": I.conv2d,
+    "max_pool": I.max_pool,
+    "upsample": I.upsample,
+    "count": I.count,
     "embed": embed,
     "short_conv": short_conv,
     "previous": previous,
@@ -220,6 +234,7 @@ OPERATIONS: dict[str, Operation] = {
     "emit": emit,
     "emitted": emitted,
     "cross_entropy": cross_entropy,
+    "cross_entropy_terms": cross_entropy,
     "mean_all": mean_all,
     "sum_features": sum_features,
     **matrices.OPERATIONS,

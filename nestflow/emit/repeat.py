@@ -68,7 +68,7 @@ class Rolled:
         chain_of: dict[Node, Chain] = {}
         for node in calls:  # arguments come before users
             split = _numbered(node["child"])
-            if split is None:
+            if split is None or node.get("ticks") is not None:
                 continue
             before, number, after = split
             chain = self._grow(node, chain_of, users, before, number, after)

@@ -28,7 +28,7 @@ _MODEL = '''class Model(nn.Module):
         return {{path: module._parameters[leaf] for path, module, leaf in self.places}}
 
     def forward(self, {arguments}):
-        return self.run(None, {names})[0]
+        return self.run(None, {keywords})[0]
 
     def run(self, state, {arguments}):
         """Output for the next ticks, and the state after them: (ticks seen, tensors by path), or None to begin."""
@@ -89,14 +89,17 @@ def _model(graph: LevelGraph, seed: int) -> str:
     from nestflow.emit.writer import identifier, plain, short_name
 
     names = [identifier(i.name) for i in graph.inputs]
-    ticked = [n for n, i in zip(names, graph.inputs, strict=True) if i.type.clock]
+    read = graph.read_by(graph.output)
+    needed = [n for n, i in zip(names, graph.inputs, strict=True) if i.name in read]
+    ticked = [n for n, i in zip(names, graph.inputs, strict=True) if i.type.clock and i.name in read]
     return _MODEL.format(
         title=f"`{plain(graph.name)}` of {short_name(graph.source.name)}.",
         seed=seed,
-        arguments=", ".join(names),
+        arguments=", ".join([*needed, *(f"{n}=None" for n in names if n not in needed)]),
         names=", ".join(names),
-        first=names[0] if names else "torch.zeros(1)",
-        call=", ".join(f"{n}=..." for n in names),
+        keywords=", ".join(f"{n}={n}" for n in names),
+        first=needed[0] if needed else "torch.zeros(1)",
+        call=", ".join(f"{n}=..." for n in needed),
         ticks=f"{ticked[0]}.shape[1]" if ticked else "1",
     )
 

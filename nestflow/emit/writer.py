@@ -6,6 +6,9 @@ import keyword
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +16,23 @@ if TYPE_CHECKING:
     from nestflow.graph.model import Instance
 
 RESERVED = frozenset(
-    {"c", "p", "F", "torch", "nn", "math", "T", "B", "forward", "losses", "initial_state", "Context", "Model"}
+    {
+        "c",
+        "p",
+        "F",
+        "torch",
+        "nn",
+        "math",
+        "T",
+        "B",
+        "forward",
+        "losses",
+        "metrics",
+        "initial_state",
+        "Context",
+        "Model",
+    }
+    | {"WEIGHTS", "STATE", "INPUTS", "INNER"}
 )
 
 
@@ -61,7 +80,7 @@ class Writer:
         """A top-level name that no other function of this file has."""
         name = base = identifier(base)
         n = 1
-        while name in self._taken:
+        while name in self._taken or name in operations():
             n += 1
             name = f"{base}_{n}"
         self._taken.add(name)
@@ -78,6 +97,15 @@ class Writer:
 
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
+
+
+@cache
+def operations() -> frozenset[str]:
+    """The names that generated code may import: a flow of such a name is another function."""
+    import nestflow.ops
+
+    rooms = [f"nestflow.ops.{found.name}" for found in iter_modules(nestflow.ops.__path__)]
+    return frozenset(n for r in rooms for n, x in vars(import_module(r)).items() if getattr(x, "__module__", "") == r)
 
 
 def place(span: Span | None) -> str:

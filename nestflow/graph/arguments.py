@@ -43,7 +43,8 @@ def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: t
                 raise elab.failure("NF211", f"`{slot.name}` is given twice", site.span)
             result.append(args[i])
         elif slot.name in kwargs:
-            result.append(kwargs[slot.name])
+            value = kwargs[slot.name]
+            result.append(None if value == "none" and slot.default is None else value)
         elif slot.required:
             raise elab.failure("NF214", f"`{word.name}` needs `{slot.name}`", site.span, whole_call(word, site))
         else:

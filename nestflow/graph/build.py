@@ -78,7 +78,7 @@ class _Top:
         weights = absolute_weights(root)
         levels = steps.build(weights)
         self.elab.collector.stop_on_errors()
-        state = tuple(s for i in root.walk() for s in state_slots(i))
+        state = tuple(s for i in root.streamed() for s in state_slots(i))
         return self.graph(root, output, levels, weights, state, given)
 
     def graph(

@@ -81,7 +81,7 @@ def _memory_rows(
 ) -> list[tuple[tuple[float, float, int], LevelInfo]]:
     single = len(instance.memories) == 1
     row = name if single else f"{name}.{m.name}"
-    heads = m.heads or 1
+    heads, unit = m.heads or 1, "patch" if instance.ticks is not None else "token"
     kept = sum(
         _size(s.shape) * (s.heads or 1)
         for s in state_slots(instance)
@@ -94,7 +94,7 @@ def _memory_rows(
         instance.name if single else f"{instance.name}.{m.name}",
         "token",
         every,
-        _token_text(m),
+        _token_text(m, unit),
         m.texts,
         count,
         m.heads,
@@ -119,7 +119,7 @@ def _memory_rows(
                     slot.name,
                     "token",
                     m.every,
-                    _token_text(m),
+                    _token_text(m, unit),
                     _slot_texts(slot, span),
                     count,
                     m.heads,
@@ -149,12 +149,13 @@ def _slot_texts(slot: RuleSlot, span: Span | None) -> Texts:
     return Texts(memory="like(w)" if slot.like == "w" else "scalar", **found)
 
 
-def _token_text(m: Memory) -> str:
+def _token_text(m: Memory, unit: str) -> str:
     if m.kind == "cache":
         return "∞"
     if m.rule is None:
         return "never"
-    every = "every token" if m.every == 1 else f"every {m.every} tokens"
+    several = {"token": "tokens", "patch": "patches"}[unit]
+    every = f"every {unit}" if m.every == 1 else f"every {m.every} {several}"
     return every if m.chunk == m.every else f"{every}, chunk {m.chunk}"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.arguments import NEEDS_AXES, bind, check_place, is_like, link
 from nestflow.graph.scope import Env, Site
+from nestflow.graph.unrolled import LOOKS_BACK, is_unrolled, look_back
 from nestflow.graph.values import (
     DecayFirst,
     Distribution,
@@ -367,6 +368,8 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
     if word.name in NEEDS_AXES and any(is_like(a) for a in (*args, *kwargs.values())):
         help_ = "update rules are made of g, w, memories, numbers and elementwise functions"
         raise elab.failure("NF547", f"`{word.name}` cannot stand in an update rule", site.span, help_)
+    if word.name in LOOKS_BACK and args and is_unrolled(args[0]):
+        return look_back(word, args, kwargs, env, site, base)
     bound = bind(word, args, kwargs, elab, site)
     s = Site(env, word.name, site, base)
     if word.kind == "objective":

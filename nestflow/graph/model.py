@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from nestflow.diagnostics.core import Diagnostic, Source, Span
-from nestflow.ir.node import Node, Type
+from nestflow.ir.node import Node, Type, walk
 from nestflow.ir.rule import Rule
 
 
@@ -195,6 +195,8 @@ class Instance:
         """Where its weights are."""
         return self.path if self.shares is None else self.shares
 
+    ticks: int | None = None  # it runs along an unrolled token axis of this length, anew in each example (`patches`)
+
     def child(self, relative: str) -> Instance:
         return dict(self.children)[relative]
 
@@ -203,6 +205,18 @@ class Instance:
         yield self
         for _, c in self.children:
             yield from c.walk()
+
+    def streamed(self) -> Iterator[Instance]:
+        """This instance and all below that go on from call to call: not what begins anew in each example."""
+        if self.ticks is None:
+            yield self
+            for _, c in self.children:
+                yield from c.streamed()
+
+    def begun_anew(self) -> Iterator[Instance]:
+        """Those below that run along an unrolled axis, and all below them."""
+        for _, c in self.children:
+            yield from c.begun_anew() if c.ticks is None else c.walk()
 
 
 @dataclass(frozen=True)
@@ -347,6 +361,11 @@ class LevelGraph:
         default_factory=dict[str, str]
     )  # {"nl": canonical spec text to save with a bundle}
     networks: tuple[Network, ...] = ()
+
+    def read_by(self, *roots: Node | None) -> frozenset[str]:
+        """The inputs that these expressions of the root read: a class that only a loss compares with is not among
+        those of the output."""
+        return frozenset(n["name"] for n in walk(*(r for r in roots if r is not None)) if n.op == "slot")
 
     def instance(self, path: str) -> Instance:
         return {i.path: i for i in self.root.walk()}[path]

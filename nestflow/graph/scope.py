@@ -31,6 +31,7 @@ class Builder:
     used: dict[str, int] = field(default_factory=dict[str, int])
     sites: dict[Any, str] = field(default_factory=dict[Any, str])
     memory: list[MemoryTensor] | None = None
+    one: bool = False  # a single function: its weights stand at the instance's own path
 
     def name(self, key: Any, base: str, indices: tuple[int, ...]) -> str:
         """The relative path of the call `key`: its base name (made unique in text order), then the repeat indices."""
@@ -206,6 +207,8 @@ class Site:
     # weights ---------------------------------------------------------------------------------------
 
     def rel(self) -> str:
+        if self.env.builder.one:
+            return ""
         if self._rel is None:
             key = (id(self.expr), self.env.for_key, self.env.prefix, self.word)
             self._rel = self.env.builder.name(key, self.env.path(self.base), self.env.indices)
@@ -221,7 +224,8 @@ class Site:
         bare: bool = False,
     ) -> Node:
         """A weight of this instance: a slow weight, or inside a memory's function a state tensor of it."""
-        path = self.rel() if bare else f"{self.rel()}.{local}"
+        rel = self.rel()
+        path = rel if bare else f"{rel}.{local}" if rel else local
         type_ = Type(shape=shape, heads=heads)
         b = self.env.builder
         self.env.elab.count_weights(shape, heads, self.expr)
@@ -238,7 +242,8 @@ class Site:
             self.fail(
                 "NF320", f"`{self.word}` looks back, and a memory's function may not", "apply it to the key instead"
             )
-        path = f"{self.rel()}.{local}"
+        rel = self.rel()
+        path = f"{rel}.{local}" if rel else local
         if length and all(t.path != path for t in self.env.builder.tails):
             self.env.builder.tails.append(TailSpec(path, type_, length))
         return path

@@ -12,10 +12,12 @@ from nestflow.graph.elaborate import MAX_DEPTH
 from nestflow.graph.expressions import default_of, integer
 from nestflow.graph.level import LEVEL_FIELDS, LevelBuilder
 from nestflow.graph.model import Instance
+from nestflow.graph.published import published
 from nestflow.graph.scope import Builder, Env
+from nestflow.graph.unrolled import along, called, count, length, within
 from nestflow.graph.values import Partial, Quiet, SharedValue
 from nestflow.ir import ops
-from nestflow.ir.node import Node, Type, make
+from nestflow.ir.node import Node, Type
 from nestflow.language import tree
 
 
@@ -126,10 +128,7 @@ class Templates:
             want = dict(known.slots)
             same = self.root_keys.get(rel) == signature(template, slots, overrides)
             if same and known.result is not None:
-                given = tuple(inputs[k] for k in want)
-                return self.called_at_root(
-                    make("call", given, known.result.type, site.span, child=rel, names=tuple(want))
-                )
+                return self.called_at_root(called(known, rel, tuple(want), tuple(inputs[k] for k in want), site))
             raise self.elab.failure(
                 "NF317",
                 f"`{rel}` has one root instance, and this call gives it other inputs",
@@ -162,13 +161,17 @@ class Templates:
         parent = env.builder
         path = f"{parent.path}.{rel}" if parent.path else rel
         inputs = {k: v for k, v in slots.items() if self.is_input(v)}
+        ticks = length(inputs) if isinstance(template, tree.Level) else None
+        if ticks is not None:  # a level ticks along the patches
+            slots = {k: within(v, k) if k in inputs else v for k, v in slots.items()}
         try:
-            instance = self.build(template, path, slots, overrides, env.depth + 1, site)
+            instance = along(self.build(template, path, slots, overrides, env.depth + 1, site), ticks)
         except (NestflowError, Quiet) as e:
             return self.stand_in(e, inputs, site)
         parent.children[rel] = instance
-        assert instance.result is not None
-        return make("call", tuple(inputs.values()), instance.result.type, site.span, child=rel, names=tuple(inputs))
+        if ticks is not None and published(instance):
+            raise self.elab.not_yet("`emit` in what runs along patches", site.span)
+        return called(instance, rel, tuple(inputs), tuple(inputs.values()), site)
 
     def stand_in(self, e: Exception, inputs: dict[str, Any], site: tree.Expr) -> Node:
         """Tell a template's mistake and go on as if it gave back its first input: one run shows what else is wrong."""
@@ -268,8 +271,11 @@ class Templates:
         """Run a flow's body from top to bottom; the value of its `return`."""
         # the position, where there is a token axis to count along
         ticks = any(isinstance(v, Node) and v.type.clock for v in bound.values())
+        patches = next((v.type.shape[0] for v in bound.values() if isinstance(v, Node) and v.type.unrolled), None)
         given: dict[str, Any] = {"training": ops.leaf("training", Type("bool"))}
-        if ticks:
+        if patches is not None:
+            given["t"] = count(patches)
+        elif ticks:
             given["t"] = ops.leaf("position", Type("int", (), True, "T"))
         local: dict[str, Any] = {}
         scope = env.extend(given).extend(local)

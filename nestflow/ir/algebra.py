@@ -8,7 +8,7 @@ from collections.abc import Hashable
 from nestflow.diagnostics.core import Span
 from nestflow.ir.elementwise import binary, is_const
 from nestflow.ir.node import Node, make
-from nestflow.ir.shapes import ShapeError, broadcast_shapes, carried, mix_check, sized
+from nestflow.ir.shapes import ShapeError, broadcast_shapes, carried, mix_check, sized, unrolled
 
 
 def reduce(op: str, x: Node, axis: int | None = None, keep: bool = False, span: Span | None = None) -> Node:
@@ -26,7 +26,8 @@ def reduce(op: str, x: Node, axis: int | None = None, keep: bool = False, span: 
         axes = (axis % rank,)
     dtype = "float" if op == "mean" else "int" if op == "sum" and x.type.dtype == "bool" else x.type.dtype
     shape = tuple(1 if i in axes else n for i, n in enumerate(x.type.shape) if keep or i not in axes)
-    return make(op, (x,), x.type.with_(shape=shape, dtype=dtype), span, axes=axes, keep=keep)
+    along = x.type.unrolled and 0 not in axes
+    return make(op, (x,), x.type.with_(shape=shape, dtype=dtype, unrolled=along), span, axes=axes, keep=keep)
 
 
 def linear(x: Node, w: Node, span: Span | None = None) -> Node:
@@ -36,14 +37,14 @@ def linear(x: Node, w: Node, span: Span | None = None) -> Node:
     out, width = w.type.shape
     if x.type.shape[-1] != width:
         raise ShapeError(f"a weight for width {width} meets a value of width {x.type.shape[-1]}")
-    base = carried(x.type, w.type)
+    base = carried(x.type, w.type).with_(unrolled=x.type.unrolled and len(x.type.shape) > 1)
     return make("linear", (x, w), base.with_(dtype="float", shape=(*x.type.shape[:-1], out)), span)
 
 
 def embed(i: Node, w: Node, span: Span | None = None) -> Node:
     if i.type.dtype != "int":
         raise ShapeError(f"embed needs integers, and this is {i.type}")
-    base = carried(i.type, w.type)
+    base = carried(i.type, w.type).with_(unrolled=i.type.unrolled)
     return make("embed", (i, w), base.with_(dtype="float", shape=(*i.type.shape, w.type.shape[1])), span)
 
 
@@ -62,7 +63,8 @@ def matmul(a: Node, b: Node, span: Span | None = None) -> Node:
     shape = sa[:-1] + (() if len(sb) == 1 else (*(sb[:-2] if len(sa) == 1 else ()), sb[-1]))
     if len(sb) > 2 and len(sa) > 1:
         raise ShapeError(f"`@` of {list(sa)} and {list(sb)}: the right side may have at most two axes")
-    return make("matmul", (a, b), base.with_(dtype="float", shape=shape), span)
+    along = a.type.unrolled and len(sa) > 1
+    return make("matmul", (a, b), base.with_(dtype="float", shape=shape, unrolled=along), span)
 
 
 def transpose(x: Node, span: Span | None = None) -> Node:
@@ -71,7 +73,8 @@ def transpose(x: Node, span: Span | None = None) -> Node:
     if len(x.type.shape) < 2:
         raise ShapeError("transpose needs two feature axes")
     s = x.type.shape
-    return make("transpose", (x,), x.type.with_(shape=(*s[:-2], s[-1], s[-2])), span)
+    along = x.type.unrolled and len(s) > 2
+    return make("transpose", (x,), x.type.with_(shape=(*s[:-2], s[-1], s[-2]), unrolled=along), span)
 
 
 def outer(a: Node, b: Node, span: Span | None = None) -> Node:
@@ -86,14 +89,15 @@ def inner(a: Node, b: Node, span: Span | None = None) -> Node:
     base = carried(a.type, b.type)
     if not shape and not base.like:
         return binary("mul", a, b, span)
-    return make("inner", (a, b), base.with_(dtype="float", shape=shape[:-1]), span)
+    along = len(shape) > 1 and unrolled(len(shape), a.type, b.type)
+    return make("inner", (a, b), base.with_(dtype="float", shape=shape[:-1], unrolled=along), span)
 
 
 def rowwise(op: str, x: Node, *weights: Node, span: Span | None = None, **attrs: Hashable) -> Node:
     """softmax, log_softmax, l2norm, rmsnorm, layernorm over the last axis."""
     if not x.type.shape and not x.type.like:
         raise ShapeError(f"{op} needs a feature axis")
-    base = carried(x.type, *(w.type for w in weights))
+    base = carried(x.type, *(w.type for w in weights)).with_(unrolled=x.type.unrolled)
     return make(op, (x, *weights), base.with_(dtype="float", shape=x.type.shape), span, **attrs)
 
 
@@ -110,7 +114,11 @@ def concat(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     return make(
         "concat",
         xs,
-        carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=sized((*xs[0].type.shape[:-1], width))),
+        carried(*(x.type for x in xs)).with_(
+            dtype=xs[0].type.dtype,
+            shape=sized((*xs[0].type.shape[:-1], width)),
+            unrolled=len(xs[0].type.shape) > 1 and any(x.type.unrolled for x in xs),
+        ),
         span,
     )
 
@@ -121,7 +129,14 @@ def stack(xs: tuple[Node, ...], span: Span | None = None) -> Node:
     mix_check(tuple(x.type for x in xs))
     shape = broadcast_shapes(*(x.type.shape for x in xs))
     return make(
-        "stack", xs, carried(*(x.type for x in xs)).with_(dtype=xs[0].type.dtype, shape=sized((*shape, len(xs)))), span
+        "stack",
+        xs,
+        carried(*(x.type for x in xs)).with_(
+            dtype=xs[0].type.dtype,
+            shape=sized((*shape, len(xs))),
+            unrolled=unrolled(len(shape), *(x.type for x in xs)),
+        ),
+        span,
     )
 
 
@@ -133,7 +148,7 @@ def index(x: Node, item: int | tuple[int, int], span: Span | None = None) -> Nod
     if isinstance(item, int):
         if not -n <= item < n:
             raise ShapeError(f"index {item} is outside an axis of {n}")
-        return make("index", (x,), x.type.with_(shape=x.type.shape[1:]), span, item=item % n)
+        return make("index", (x,), x.type.with_(shape=x.type.shape[1:], unrolled=False), span, item=item % n)
     start, stop = item
     if not 0 <= start < stop <= n:
         raise ShapeError(f"slice {start}:{stop} is outside an axis of {n}")
@@ -143,7 +158,10 @@ def index(x: Node, item: int | tuple[int, int], span: Span | None = None) -> Nod
 def reshape(x: Node, shape: tuple[int, ...], span: Span | None = None) -> Node:
     if math.prod(shape) != math.prod(x.type.shape):
         raise ShapeError(f"{list(x.type.shape)} cannot become {list(shape)}")
-    return x if shape == x.type.shape else make("reshape", (x,), x.type.with_(shape=shape), span, shape=shape)
+    if shape == x.type.shape:
+        return x
+    along = x.type.unrolled and shape[:1] == x.type.shape[:1]
+    return make("reshape", (x,), x.type.with_(shape=shape, unrolled=along), span, shape=shape)
 
 
 def poly(x: Node, w: Node, p: int, span: Span | None = None) -> Node:

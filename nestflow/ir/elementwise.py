@@ -9,7 +9,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.ir.node import Node, Type, make
-from nestflow.ir.shapes import ShapeError, broadcast_shapes, carried, mix_check, sized
+from nestflow.ir.shapes import ShapeError, broadcast_shapes, carried, mix_check, sized, unrolled
 
 UNARY = frozenset(
     [
@@ -106,6 +106,7 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
     if op == "pow" and "float" not in (a.type.dtype, b.type.dtype) and not (is_const(b) and b.value >= 0):
         # an integer to a negative power is no integer: 2 ^ (-5 - head)
         a = const(float(a.value), span) if is_const(a) else binary("mul", a, const(1.0), span)
+    a, b = _along(a, b)
     base = carried(a.type, b.type)
     shape = () if base.like else sized(broadcast_shapes(a.type.shape, b.type.shape))
     if op in COMPARE or op in ("and", "or"):
@@ -114,7 +115,7 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
         dtype = "float"
     else:
         dtype = "float" if "float" in (a.type.dtype, b.type.dtype) else "int"
-    result = base.with_(dtype=dtype, shape=shape)
+    result = base.with_(dtype=dtype, shape=shape, unrolled=unrolled(len(shape), a.type, b.type))
     if op in ("mul", "div") and is_const(b, 1) and a.type == result:
         return a
     if op == "mul" and is_const(a, 1) and b.type == result:
@@ -200,10 +201,25 @@ def where(c: Node, a: Node, b: Node, span: Span | None = None) -> Node:
     if c.type.dtype != "bool":
         raise ShapeError(f"a condition is true or false, and this is {c.type}", "compare it: `x > 0`")
     mix_check((c.type, a.type, b.type))
+    c, a, b = _along(c, a, b)
     base = carried(c.type, a.type, b.type)
     shape = () if base.like else broadcast_shapes(c.type.shape, a.type.shape, b.type.shape)
     dtype = "float" if "float" in (a.type.dtype, b.type.dtype) else a.type.dtype
-    return make("where", (c, a, b), base.with_(shape=shape, dtype=dtype), span)
+    marked = unrolled(len(shape), c.type, a.type, b.type)
+    return make("where", (c, a, b), base.with_(shape=shape, dtype=dtype, unrolled=marked), span)
+
+
+def _along(*xs: Node) -> list[Node]:
+    """Values whose first feature axis is a token axis meet along it: one number a tick beside a vector a tick."""
+    rank = max((len(x.type.shape) for x in xs if x.type.unrolled), default=0)
+    found: list[Node] = []
+    for x in xs:
+        missing = rank - len(x.type.shape)
+        if x.type.unrolled and missing:
+            shape = (x.type.shape[0], *[1] * missing, *x.type.shape[1:])
+            x = make("reshape", (x,), x.type.with_(shape=shape), x.span, shape=shape)
+        found.append(x)
+    return found
 
 
 def root(x: Node, span: Span | None = None) -> Node:

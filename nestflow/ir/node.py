@@ -20,7 +20,8 @@ from nestflow.diagnostics.core import Span
 class Type:
     """dtype is float, int or bool. shape: the feature axes. batch: varies from row to row. clock: name of the
     token axis it carries, or None. heads: per head (that many), None is whole. short: ticks missing at the end
-    (`next`). like: inside update rules, a tensor of the shape of `w` (then shape is () and has no meaning)."""
+    (`next`). like: inside update rules, a tensor of the shape of `w` (then shape is () and has no meaning).
+    unrolled: feature axis 0 is a token axis of known length (`patches`): levels tick along it."""
 
     dtype: str = "float"
     shape: tuple[int, ...] = ()
@@ -29,6 +30,7 @@ class Type:
     heads: int | None = None
     short: int = 0
     like: bool = False
+    unrolled: bool = False
 
     def with_(self, **changes: Any) -> Type:
         return replace(self, **changes)
@@ -45,6 +47,8 @@ class Type:
         if self.like:
             return f"{self.dtype} like w"
         dims = ([self.clock] if self.clock else []) + [str(n) for n in self.shape]
+        if self.unrolled:
+            dims[-len(self.shape)] += " patches"
         text = f"{self.dtype}[{', '.join(dims)}]" if dims else self.dtype
         return f"{text} per head" if self.heads else text
 

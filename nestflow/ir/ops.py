@@ -27,6 +27,8 @@ Algebra: linear(x, w) x's last axis with w [out, in]; matmul(a, b); transpose(x)
 Rows (last axis): softmax log_softmax l2norm(x; eps) rmsnorm(x, gain; eps) layernorm(x, gain, bias; eps)
 Square matrices and classes: diag diagonal solve matrix_root eigenvectors qr one_hot (see `nestflow.ir.matrices`)
 Shape: concat(xs...; last axis) stack(xs...; new last axis) index(x; items) reshape(x; shape)
+Images (channels first; nestflow.ir.images): patches(x; p) conv2d(x, w; stride) max_pool(x; k, stride)
+  upsample(x; f)
 Tables: embed(i, w)
 Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)
   tail: state path in the instance
@@ -36,13 +38,15 @@ Heads: split_heads(x; heads) merge_heads(x) grouped(x): a value per group, seen 
 Time: next(x)
 stop(x)                             constant for every level
 each(values...; by, names)          a value for each tensor of a memory, or round of a tick: see nestflow.ir.choices
-call(args...; child, names)         a flow or level instance; names are its slots' names in order
+call(args...; child, names)         a flow or level instance; names are its slots' names in order; ticks: it runs along
+                                    an unrolled axis of that length inside each example, from a fresh state
 recall(x; memory, mode)             a memory of this level at x. mode: "chunk" state as the chunk began (names, fields),
                                     "objective" (the recall that is differentiated), "return" (by the level's `read`).
                                     Memories without a key (like, vector, scalar) have no argument.
 newton_schulz(x; iters, coefficients, eps, dtype)
 poly(x, w; p)                       monomials of degree 0 to p
 Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: the mean over unmasked terms;
+  cross_entropy_terms: each of them, 0 where masked;
   mean_all(x) mean over features, batch and ticks; sum_features
 emit(x, values...; names)           x; the values are published under the names (`emit aux = e`)
 emitted(calls...; name)             outside flows: what those calls published under a name, summed over the instances

@@ -65,6 +65,11 @@ def carried(*types: Type) -> Type:
     )
 
 
+def unrolled(rank: int, *types: Type) -> bool:
+    """Whether feature axis 0 of a result of this rank is a token axis: it is that of a value of the same rank."""
+    return any(t.unrolled and len(t.shape) == rank for t in types)
+
+
 def mix_check(types: tuple[Type, ...]) -> None:
     """A whole value of features beside a per-head one is an error; numbers, weights and constants stretch."""
     per_head = next((t for t in types if t.heads), None)

@@ -77,14 +77,27 @@ def stop(x: Node, span: Span | None = None) -> Node:
     return x if is_const(x) else make("stop", (x,), x.type, span)
 
 
-def cross_entropy(p: Node, y: Node, mask: Node | None = None, smoothing: float = 0.0, span: Span | None = None) -> Node:
-    """The mean of −log softmax(p)[y] over the unmasked terms of the whole batch: one number."""
+def cross_entropy(
+    p: Node, y: Node, mask: Node | None = None, smoothing: float = 0.0, span: Span | None = None, terms: bool = False
+) -> Node:
+    """The mean of −log softmax(p)[y] over the unmasked terms of the whole batch: one number. terms: each term for
+    itself, 0 where it is masked."""
     if not p.type.shape:
         raise ShapeError("cross_entropy needs scores over classes on the last axis")
     if y.type.dtype != "int" or not y.type.batch:
         raise ShapeError(f"cross_entropy's second argument is the class, an integer, and this is {y.type}")
+    if p.type.shape[:-1] != y.type.shape:
+        message = f"cross_entropy has one class for each row of scores, and {p.type} meets {y.type}"
+        raise ShapeError(message, "classes stand on the last axis of the scores: `float[10]` beside `int`")
+    if mask is not None and mask.type.shape not in ((), y.type.shape):
+        raise ShapeError(f"a mask is true, false or a weight for each class, and {mask.type} meets {y.type}")
+    if not 0 <= smoothing <= 1:
+        raise ShapeError(f"`smoothing` is between 0 and 1, and this is {smoothing:g}")
     args = (p, y) if mask is None else (p, y, mask)
-    return make("cross_entropy", args, Type(), span, smoothing=smoothing)
+    if not terms:
+        return make("cross_entropy", args, Type(), span, smoothing=smoothing)
+    t = carried(*(a.type for a in args)).with_(shape=y.type.shape, unrolled=y.type.unrolled)
+    return make("cross_entropy_terms", args, t, span, smoothing=smoothing)
 
 
 def mean_all(x: Node, span: Span | None = None) -> Node:

@@ -104,16 +104,32 @@ def cross_entropy(p: Tensor, y: Tensor, mask: Tensor | None = None, smoothing: f
 
     p [..., V] scores, y [...] classes, mask [...] (true or 1: the term counts).
     """
-    scores, classes = at_least_float32(p).flatten(0, -2), y.flatten()
-    weight = None if mask is None else mask.flatten().to(scores.dtype)
+    terms = cross_entropy_terms(p, y, mask, smoothing)
+    if mask is None:
+        return terms.sum() / max(1, terms.numel())
+    return terms.sum() / mask.expand(terms.shape).to(terms.dtype).sum().clamp(min=1.0)
+
+
+def cross_entropy_terms(p: Tensor, y: Tensor, mask: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
+    """−log softmax(p)[y] for each class [...] beside its scores [..., V], times the mask."""
+    lead = torch.broadcast_shapes(p.shape[:-1], y.shape)
+    scores, classes = at_least_float32(p).expand(*lead, -1).flatten(0, -2), y.expand(lead).flatten()
+    weight = None if mask is None else mask.expand(lead).flatten().to(scores.dtype)
     if weight is not None:
         classes = torch.where(weight != 0, classes, 0)  # a masked term may have no class, −100 say
     # every class counts: torch by itself would leave out −100
     terms = F.cross_entropy(scores, classes, reduction="none", label_smoothing=smoothing, ignore_index=-(2**62))
-    if weight is None:
-        return terms.sum() / max(1, terms.numel())
-    # a masked term may be infinite: it must not become NaN by 0 · inf
-    return torch.where(weight != 0, terms * weight, 0.0).sum() / weight.sum().clamp(min=1.0)
+    if weight is not None:  # a masked term may be infinite: it must not become NaN by 0 · inf
+        terms = torch.where(weight != 0, terms * weight, 0.0)
+    return terms.view(lead)
+
+
+def hits(p: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """How many classes y [...] have the largest score in p [..., V], and of how many; masked terms do not count."""
+    lead = torch.broadcast_shapes(p.shape[:-1], y.shape)
+    right = p.expand(*lead, -1).argmax(-1) == y.expand(lead)
+    counts = torch.ones_like(right) if mask is None else mask.expand(lead) != 0
+    return (right & counts).sum(), counts.sum()
 
 
 def newton_schulz(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -66,3 +66,13 @@ def fresh_state(
             of = dtype if kind == "float" else torch.int64 if kind == "int" else torch.bool
             state[path] = torch.full(full, value, dtype=of, device=device)
     return state
+
+
+def along(
+    c: Context, function: Callable[..., Tensor], path: str, table: list[tuple], rows: int, *inputs: Tensor
+) -> Tensor:
+    """What an instance gives along a token axis inside each of `rows` examples: [rows, ticks, ...], all from a fresh
+    state, which is dropped. table: rows of a STATE table, of which those below `path` are the instance's."""
+    own = [row for row in table if row[0].startswith(path)]
+    start = fresh_state(own, c.w, rows, c.dtype, c.device)
+    return function(Context(c.w, start, 0, c.training, c.dtype, c.device, c.networks), path, *inputs)

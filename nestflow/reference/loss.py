@@ -53,24 +53,28 @@ class Loss:
             return value if node.type.clock else value.unsqueeze(1) if value.ndim else value.reshape(1, 1)
         if op == "next":  # x at t + 1; the last tick has no term and is left out below
             return torch.cat([xs[0][:, 1:], xs[0][:, -1:]], 1)
+        if op == "cross_entropy_terms":
+            return self.cross_entropy(node, *xs)
         if op in ("cross_entropy", "mean_all"):
             short = max(a.type.short for a in node.args)
             xs = [x[:, : x.shape[1] - short] if a.type.clock else x for a, x in zip(node.args, xs)]
-            return self.cross_entropy(node, *xs) if op == "cross_entropy" else xs[0].mean().reshape(1, 1)
+            return xs[0].mean().reshape(1, 1) if op == "mean_all" else self.cross_entropy(node, *xs)
         if op == "sum_features":
             return xs[0].flatten(2).sum(-1) if xs[0].ndim > 2 else xs[0]
         return apply(node, xs, self.dtype)
 
     def cross_entropy(self, node: Node, p: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The mean of −log softmax(p)[y] over the unmasked terms; 0 where none is left."""
+        """The mean of −log softmax(p)[y] over the unmasked terms; 0 where none is left. Or each of them."""
         logs = F.log_softmax(p, -1)
         logs, y = align(logs, y.unsqueeze(-1))
         lead = torch.broadcast_shapes(logs.shape[:-1], y.shape[:-1])
         logs, y = logs.expand(*lead, -1), y.expand(*lead, -1)
         if mask is not None:  # a masked term may have no class
-            y = torch.where(align(mask, y)[0] != 0, y, 0)
+            y = torch.where(align(mask.unsqueeze(-1), y)[0] != 0, y, 0)
         terms = -logs.gather(-1, y).squeeze(-1)
         s = node["smoothing"]
         terms = (1 - s) * terms - s * logs.mean(-1)
         keep = torch.ones_like(terms) if mask is None else align(mask.to(terms.dtype), terms)[0].expand_as(terms)
+        if node.op == "cross_entropy_terms":
+            return torch.where(keep != 0, terms * keep, 0.0)
         return (terms * keep).sum().reshape(1, 1) / keep.sum().clamp(min=1)

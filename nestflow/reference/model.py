@@ -6,7 +6,7 @@ code with what compiles (`lowering`, `emit`, `ops`), so that the two check each 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,13 @@ class Reference:
     ) -> None:
         self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
-        self.heads = {s.path: s.heads for i in graph.root.walk() for s in state_slots(i)} | {TICKS: None}
+        self.heads = {s.path: s.heads for i in graph.root.streamed() for s in state_slots(i)} | {TICKS: None}
 
     # running ---------------------------------------------------------------------------------------
 
     def __call__(self, *args: Tensor, **inputs: Tensor) -> Tensor:
         """The output for whole sequences from a fresh stream, [B, T, ...]; differentiable in weights and inputs."""
-        given = self._inputs(args, inputs)
+        given = self._inputs(args, inputs, self.graph.read_by(self._output()))
         (output,) = zip(*(values for values, _ in self._ticks(None, given, [self._output()])))
         return self._stacked(self._output(), output)
 
@@ -56,7 +56,7 @@ class Reference:
 
         state: absolute path -> [B, (heads,) *shape], and "@t". No gradient crosses the call (§3.9). starts: [B, T]
         bool, true where a row's new sequence begins (§3.1)."""
-        given, outputs = self._inputs((), inputs), []
+        given, outputs = self._inputs((), inputs, self.graph.read_by(self._output())), []
         before = None if state is None else {p: x.detach() for p, x in state.items()}
         after: Tensors = {}
         for values, after in self._ticks(before, given, [self._output()], starts):  # noqa: B007
@@ -94,7 +94,9 @@ class Reference:
         length = self._length(inputs)
         first = torch.zeros(batch, length, dtype=torch.int64, device=device)
         whole = Whole(first if starts is None else starts.to(device).long().cumsum(1))
-        ahead = [i for i in self.graph.root.walk() for m in i.memories if m.cache is not None and not m.cache.causal]
+        ahead = [
+            i for i in self.graph.root.streamed() for m in i.memories if m.cache is not None and not m.cache.causal
+        ]
         if ahead and (now[TICKS] > 0).any():
             raise fail(
                 "NF536",
@@ -126,7 +128,7 @@ class Reference:
                 now = {p: x if x.shape != start[p].shape else pick(new, start[p], x) for p, x in now.items()}
             now[TICKS] = now[TICKS] + 1
             grad = torch.is_grad_enabled()
-            tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, grad, now, whole)
+            tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, grad, now, whole, self._begun)
             tick.networks = self.networks
             at = {n: (x[:, i] if clocks[n] else x).unsqueeze(1) for n, x in inputs.items()}
             frame = Frame(tick, self.graph.root, at)
@@ -139,7 +141,15 @@ class Reference:
     def _start(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
         """1. Reset: A := init, and all that is kept begins again. Tensors are [B, H, *shape]."""
         state: Tensors = {TICKS: torch.zeros(batch, 1, dtype=torch.int64, device=device)}
-        for instance in self.graph.root.walk():
+        return state | self._begin(self.graph.root.streamed(), batch, dtype, device)
+
+    def _begun(self, instance: Instance, tick: Tick) -> Tensors:
+        """The same of what runs along patches inside a tick, and of all below it."""
+        return self._begin(instance.walk(), tick.t.shape[0], tick.dtype, tick.device)
+
+    def _begin(self, instances: Iterable[Instance], batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
+        state: Tensors = {}
+        for instance in instances:
             for s in state_slots(instance):  # pending sums, tails and caches begin at zero or empty
                 kind = {"int": torch.int64, "bool": torch.bool}.get(s.dtype, dtype)
                 state[s.path] = torch.zeros(batch, s.heads or 1, *s.shape, dtype=kind, device=device)
@@ -176,15 +186,18 @@ class Reference:
 
     # inputs and outputs ------------------------------------------------------------------------------
 
-    def _inputs(self, args: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> Tensors:
+    def _inputs(
+        self, args: Sequence[Tensor], inputs: Mapping[str, Tensor], needed: Collection[str] | None = None
+    ) -> Tensors:
         names = [s.name for s in self.graph.inputs]
-        given = dict(zip(names, args)) if len(args) == 1 == len(names) else dict(inputs)
+        wanted = names if needed is None else [n for n in names if n in needed]
+        given = dict(zip(wanted, args)) if len(args) == 1 == len(wanted) else dict(inputs)
         for n in given:
             if n not in names:
                 known = ", ".join(f"`{x}`" for x in names)
                 raise fail("NF501", f"this spec has no input `{n}`", help=f"its inputs are {known}")
         for s in self.graph.inputs:
-            if s.name not in given:
+            if s.name not in given and s.name in wanted:
                 raise fail("NF502", f"the input `{s.name}` is missing", s.span)
         return given
 
@@ -197,7 +210,7 @@ class Reference:
         return next(iter(inputs.values())).shape[0] if inputs else 1
 
     def _length(self, inputs: Tensors) -> int:
-        return next((inputs[s.name].shape[1] for s in self.graph.inputs if s.type.clock), 1)
+        return next((inputs[s.name].shape[1] for s in self.graph.inputs if s.type.clock and s.name in inputs), 1)
 
     def _kind(self, inputs: Tensors) -> tuple[torch.dtype, torch.device]:
         """dtype and device of all that is made here: the weights', else the inputs'."""

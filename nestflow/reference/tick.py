@@ -5,8 +5,8 @@ Values are tensors `[B, H, *features]` (see `values`). Every look-back block and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,6 +40,7 @@ class Tick:
     grad: bool
     before: Mapping[str, Tensor]
     whole: Whole
+    begin: Callable[[Instance, Tick], Tensors]  # the state of an instance and all below it as it starts
     tails: set[str] = field(default_factory=set)
     emits: dict[str, Tensor] = field(default_factory=dict)
     networks: Any = None  # of the caller: see nestflow.reference.networks
@@ -139,14 +140,38 @@ class Frame:
 
     def call(self, node: Node, xs: list[Tensor]) -> Tensor:
         """The result of a child, and apart from others' what it emitted."""
-        outside, self.tick.emits = self.tick.emits, {}
         child = self.instance.child(node["child"])
-        value = Frame(self.tick, child, dict(zip(node["names"], xs))).result()
+        inputs = dict(zip(node["names"], xs))
+        if child.ticks is not None:
+            return self.along(child, node, inputs)
+        outside, self.tick.emits = self.tick.emits, {}
+        value = Frame(self.tick, child, inputs).result()
         self.published[id(node)], own = dict(self.tick.emits), self.tick.emits
         for name, x in own.items():
             outside[name] = torch.add(*align(outside[name], x)) if name in outside else x
         self.tick.emits = outside
         return value
+
+    def along(self, child: Instance, node: Node, inputs: Mapping[str, Tensor]) -> Tensor:
+        """An instance that runs along feature axis 0 of some of its inputs, each example a sequence of its own."""
+        from nestflow.reference.cache import Whole
+
+        outer, length = self.tick, child.ticks or 0
+        unrolled = [n for n, a in zip(node["names"], node.args) if a.type.unrolled]
+        start = outer.begin(child, outer)
+        results: list[Tensor] = []
+        whole = Whole(outer.t.new_zeros(outer.t.shape[0], length))
+        ahead = [m for i in child.walk() for m in i.memories if m.cache is not None and not m.cache.causal]
+        for turn in range(len(ahead) + 1):  # once more for each cache that looks ahead
+            whole, results, state = whole.again() if turn else whole, [], dict(start)
+            for i in range(length):
+                whole.now = i
+                tick = replace(outer, state=dict(state), start=start, t=torch.full_like(outer.t, i + 1), before=state)
+                tick.whole, tick.tails, tick.emits = whole, set(), {}
+                at = {n: x[:, :, i] if n in unrolled else x for n, x in inputs.items()}
+                results.append(Frame(tick, child, at).result())
+                state = tick.state
+        return torch.stack([y.expand(outer.t.shape[0], *y.shape[1:]) for y in results], 2)
 
     # look-back (§3.11) -----------------------------------------------------------------------------
 

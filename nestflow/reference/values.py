@@ -17,6 +17,7 @@ from torch import Tensor
 
 from nestflow.diagnostics.core import fail
 from nestflow.ir.node import Node
+from nestflow.reference import images
 from nestflow.reference.matrices import MATRICES, matrices
 
 
@@ -223,6 +224,8 @@ def apply(node: Node, xs: list[Tensor], dtype: torch.dtype) -> Tensor:
         return poly(as_float(xs[0], dtype), xs[1], node["p"])
     if op == "newton_schulz":
         return newton_schulz(xs[0], node["iters"], node["coefficients"], node["eps"], node.get("dtype"))
+    if op in ("patches", "conv2d", "max_pool", "upsample"):
+        return images.apply(node, xs)
     simple = {"linear": linear, "matmul": matmul, "transpose": lambda x: x.mT, "stop": torch.Tensor.detach}
     if op in simple:
         return simple[op](*xs)
@@ -234,7 +237,7 @@ def as_float(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def leaf(node: Node, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-    """`const` and `fill`; None for any other node."""
+    """`const`, `fill` and `count`; None for any other node."""
     kinds = {"float": dtype, "int": torch.int64, "bool": torch.bool}
     if node.op == "const":
         return torch.tensor(node.value, dtype=kinds[node.type.dtype], device=device).reshape(1, 1)
@@ -242,4 +245,6 @@ def leaf(node: Node, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         shape = node.type.shape
         x = torch.eye(*shape) if node["kind"] == "eye" else getattr(torch, node["kind"])(shape)
         return x.to(dtype).to(device)[None, None]
+    if node.op == "count":
+        return torch.arange(1, node["n"] + 1, device=device)[None, None]
     return None

@@ -67,16 +67,21 @@ def huber(site: Any, p: Node, v: Node, delta: Any = None) -> Node:
 # --- losses of outputs --------------------------------------------------------------------------------
 
 
-@word("cross_entropy(p, y, mask = none, smoothing = 0)", kind="loss", also="CrossEntropyLoss nll ce")
-def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any) -> Node:
+@word("cross_entropy(p, y, mask = none, smoothing = 0, reduce = mean)", kind="loss", also="CrossEntropyLoss nll ce")
+def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any, reduce: Any) -> Node:
     """−log softmax(p)[y], classes on the last axis; the mean over the unmasked terms of the whole batch (natural
-    logarithm)."""
+    logarithm). mask: true, or a weight, where the term counts. smoothing: this share of the target is spread over all
+    classes. `reduce = none`: one term per tick or example, 0 where it is masked."""
+    how = site.word_text(reduce)
+    if how not in (None, "none", "mean"):
+        site.fail("NF309", f"cross_entropy cannot be reduced by `{how}`", "`reduce = none`, or leave it out: the mean")
     return ops.cross_entropy(
         site.node(p, "cross_entropy"),
         site.node(y, "cross_entropy"),
         None if mask is None else site.node(mask, "cross_entropy"),
         float(site.number(smoothing, "smoothing")),
         site.span,
+        terms=how != "mean",
     )
 
 

@@ -130,9 +130,14 @@ def test_several_inputs() -> None:
     m = nestflow.compile(TWO_OBJECTIVES).module
     x, y = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
     assert m(x=x, goal=y).shape == (2, 5, 4)
-    for wrong, says in (((x,), "by name"), ((x, y), "by name")):
-        with pytest.raises(nestflow.NestflowError, match=says):
-            m(*wrong)
+    # what the output does not read may be left out; a loss needs all
+    assert torch.equal(m(x), m(x=x, goal=y))
+    with pytest.raises(nestflow.NestflowError, match="`goal` is missing"):
+        m.losses(x=x)
+    with pytest.raises(nestflow.NestflowError, match="`x` is missing"):
+        m(goal=y)
+    with pytest.raises(nestflow.NestflowError, match="by name"):
+        m(x, y)
     with pytest.raises(nestflow.NestflowError, match="differ in their number of ticks"):
         m(x=x, goal=y[:, :3])
     with pytest.raises(nestflow.NestflowError, match="differ in their number of rows"):
