@@ -48,7 +48,7 @@ class Context:
 
 
 def fresh_state(
-    table: list[tuple], w: dict[str, Tensor], batch: int, dtype: torch.dtype, device: torch.device
+    table: list[tuple], w: Mapping[str, Tensor], batch: int, dtype: torch.dtype, device: torch.device
 ) -> dict[str, Tensor]:
     """The state of a stream that begins, [batch, (heads,) *shape] each, from the generated STATE table.
 
