@@ -245,11 +245,15 @@ def _index(path: Path) -> dict[str, Any]:
     file = path / INDEX
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         what = "holds no bundle" if path.is_dir() else "is no folder" if path.exists() else "does not exist"
-        raise fail(
-            "NF512", f"`{path}` {what}", help="give the folder that `save` wrote; it holds a `bundle.json`"
-        ) from None
+        help_ = "give the folder that `save` wrote; it holds a `bundle.json`"
+        if not path.is_dir() and _is_bundle(path.parent):
+            what, help_ = (
+                f"is a file of the bundle in `{path.parent}`",
+                f'give the folder: `nestflow.load("{path.parent}")`',
+            )
+        raise fail("NF512", f"`{path}` {what}", help=help_) from None
     except OSError as e:
         raise fail("NF512", f"`{file}` cannot be read: {e.strerror or e}") from None
     except (ValueError, RecursionError) as e:

@@ -16,7 +16,14 @@ def notes(
 ) -> tuple[Diagnostic, ...]:
     """All notes on a graph, each place once."""
     found: dict[tuple[str, Span | None, str], Diagnostic] = {}
-    for n in (*_memories(root), *_copies(root), *_unused(root, output), *_sums(steps), *_waiting(networks)):
+    for n in (
+        *_memories(root),
+        *_copies(root),
+        *_unused(root, output),
+        *_sums(steps),
+        *_waiting(networks),
+        *_odd(root, steps),
+    ):
         found.setdefault((n.code, n.span, n.message), n)
     return tuple(found.values())
 
@@ -86,3 +93,35 @@ def _waiting(networks: Iterable[Network]) -> Iterator[Diagnostic]:
             parts += "; and what is computed from it, since its type is not written"
         message = f"`{n.name}` is a network of yours that is not here: {parts}, is checked when it is given"
         yield _note("NF460", message, n.span, f"`nestflow.check(spec, {n.name}=model)` checks the whole")
+
+
+def _odd(root: Instance, steps: tuple[StepLevel, ...]) -> Iterator[Diagnostic]:
+    """Numbers and targets that are right to write and seldom meant."""
+    memories = [m for i in root.walk() for m in i.memories]
+    for rule in (*(m.rule for m in memories), *(s.rule for s in steps)):
+        for name, value in rule.arguments if rule is not None else ():
+            if name == "lr" and (number := _number(value)) is not None and number < 0:
+                message = f"the rate is {number:g}: this level climbs, and its objective grows"
+                yield _note("NF461", message, value.span or (rule and rule.span), "a rate above 0 goes down")
+    for m in memories:
+        kept = None if m.retain is None or m.link is not None else _number(m.retain)
+        if kept is not None and not 0 <= kept <= 1:
+            what = "turns its sign" if kept < 0 else "grows"
+            message = f"`retain {kept:g}` is no part of 1: what the memory keeps {what} at each update"
+            yield _note("NF462", message, m.retain.span if m.retain else m.span, "a gate between 0 and 1 forgets")
+    for s in steps:
+        for n in walk(s.objective) if s.objective is not None else ():
+            if n.op == "cross_entropy" and len(n.args) == 2 and _reads_its_target(n.args[0], n.args[1]):
+                target = n.args[1]["name"]
+                message = f"the scores at a token are computed from `{target}` up to that token, the target among them"
+                yield _note("NF463", message, n.span or s.span, f"`next({target})` is the token to come")
+
+
+def _number(node: Node) -> float | None:
+    """A rate or gate that is known: a number, or the peak of a schedule."""
+    value = node.value if node.op == "const" else node.get("peak") if node.op == "schedule" else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _reads_its_target(scores: Node, target: Node) -> bool:
+    return target.op == "slot" and target.type.clock is not None and any(n is target for n in walk(scores))

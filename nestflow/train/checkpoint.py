@@ -12,13 +12,15 @@ import base64
 import os
 import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nestflow.diagnostics.core import fail
+from nestflow.diagnostics.core import NestflowError, fail
 
+DAMAGE = {"NF512", "NF513"}  # a file is missing, truncated or changed
 FOLDER = "checkpoints"
 _STEP = re.compile(r"step-(\d+)$")
 
@@ -49,6 +51,37 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
         what = "has no checkpoint" if path.exists() else "does not exist"
         raise fail("NF525", f"cannot resume: `{path}` {what}", help="give the folder that `train` wrote (`--out`)")
     return found[-1][1], path
+
+
+def load_newest(path: str | Path) -> tuple[Any, Path, Path]:
+    """(bundle, its checkpoint, the run's folder): the newest checkpoint of a run that is whole, or the one named.
+
+    A damaged one is named in a warning and set aside under another name, so that the run can write its step again.
+    Raises NF525 if there is none, and what `load` says of the newest where none is whole.
+    """
+    newest, run = find_checkpoint(path)
+    if newest == Path(path):
+        return load_bundle(newest), newest, run
+    first: NestflowError | None = None
+    damaged: list[Path] = []
+    for _, where in reversed(checkpoints(run)):
+        try:
+            bundle = load_bundle(where)
+        except NestflowError as e:
+            if not {d.code for d in e.diagnostics} <= DAMAGE:
+                raise
+            first = first or e
+            damaged.append(where)
+            continue
+        for old in damaged:
+            shutil.rmtree(aside := old.with_name(f"damaged-{old.name}"), ignore_errors=True)
+            old.rename(aside)
+        if first is not None:
+            said = first.diagnostics[0].message
+            warnings.warn(f"{said}; the run goes on from `{where}`, the one before it", stacklevel=2)
+        return bundle, where, run
+    assert first is not None
+    raise first
 
 
 def save_checkpoint(bundle: Any, run: Path, step: int, state: dict[str, Any], keep: int) -> Path:

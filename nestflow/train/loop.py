@@ -80,8 +80,7 @@ def _start(bundle: Any, own: Corpus | bytes | None, given: dict[str, Any], out: 
 
 def _resume(own: Corpus | bytes | None, given: dict[str, Any], out: Any, resume: str | Path) -> _Run:
     """A run as its last checkpoint left it."""
-    where, folder = ckpt.find_checkpoint(resume)
-    bundle = ckpt.load_bundle(where)
+    bundle, where, folder = ckpt.load_newest(resume)
     state = (getattr(bundle, "extra", None) or {}).get("train")
     if not state:
         raise fail("NF525", f"`{where}` was not written by `train`: it has no training state to resume")

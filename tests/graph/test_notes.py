@@ -73,3 +73,49 @@ def test_a_flow_that_no_output_uses() -> None:
 def test_a_period_that_sums(update: str, codes: list[str]) -> None:
     assert of_model(every="4 steps", update=update) == codes
     assert of_model(every="1 step", update=update) == []
+
+
+# --- numbers and targets that are seldom meant ----------------------------------------------------------------
+
+READER = """
+input tokens : int[T] in [0, 16)
+input other : int[T] in [0, 16)
+output model(tokens)
+flow model(tokens) {{ return tokens |> embed(16, 8) |> linear(16) }}
+level outer {{ memory weights(model); objective cross_entropy(model(tokens), {target}); update {update} }}
+"""
+
+
+def odd(text: str) -> list[str]:
+    return [n.code for n in graph(text).notes if n.code in ("NF461", "NF462", "NF463")]
+
+
+@pytest.mark.parametrize(
+    ("update", "code"),
+    [
+        ("adam(lr = -1)", ["NF461"]),
+        ("g |> clip_norm(1) |> adamw(lr = cosine(-1e-3, warmup = 5))", ["NF461"]),
+        ("gd(-0.5)", ["NF461"]),
+        ("adam(0)", []),
+        ("adam(1e-3)", []),
+        ("-0.1 * g", []),
+    ],
+)
+def test_a_rate_below_zero(update: str, code: list[str]) -> None:
+    assert odd(READER.format(target="next(tokens)", update=update)) == code
+
+
+@pytest.mark.parametrize(
+    ("target", "code"), [("tokens", ["NF463"]), ("next(tokens)", []), ("other", []), ("tokens, other > 3", [])]
+)
+def test_a_target_that_the_model_has_read(target: str, code: list[str]) -> None:
+    assert odd(READER.format(target=target, update="adam(1e-3)")) == code
+
+
+@pytest.mark.parametrize(
+    ("retain", "code"),
+    [("1.5", ["NF462"]), ("-0.1", ["NF462"]), ("decay_first(2)", ["NF462"]), ("1", []), ("0", []), ("kl(1.5)", [])],
+)
+def test_a_gate_that_is_no_part_of_one(retain: str, code: list[str]) -> None:
+    g = level(update="gd(0.1)", objective="dot", retain=retain)
+    assert [n.code for n in g.notes if n.code == "NF462"] == code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,40 @@ def test_demo_from_end_to_end(tmp_path: Path):
     text = console.export_text()
     assert f"{results['val_bpb']['hope']:.3f}" in text and "memory frozen" in text and "byte trigram" in text
     assert nestflow.load(tmp_path / "bundle").params["dim"] == 32
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_goes_on(tmp_path: Path):
+    settings = {"batch": 2, "length": 16, "eval_every": 3, "eval_windows": 2, "checkpoint_every": 3, "show": False}
+    text = b"to be or not to be, that is the question " * 40
+    small = {"dim": 8, "n_heads": 1, "depth": 1}
+    run = tmp_path / "run"
+    whole = train(nestflow.compile("linear_attention", **small), text, 9, out=run, **settings)
+    newest = run / "checkpoints" / "step-000009"
+    shutil.copytree(run, tmp_path / "other")
+    weights = newest / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.warns(UserWarning, match=r"step-000009.*truncated.*step-000006"):
+        again = train(None, text, resume=run, show=False)
+    assert again.losses == whole.losses and again.steps == 9
+    assert nestflow.load(newest).extra["train"]["step"] == 9  # written anew
+    assert (run / "checkpoints" / "damaged-step-000009").is_dir()
+    # one that is named is meant, and where none is whole the newest is told
+    other = tmp_path / "other" / "checkpoints"
+    (other / "step-000009" / "bundle.json").unlink()
+    with pytest.raises(nestflow.NestflowError) as e:
+        train(None, text, resume=other / "step-000009", show=False)
+    assert e.value.diagnostics[0].code == "NF512"
+    for folder in other.iterdir():
+        (folder / "weights.safetensors").unlink()
+    with pytest.raises(nestflow.NestflowError) as e:
+        train(None, text, resume=tmp_path / "other", show=False)
+    assert e.value.diagnostics[0].code == "NF512" and "step-000009" in str(e.value)
+
+
+def test_a_file_of_a_bundle_is_not_the_bundle(tmp_path: Path):
+    nestflow.compile("linear_attention", dim=8, n_heads=1, depth=1).save(tmp_path / "b")
+    for name in ("bundle.json", "weights.safetensors", "linear_attention.nl"):
+        with pytest.raises(nestflow.NestflowError) as e:
+            nestflow.load(tmp_path / "b" / name)
+        (d,) = e.value.diagnostics
+        assert d.code == "NF512" and f"is a file of the bundle in `{tmp_path / 'b'}`" in d.message
