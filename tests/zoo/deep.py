@@ -109,9 +109,11 @@ def chunked(
     link: Callable[[Tensor], Tensor] = lambda a: a,
     span: int = 1,
     beta: Tensor | None = None,
+    ages: Tensor | None = None,
 ) -> Tensor:
     """A_t = α_t A_{t−1} − η_t Σ_{i>t−span} ∇ℓ(W_a; k_i, v_i), W = link(A), a the tick before t's chunk, y = W_t(q).
 
+    ages: weights of the window's places, [H, span], newest first.
     beta: Atlas instead, S_t = β_t S_{t−1} − Σ ∇ℓ and A_t = α_t A_{t−1} + η_t NS(S_t).
     """
     key, value, query = streams
@@ -125,6 +127,8 @@ def chunked(
         for i in range(max(0, t - span + 1), t + 1):
             more = () if extra is None else (extra[:, :, i],)
             term = gradients(loss(net(anchor, key[:, :, i]), value[:, :, i], *more), anchor)
+            if ages is not None:
+                term = [number(ages[None, :, t - i, None], g) * g for g in term]
             total = [s + g for s, g in zip(total, term, strict=True)]
         eta, alpha = rate[:, :, t], retain[:, :, t]
         if beta is None:

@@ -210,7 +210,7 @@ def network(
 
     def layer(w: L, x: Tensor) -> Tensor:
         start = [w("memory.linear.weight"), w("memory.linear_2.weight")]
-        given = {n: f(w, x) if callable(f) and n in ("extra", "beta") else f for n, f in more.items()}
+        given = {n: f(w, x) if callable(f) and n in ("extra", "beta", "ages") else f for n, f in more.items()}
         name = "lr.linear" if "beta" in more else "update.linear"
         y = deep.chunked(
             net, loss, start, (plain(w, x, "key"), plain(w, x, "value"), plain(w, x, "query")),
@@ -223,6 +223,10 @@ def network(
 
 def threshold(w: L, x: Tensor) -> Tensor:
     return softplus(w.lin(x, "delta.linear") + 2 * (x.shape[-1] // HEADS) ** 0.5)
+
+
+def places(w: L, x: Tensor) -> Tensor:
+    return w("objective.learned")
 
 
 def ttt(net: deep.Net, base: float, *names: str) -> Layer:
@@ -242,11 +246,12 @@ def lact(w: L, x: Tensor) -> Tensor:
     k, q = (rope(unit(silu(w.lin(x, f"{n}.linear")))) for n in ("key", "query"))
     start = [w(f"memory.{n}.weight") for n in ("gate", "up", "down")]
     rates = softplus(w.lin(x, "rates.linear") + torch.log(torch.expm1(torch.tensor(0.001, dtype=x.dtype))))
-    y = deep.lact(start, k, silu(w.lin(x, "value.linear")), q, rates, 4)
+    y = deep.lact(start, k, unit(silu(w.lin(x, "value.linear"))), q, rates, 4)
     return w.lin(merge(w.norm(y, "out")), "out.linear") + near
 
 
 RESIDUAL = deep.mlp(True)
+ROOT = 2.0  # of a head's width in these tests
 # spec: the level or flow around it, params, layer
 LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "retnet": ("retnet", {}, retnet),
@@ -267,12 +272,12 @@ LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "yaad": ("yaad", {"chunk": 4, "expand": 2}, network(deep.miras, deep.huber_mixture, 0.8, extra=threshold)),
     "moneta": ("moneta", {"chunk": 4, "expand": 2}, network(deep.miras, deep.cubic, 4.8, link=deep.lq)),
     "memora": (
-        "memora", {"chunk": 4, "expand": 2}, network(RESIDUAL, deep.l2, 4.8, link=lambda a: a.softmax(-1)),
+        "memora", {"chunk": 4, "expand": 2}, network(RESIDUAL, deep.l2, 9.6, link=lambda a: ROOT * a.softmax(-1)),
     ),
-    "omega": ("omega", {"chunk": 4, "span": 3, "expand": 2}, network(RESIDUAL, deep.l2, 4.8 / 3, span=3)),
+    "omega": ("omega", {"chunk": 4, "span": 3, "expand": 2}, network(RESIDUAL, deep.l2, 1.2 / 3, span=3, ages=places)),
     "atlas": (
         "atlas", {"chunk": 4, "span": 3, "expand": 2},
-        network(RESIDUAL, deep.l2, 0.8, span=3, beta=lambda w, x: w.lin(x, "update.linear").sigmoid()),
+        network(RESIDUAL, deep.l2, 0.8, span=3, ages=places, beta=lambda w, x: w.lin(x, "update.linear").sigmoid()),
     ),
     "ttt_linear": ("ttt_linear", {"chunk": 4}, ttt(deep.linear, 1.0, "linear.weight", "linear.bias")),
     "ttt_mlp": (
