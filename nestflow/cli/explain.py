@@ -47,6 +47,7 @@ def page(code: str) -> str:
 def word(name: str) -> str | None:
     """What the vocabulary, or a shipped optimiser or block, says about a word."""
     from nestflow.vocabulary import find
+    from nestflow.vocabulary.examples import example
 
     record = find(name)
     if record is None:
@@ -54,8 +55,8 @@ def word(name: str) -> str | None:
     lines = [f"{record.signature}    ({record.kind})", "", record.doc]
     if record.paper:
         lines += ["", f"from: {record.paper}"]
-    if record.example:
-        lines += ["", f"for example: {record.example}"]
+    if line := example(name):
+        lines += ["", f"for example: {line}"]
     if record.also:
         lines += ["", "elsewhere called " + ", ".join(record.also)]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Writes the files of the VS Code extension that come from the language itself:
+"""Writes what comes from the language itself: the files of the VS Code extension, and the reference in docs/.
 
     python -m nestflow.editor.make
 
@@ -13,9 +13,11 @@ from typing import Any
 
 from nestflow._version import __version__
 from nestflow.editor.grammar import grammar
+from nestflow.editor.reference import pages
 from nestflow.editor.snippets import snippets
 
 FOLDER = Path(__file__).parent / "vscode"
+DOCS = Path(__file__).resolve().parents[2] / "docs"  # of a checkout; an installed package has none
 
 
 def package() -> dict[str, Any]:
@@ -82,12 +84,14 @@ def files() -> dict[str, str]:
 
 def main() -> None:
     """Write what differs."""
-    for name, text in files().items():
-        file = FOLDER / name
+    made = {FOLDER / name: text for name, text in files().items()}
+    if DOCS.is_dir():
+        made |= {DOCS / "reference" / name: text for name, text in pages().items()}
+    for file, text in made.items():
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-            print(f"wrote {name}")
+            print(f"wrote {file.name}")
 
 
 if __name__ == "__main__":

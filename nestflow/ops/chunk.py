@@ -71,4 +71,4 @@ def advance(
 
 def _number(x: Tensor, rank: int) -> Tensor:
     """Numbers [..., 1, 1] against tensors with `rank` feature axes."""
-    return x if rank == 2 else x.reshape(*x.shape[:-2], *[1] * rank)
+    return x if rank == 2 else x.reshape((*x.shape[:-2], *[1] * rank))

@@ -94,7 +94,7 @@ _field(
     "project",
     "project EXPRESSION",
     "What each of the memory's tensors becomes after an update, in `w`, the tensor that retain and the step have made: "
-    "`ball(10)` is short for `w |> ball(10)`. `w0` is its start.",
+    "`ball(10)` is short for `w |> ball(10)`. `w0` is its start. Default: nothing.",
     "project w * norm(w0, axis = -1) / norm(w, axis = -1)",
     "constraint constrain",
 )
@@ -126,7 +126,7 @@ _field(
     "heads",
     "heads H",
     "Every expression of the level is evaluated once per head, with weights and a memory of its own; `merge_heads` "
-    "joins the results.",
+    "joins the results. Default: none, the level is one whole.",
     "heads 4",
     "n_heads num_heads nhead",
 )
