@@ -1,6 +1,6 @@
 """One right line for each word, and the small spec it stands in: documentation shows the line, tests run the spec.
 
-A line is `PLACE: line`; the places are those of `SPECS`. A new word gets a line here.
+A line is `PLACE: line`; the places are those of `SPECS`. A new word gets a line here (tests/vocabulary).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _LEVEL = {
 _TRAINED = "\nloss = mean(square(f(x) - x))\n"
 SPECS = {
     "value": _HEAD + "output f(x, i)\nflow f(x, i) { return LINE }\n",
+    "picture": "nestflow 1\ninput p : float[3, 8, 8]\noutput f(p)\nflow f(p) { return LINE }\n",
     "flow": _HEAD + "output f(x, i)\nflow f(x, i) {\n  LINE\n}\n",
     "level": _HEAD + "output a(x)\nlevel a(x) {\n  FIELDS\n  LINE\n}\n",
     "rule": _HEAD + "output f(x)\nflow f(x) { return linear(x) }" + _TRAINED + "optimizer o(lr) {\n  LINE\n}\n"
@@ -142,6 +143,10 @@ grouped      level: heads 4; memory cache; key grouped(linear(x), 2); value grou
 on_value     level: update gd(on_value(sigmoid(linear(x))))
 before       rule: memory m : like(w) { value g; update gd(0.1); retain 0.9 }; step -lr * sign(before(m) + g)
 debias       rule: memory m : like(w) { value g; update gd(0.1); retain 0.9 }; step -lr * debias(m)
+patches      picture: patches(p, 4) |> linear(8)
+conv2d       picture: conv2d(p, 4, 3) |> flatten
+max_pool     picture: max_pool(p, 2) |> flatten
+upsample     picture: upsample(p, 2) |> flatten
 memory       level: memory mlp(depth = 2, expand = 4)
 key          level: key x |> linear |> l2norm
 value        level: value x |> linear
@@ -213,7 +218,7 @@ def example(name: str) -> str | None:
         record = WORDS.get(name) or SYNTAX.get(name)
         return record.example or None if record else None
     place, line = found
-    shown = [s for s in parts(line) if " " in s or "(" in s or place == "value" or s in WORDS]
+    shown = [s for s in parts(line) if " " in s or "(" in s or place in ("value", "picture") or s in WORDS]
     return "; ".join(shown)
 
 
