@@ -55,5 +55,12 @@ def render() -> str:
     )
 
 
+def main() -> None:
+    """Write the tables where the grammar has changed: lark numbers its states anew in each process."""
+    line = f"STAMP = {stamp(GRAMMAR.read_text(encoding='utf-8'))!r}\n"
+    if not TABLES.is_file() or line not in TABLES.read_text(encoding="utf-8"):
+        TABLES.write_text(render(), encoding="utf-8")
+
+
 if __name__ == "__main__":
-    TABLES.write_text(render(), encoding="utf-8")
+    main()
