@@ -78,6 +78,19 @@ def _dictionary(items: dict[str, str]) -> list[str]:
     return _wrap([f'"{k}": {v}' for k, v in items.items()], "return {", "}", " " * 8)
 
 
+def _slots(code: RuleCode) -> list[str]:
+    """The memories of one weight; those that only some weights have, under their condition."""
+    everywhere = _dictionary({k: v for k, v in code.slots.items() if k not in code.present})
+    if not code.present:
+        return everywhere
+    lines = [everywhere[0].replace("return {", "slots = {"), *everywhere[1:]]
+    for condition in dict.fromkeys(code.present.values()):
+        lines.append(f"        if {condition}:")
+        own = [k for k, c in code.present.items() if c == condition]
+        lines += [f'            slots["{k}"] = {code.slots[k]}' for k in own]
+    return [*lines, "        return slots"]
+
+
 def _functions(code: RuleCode) -> list[str]:
     """The static methods of a level's class."""
     lines: list[str] = []
@@ -92,7 +105,7 @@ def _functions(code: RuleCode) -> list[str]:
             lines.insert(0, f"    schedule_facts = {code.schedule_facts!r}")
         method("schedule", "tick, total, every, fact", _dictionary(code.schedules))
     if code.slots:
-        method("slots", "w, fact", _dictionary(code.slots))
+        method("slots", "w, fact", _slots(code))
     arguments = "w, g, state, group, fact" + (", gram" if code.reads_inputs else "")
     method("update", arguments, ["        " + x for x in code.update])
     if code.evaluate:

@@ -141,6 +141,11 @@ def reads(s: Statement, test: Callable[[Node], bool]) -> bool:
     return any(depends(n, test) for n in nodes)
 
 
+def opposite(where: Node) -> Node:
+    """The condition of the other branch."""
+    return ops.unary("not", where)
+
+
 def slot_is(op: str, name: str) -> Callable[[Node], bool]:
     """A test for slot_old or slot_new of one memory."""
     return lambda n: n.op == op and n["name"] == name
@@ -157,6 +162,8 @@ def settle_order(program: tuple[Statement, ...]) -> list[Statement]:
         if not readers:
             continue
         between = order[i + 1 : readers[-1] + 1]
+        if any(x.where is not s.where for x in between):
+            continue
         moved = {x.slot for x in between if isinstance(x, SlotUpdate)}
         own = lambda n, moved=moved: n.op in ("slot_old", "slot_new") and n["name"] in moved  # noqa: E731
         weight_changes = any(not isinstance(x, SlotUpdate) for x in between) and reads(s, lambda n: n.op == "w")

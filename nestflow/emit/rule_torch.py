@@ -10,10 +10,12 @@ import re
 from dataclasses import dataclass, field
 
 from nestflow.emit.numbers import ATOM, POWER, PRODUCT, SUM, Text, literal, number
+from nestflow.emit.rule_matrices import zeros
 from nestflow.emit.rule_parts import (
     TAKEN,
     key,
     lift_schedules,
+    opposite,
     place,
     reads,
     resolve,
@@ -24,7 +26,7 @@ from nestflow.emit.rule_parts import (
 from nestflow.emit.tensors import Product, Tensors, complement, lerp
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, walk
-from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Statement, Step
+from nestflow.ir.rule import DgdStep, Let, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
 
 WIDTH = 110  # inside a method
 
@@ -46,6 +48,7 @@ class RuleCode:
     text: str = ""
     normalize: bool = False
     only: str = "**"
+    present: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass
@@ -53,6 +56,10 @@ class _Lines:
     lines: list[str] = field(default_factory=list)
     indent: str = ""
     note: str = ""
+
+    def shift(self, columns: int) -> None:
+        """Indent what follows, or take that back."""
+        self.indent = " " * (len(self.indent) + columns)
 
     def add(self, text: str) -> None:
         text = self.indent + text
@@ -81,7 +88,8 @@ class RuleWriter:
         self.variables = (
             set(TAKEN) | {key(s.name) for s in self.rule.slots} | {key(n) for n in (*self.settled, *self.timed)}
         )
-        self.tensors = Tensors(self.out.add, self._name, self._leaf, self._kept)
+        self.tensors = Tensors(self.out.add, self._name, self._leaf, self._kept, self.out.shift)
+        self.blocks: list[tuple[int, Node]] = []  # lines of `if` on what w is, whose memories are read inside
 
     # --- leaves ----------------------------------------------------------------------------------------
 
@@ -153,8 +161,14 @@ class RuleWriter:
                 *roots, *([s.pending_value] if isinstance(s, SlotUpdate) and s.pending_value is not None else [])
             )
         for i, s in enumerate(order):
-            self.out.note = place(s.span or rule.span)
-            self._statement(s, order[i + 1 :])
+            if i and s.where is not None and s.where is order[i - 1].where:
+                continue
+            if s.where is None:
+                self.out.note = place(s.span or rule.span)
+                self._statement(s, order[i + 1 :])
+            else:
+                same = next((j for j in range(i, len(order)) if order[j].where is not s.where), len(order))
+                self._block(order[i:same], order[same:], None if i == 0 else order[i - 1].where)
         body = self.out.lines
         update = self._prelude(body) + list(body)
         evaluate = self._evaluate()
@@ -169,7 +183,38 @@ class RuleWriter:
             any(isinstance(s, DgdStep) for s in rule.program),
             rule.text,
             *self._inputs(),
+            self._present(),
         )
+
+    def _block(self, block: list[Statement], later: list[Statement], before: Node | None) -> None:
+        """Statements for some weights only: `if fact.ndim >= 2:`."""
+        where = block[0].where
+        assert where is not None
+        other = before is not None and (where is opposite(before) or before is opposite(where))
+        self.out.add("else:" if other else f"if {self.tensors.number(where).text}:")
+        outside = dict(self.tensors.bound)
+        self.out.shift(4)
+        start = len(self.out.lines)
+        for i, s in enumerate(block):
+            self.out.note = place(s.span or self.rule.span)
+            self._statement(s, block[i + 1 :] + later)
+        own = [key(s.name) for s in self.rule.slots if s.where is not None]
+        read = self._taken(own, "\n".join(self.out.lines[start:]), "state", len(self.out.indent))
+        self.out.lines[start:start] = [self.out.indent + x for x in read]
+        self.out.shift(-4)
+        self.tensors.bound = outside
+        if any(not isinstance(s, (SlotUpdate, Let)) for s in block):
+            self.tensors.forget(lambda n: n.op == "w" and bool(n.args) is False)
+            self.tensors.bound.update({n: "w" for n in self._leaves() if n.op == "w"})
+
+    def _taken(self, names: list[str], text: str, source: str, indent: int = 0) -> list[str]:
+        """`m, v = state["m"], state["v"]` for the names that the text uses."""
+        rows: list[list[str]] = [[]]
+        for n in (n for n in names if re.search(rf"\b{re.escape(n)}\b", text)):
+            if sum(2 * len(x) + len(source) + 8 for x in (*rows[-1], n)) > WIDTH - indent:
+                rows.append([])
+            rows[-1].append(n)
+        return [", ".join(row) + " = " + ", ".join(f'{source}["{n}"]' for n in row) for row in rows if row]
 
     def _inputs(self) -> tuple[bool, str]:
         steps = [s for s in self.rule.program if isinstance(s, DgdStep)]
@@ -211,13 +256,24 @@ class RuleWriter:
             self._memory(s, later)
         elif isinstance(s, Step):
             self._step(s.value)
+        elif isinstance(s, Let):
+            self._let(s)
         elif isinstance(s, SetWeight):
             self.out.add(f"w.copy_({self.tensors.text(s.value).text})")
         else:
             self._dgd(s)
-        if not isinstance(s, SlotUpdate):
+        if not isinstance(s, (SlotUpdate, Let)):
             self.tensors.forget(lambda n: n.op == "w" and bool(n.args) is False)
             self.tensors.bound.update({n: "w" for n in self._leaves() if n.op == "w"})
+
+    def _let(self, s: Let) -> None:
+        """A name for a value as it is before a step: it is computed here."""
+        e = self.tensors.text(s.value)
+        variable = self.tensors.bound.get(s.value)
+        if variable in (None, "w"):
+            variable = self._name(key(s.name))
+            self.out.add(f"{variable} = {e.text}{'.clone()' if e.text == 'w' else ''}")
+        self.tensors.bound.update({n: variable for n in self._leaves() if n.op == "named" and n["name"] == s.name})
 
     def _step(self, value: Node) -> None:
         p = self.tensors.product(value)
@@ -373,7 +429,7 @@ class RuleWriter:
     def _slots(self) -> dict[str, str]:
         slots: dict[str, str] = {}
         for s in self.rule.slots:
-            slots[key(s.name)] = self._start(s.like, s.init)
+            slots[key(s.name)] = self._start(s)
         if any(n.op == "w0" for n in self._leaves()):
             slots["w0"] = f"{self.tensors.helper('copy_of')}(w)"
         for product in self.products.values():
@@ -382,30 +438,31 @@ class RuleWriter:
             slots["training_weight"] = f"{self.tensors.helper('zeros')}(w)"
         return slots
 
-    def _start(self, like: str, init: Node) -> str:
+    def _start(self, slot: RuleSlot) -> str:
+        init, like = slot.init, slot.like
         if init.op == "w":
             return f"{self.tensors.helper('copy_of')}(w)"
         if like == "number":
             return f"torch.tensor(float({self.tensors.text(init).text}))"
+        zero = f"{self.tensors.helper('zeros')}(w)"
+        if slot.own is not None:
+            helper, zero = zeros(slot.own, lambda n: self.tensors.number(n).text)
+            self.tensors.helper(helper)
         if init.op == "const":
-            zero = f"{self.tensors.helper('zeros')}(w)"
             return zero if init.value == 0 else f"{zero}.fill_({init.value!r})"
-        return f"{self.tensors.helper('zeros')}(w).add_({self.tensors.text(init).text})"
+        return f"{zero}.add_({self.tensors.text(init).text})"
+
+    def _present(self) -> dict[str, str]:
+        """Memories that only some weights have, and the condition."""
+        return {key(s.name): self.tensors.number(s.where).text for s in self.rule.slots if s.where is not None}
 
     def _prelude(self, body: list[str]) -> list[str]:
         """The lines that take rates and memories out of the group and the state."""
         text = "\n".join(body)
         rates = sorted((key(n) for n in self.used), key=[key(n) for n, _ in self.rule.arguments].index)
-        memories = [k for k in self._slots() if re.search(rf"\b{re.escape(k)}\b", text)]
-        lines = []
-        for source, names in (("group", rates), ("state", memories)):
-            rows: list[list[str]] = [[]]
-            for n in names:
-                if sum(2 * len(x) + len(source) + 8 for x in (*rows[-1], n)) > WIDTH:
-                    rows.append([])
-                rows[-1].append(n)
-            for row in (r for r in rows if r):
-                lines.append(", ".join(row) + " = " + ", ".join(f'{source}["{n}"]' for n in row))
+        inside = {key(s.name) for s in self.rule.slots if s.where is not None}
+        memories = [k for k in self._slots() if k not in inside]
+        lines = self._taken(rates, "\n".join([text, *rates]), "group") + self._taken(memories, text, "state")
         if self.counts_updates:
             lines.append('t = state["step"]  # updates of this weight, this one included')
         if self.counts_ticks:

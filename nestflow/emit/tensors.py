@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nestflow.diagnostics.core import fail
+from nestflow.emit.rule_matrices import WRITERS
 from nestflow.emit.numbers import ATOM, CONDITION, OR, POWER, PRODUCT, SIGN, SUM, Text, is_number, literal, number
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.ops import COMPARE, is_const
@@ -34,7 +35,6 @@ _FUNCTIONS = {
     "log_sigmoid": "logsigmoid({0})",
 }
 _SIGNS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_REDUCTIONS = {"sum": "sum_of", "mean": "mean_of", "amax": "amax_of", "norm_w": "norm_of"}
 _NAMES = {"newton_schulz": "o", "sqrt": "root", "norm_w": "size", "norm_all": "norm", "total": "sum_all", "matmul": "z"}
 
 
@@ -76,8 +76,9 @@ class Tensors:
         name: Callable[[str], str],
         leaf: Callable[[Node], Text],
         kept: Callable[[Node], Text],
+        indent: Callable[[int], None],
     ) -> None:
-        self.line, self.name, self.number_leaf, self.kept = line, name, leaf, kept
+        self.line, self.name, self.number_leaf, self.kept, self.indent = line, name, leaf, kept, indent
         self.bound: dict[Node, str] = {}  # values that already have a variable
         self.uses: Counter[Node] = Counter()
         self.helpers: set[str] = set()  # functions of nestflow.ops.rules
@@ -205,8 +206,10 @@ class Tensors:
             return Text(f"{self.text(args[0]).at(ATOM)}.{_METHODS[op]}()", ATOM, True)
         if op in _FUNCTIONS:
             return Text("torch.nn.functional." + _FUNCTIONS[op].format(self.text(args[0]).text), ATOM, True)
-        if op in _REDUCTIONS:
-            return Text(f"{self.helper(_REDUCTIONS[op])}({self.text(args[0]).text}, fact.heads)", ATOM, op == "norm_w")
+        if op == "norm_w":
+            return Text(f"{self.helper('norm_of')}({self.text(args[0]).text}, fact.heads)", ATOM, True)
+        if op in WRITERS:
+            return WRITERS[op](self, node)
         message = f"`{op.rstrip('_')}` cannot stand in an update rule on the step clock"
         raise fail(
             "NF547", message, node.span, "update rules are made of g, w, memories, numbers and elementwise functions"
@@ -326,10 +329,26 @@ class Tensors:
     def _write_where(self, node: Node) -> Text:
         c, a, b = node.args
         if is_number(c):
+            if all(n.op in ("const", "fact") for n in walk(c) if not n.args):
+                return self._chosen(node)
             return Text(
                 f"{self.text(a).at(OR)} if {self.number(c).at(OR)} else {self.text(b).at(CONDITION)}", CONDITION
             )
         return Text(f"torch.where({self.text(c).text}, {self.text(a).text}, {self.text(b).text})", ATOM, True)
+
+    def _chosen(self, node: Node) -> Text:
+        """A choice by what w is: what the other branch asks of w may not be there, so only one is computed."""
+        c, *branches = node.args
+        variable, outside = self.name("u"), self.bound
+        for line, value in zip((f"if {self.number(c).text}:", "else:"), branches, strict=True):
+            self.line(line)
+            self.indent(4)
+            self.bound = dict(outside)
+            self.line(f"{variable} = {self.text(value).text}")
+            self.indent(-4)
+        self.bound = outside
+        self.bound[node] = variable
+        return Text(variable)
 
     def _write_matmul(self, node: Node) -> Text:
         return Text(f"{self.text(node.args[0]).at(PRODUCT)} @ {self.text(node.args[1]).at(SIGN)}", PRODUCT, True)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nestflow.diagnostics.core import Diagnostic, NestflowError, fail
-from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.diagnostics.core import Diagnostic, NestflowError, Span
 from nestflow.graph.body import items_of
-from nestflow.graph.expressions import evaluate, integer, partial
+from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.names import check_name
+from nestflow.graph.rule_memory import MemoryStatement, RuleMemory, kind_of
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
-from nestflow.graph.values import Partial, Poison, Quiet
+from nestflow.graph.values import Poison, Quiet
 from nestflow.ir import ops
-from nestflow.ir.node import Node, Type, make, rebuild
-from nestflow.ir.rule import RuleSlot, SetWeight, SlotUpdate, Statement, Step
+from nestflow.ir.forms import W
+from nestflow.ir.node import Node, Type, depends, make, walk
+from nestflow.ir.rule import Let, RuleSlot, SetWeight, Statement, Step
 from nestflow.language import tree
-from nestflow.vocabulary.fields import word_for
 
 if TYPE_CHECKING:
     from nestflow.graph.rules import RuleBuilder
@@ -26,43 +25,17 @@ LIKE = Type(like=True)
 NUMBER = Type()
 
 
-def given_names(g: Node) -> dict[str, Any]:
-    """What an update rule sees without being told: the gradient, the weight, the counts."""
+def given_names(g: Node, w: Node | None = None) -> dict[str, Any]:
+    """What an update rule sees without being told: the gradient, the weight (or the memory that it serves), the
+    counts."""
     return {
         "g": g,
-        "w": ops.leaf("w", LIKE),
+        "w": ops.leaf("w", LIKE) if w is None else w,
         "w0": ops.leaf("w0", LIKE),
         "w_chunk": ops.leaf("w_chunk", LIKE),
         "n_ticks": ops.leaf("n_ticks", Type("int")),
         "t": ops.leaf("updates", Type("int")),
     }
-
-
-@dataclass
-class RuleMemory:
-    """A memory of an optimiser: before its statement only `before(m)` may be read."""
-
-    name: str
-    like: str
-    ready: bool = False
-    retain: Node | None = None
-
-    @property
-    def type(self) -> Type:
-        return LIKE if self.like == "w" else NUMBER
-
-    def state_node(self, expr: tree.Expr) -> Node:
-        if not self.ready:
-            raise fail(
-                "NF235",
-                f"`{self.name}` is read above its own statement, where its new state is not known yet",
-                expr.span,
-                f"`before({self.name})` is its state before this tick",
-            )
-        return ops.leaf("slot_new", self.type, expr.span, name=self.name)
-
-    def old(self) -> Node:
-        return ops.leaf("slot_old", self.type, name=self.name)
 
 
 class Program:
@@ -82,6 +55,8 @@ class Program:
         self.mine: dict[str, RuleMemory] = {}
         self.mistakes: list[Diagnostic] = []
         self.quiet = False
+        self.w: Node = local["w"]
+        self.below: tuple[tree.Statement, ...] = ()
         self.env = env.with_(specials={"before": self.before, "debias": self.debias})
         self.raw_env = env.extend(raw)
         # names given in text order: before(m) may stand above m's own statement
@@ -97,23 +72,20 @@ class Program:
         unique = s.name
         while any(slot.name == unique for slot in self.rule.slots):
             unique += "_"
-        self.mine[s.name] = RuleMemory(unique, self.kind(s))
-        self.local[s.name] = self.mine[s.name]
-        self.rule.slots.append(RuleSlot(unique, self.mine[s.name].like, ops.const(0.0)))
+        m = RuleMemory(unique, self.kind(s) == "number")
+        self.mine[s.name] = self.local[s.name] = m
+        self.rule.slots.append(RuleSlot(unique, "number" if m.number else "w", ops.const(0.0), None, self.rule.where))
 
     def kind(self, s: tree.MemoryPart) -> str:
-        written = s.kind.function if isinstance(s.kind, tree.Call) else s.kind
-        name = written.name if isinstance(written, tree.Name) else ""
-        given = s.kind.args if isinstance(s.kind, tree.Call) else ()
-        if name == "like":
-            if len(given) != 1 or not (isinstance(given[0], tree.Name) and given[0].name in ("w", "g")):
-                raise self.elab.not_yet("`like` of anything but w", s.kind.span)
-            return "w"
+        name, _ = kind_of(s)
+        if name in ("like", "matrix", "vector"):
+            return "tensor"
         if name == "scalar":
             return "number"
-        if name in ("matrix", "vector", "mlp", "cache"):
+        if name in ("mlp", "cache"):
             raise self.elab.not_yet(f"`memory {name}` in an optimiser", s.span)
-        raise self.elab.failure("NF226", "a memory of an optimiser is `like(w)` or `scalar`", s.kind.span)
+        message = "a memory of an optimiser is `like(w)`, `matrix(m, n)`, `vector(n)` or `scalar`"
+        raise self.elab.failure("NF226", message, s.kind.span)
 
     def before(self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Node:
         return self.named(piped, args, site, "before").old()
@@ -152,7 +124,9 @@ class Program:
             raise Quiet
 
     def statements(self, body: tuple[tree.Statement, ...]) -> None:
-        for s in body:
+        outside = self.below
+        for i, s in enumerate(body):
+            self.below = (*body[i + 1 :], *outside)
             try:
                 with self.elab.at(s):
                     self.statement(s)
@@ -165,6 +139,7 @@ class Program:
                 self.mine[s.name].ready = True
             for n in s.names if isinstance(s, tree.Assign) else ():
                 self.local[n] = Poison()
+        self.below = outside
 
     def statement(self, s: tree.Statement) -> None:
         if isinstance(s, tree.Assign):
@@ -184,22 +159,33 @@ class Program:
             if not node.type.like:
                 message = f"`{s.name}` is a tensor like w, and this is {node.type}"
                 raise self.elab.failure("NF323", message, s.value.span, "for example `step -lr * g`")
+            self.level_wide(node, s.value)
+            self.rule.same_form(node, W, s, f"`{s.name}`")
             if s.name == "eval":
+                if self.rule.where is not None:
+                    raise self.elab.not_yet("`eval` for some weights only", s.span)
                 self.rule.eval = node
             else:
-                self.into.append((Step if s.name == "step" else SetWeight)(node, s.span))
+                self.keep_names(s.span)
+                self.into.append((Step if s.name == "step" else SetWeight)(node, s.span, self.rule.where))
         elif isinstance(s, tree.If):
             condition = self.elab.as_node(evaluate(s.condition, self.raw_env), s.condition)
-            if condition.op != "const":
-                raise self.elab.failure("NF302", "the condition of `if` must be known when compiling", s.condition.span)
-            self.statements(s.body if condition.value else s.otherwise)
+            if condition.op == "const":
+                self.statements(s.body if condition.value else s.otherwise)
+                return
+            if condition.type.dtype != "bool" or any(n.op not in ("const", "fact") for n in walk(condition) if not n.args):
+                message = "the condition of `if` must be known when compiling, or asks what w is: `ndim(w) >= 2`"
+                raise self.elab.failure("NF302", message, s.condition.span, "`a if c else b` chooses at each update")
+            self.branches(s, condition)
         elif isinstance(s, tree.For):
+            self.below = (s, *self.below)
             check_name(self.elab, s.variable, s.span)
             items = items_of(s, self.env)
             with self.elab.turns(len(items), "for", s.span):
                 for item in items:
                     self.statements(self.elab.keep(substitute(s.body, s.variable, item)))
         elif isinstance(s, tree.Repeat):
+            self.below = (s, *self.below)
             count = integer(s.count, self.raw_env, "the count of repeat")
             with self.elab.turns(count, "repeat", s.count.span):
                 for i in range(count):
@@ -215,105 +201,52 @@ class Program:
                 "an optimiser has names, memories, `step`, `set`, `eval`, `if`, `for` and `repeat`",
             )
 
+    def keep_names(self, span: Span | None) -> None:
+        """Before a step: what is named and read below it stays what it is now, though it was made of w."""
+        from nestflow.graph.unused import names_in  # which builds rules itself
+
+        wanted = names_in(self.below)
+        for name, value in list(self.local.items()):
+            if name not in wanted or not isinstance(value, Node) or value is self.w:
+                continue
+            if not depends(value, lambda n: n is self.w):
+                continue
+            unique, n = name, 1
+            while unique in self.rule.named:
+                n += 1
+                unique = f"{name}_{n}"
+            self.rule.named[unique] = self.rule.form(value, self.template)
+            self.into.append(Let(unique, value, span, self.rule.where))
+            self.local[name] = ops.leaf("named", value.type, value.span, name=unique)
+
     def memory(self, s: tree.MemoryPart) -> None:
         if s.name not in self.mine:
             self.declare(s)
-        m = self.mine[s.name]
-        fields = self.fields(s)
-        for need in ("value", "update"):
-            if need not in fields:
-                raise self.elab.failure("NF234", f"memory `{s.name}` needs `{need}`", s.span)
-        value = self.value(fields["value"], m)
-        m.retain = retain = None if "retain" not in fields else self.value(fields["retain"], m)
-        if "init" in fields:
-            start = self.value(fields["init"], m)
-            self.rule.slots = [RuleSlot(x.name, x.like, start) if x.name == m.name else x for x in self.rule.slots]
-        every = self.every(fields["every"]) if "every" in fields else 1
-        pending = None
-        read = value
-        if every > 1:
-            pending = f"{m.name}.pending"
-            self.rule.slots.append(RuleSlot(pending, m.like, ops.const(0.0)))
-            read = ops.leaf("slot_new", m.type, name=pending)
-        step = self.inner_step(fields, m, read)
-        old = m.old() if retain is None else ops.binary("mul", retain, m.old())
-        new = ops.binary("add", old, step, s.span)
-        self.into.append(SlotUpdate(m.name, new, every, pending, value if pending else None, s.span))
-        m.ready = True
+        MemoryStatement(self, s, self.mine[s.name]).run()
 
-    def fields(self, s: tree.MemoryPart) -> dict[str, tree.Field]:
-        known = ("value", "update", "retain", "objective", "init", "every")
-        fields: dict[str, tree.Field] = {}
-        for f in s.body:
-            if not isinstance(f, tree.Field):
-                raise self.elab.failure(
-                    "NF217", "this statement cannot stand in a memory", f.span, "it has fields only"
-                )
-            if f.name in ("key", "query", "weight", "chunk", "reset", "per", "read", "project"):
-                raise self.elab.not_yet(f"`{f.name}` in a memory of an optimiser", f.span)
-            if f.name not in known:
-                message = f"a memory of an optimiser has no field `{f.name}`"
-                other = word_for(f.name)
-                near = f"nestflow's word is `{other.name}`" if other and other.name in known else None
-                help_ = near or did_you_mean(f.name, known) or "its fields are " + ", ".join(known)
-                raise self.elab.failure("NF221", message, f.name_span or f.span, help_)
-            if f.name in fields:
-                raise self.elab.failure("NF222", f"`{f.name}` is given twice", f.span, "keep one of them")
-            fields[f.name] = f
-        return fields
+    # a choice by what a weight is ----------------------------------------------------------------------
 
-    def value(self, f: tree.Field, m: RuleMemory) -> Node:
-        """A field of a memory: like w, or a number; a `scalar` takes numbers only."""
-        node = self.elab.as_node(evaluate(f.value, self.env), f.value, f"`{f.name}`")
-        if m.like == "number" and node.type.like:
-            message = f"`{m.name}` is a scalar, and this `{f.name}` is a tensor like w"
-            raise self.elab.failure("NF301", message, f.value.span, "`norm(g)` is a number; `like(w)` keeps a tensor")
-        return node
+    def branches(self, s: tree.If, condition: Node) -> None:
+        """`if ndim(w) >= 2 { … } else { … }`: each weight runs the branch that its shape takes. What is named inside
+        stays inside."""
+        outside = self.rule.where
+        for body, chosen in ((s.body, condition), (s.otherwise, ops.unary("not", condition))):
+            kept, mine = dict(self.local), dict(self.mine)
+            self.rule.where = chosen if outside is None else ops.binary("and", outside, chosen)
+            for x in body:
+                if isinstance(x, tree.MemoryPart):
+                    self.declare(x)
+            self.statements(body)
+            self.rule.where = outside
+            for names, old in ((self.local, kept), (self.mine, mine)):
+                names.clear()
+                names.update(old)  # type: ignore[arg-type]
 
-    def every(self, f: tree.Field) -> int:
-        """The period of a memory, in ticks of the optimiser."""
-        unit = (f.unit or "").removesuffix("s")
-        if unit not in ("", "tick", "update"):
-            message = f"a memory of an optimiser counts ticks, and this says `{f.unit}`"
-            raise self.elab.failure("NF401", message, f.unit_span or f.span, "`every 8 ticks`")
-        n = integer(f.value, self.raw_env, "`every`")
-        if not 1 <= n <= 10**9:
-            raise self.elab.failure("NF406", f"`every` is at least 1 tick and at most 10^9, and this is {n}", f.span)
-        return n
-
-    def inner_step(self, fields: dict[str, tree.Field], m: RuleMemory, value: Node) -> Node:
-        """The memory's own step: its gradient is −value under dot (the default), m − value under l2."""
-        text = fields["objective"].value if "objective" in fields else None
-        objective = text.name if isinstance(text, tree.Name) else "dot" if text is None else ""
-        if objective == "dot":
-            g = ops.unary("neg", value)
-        elif objective == "l2":
-            g = ops.binary("sub", m.old(), value)
-        else:
-            raise self.elab.not_yet("this `objective` in a memory of an optimiser", fields["objective"].span)
-        f = fields["update"]
-        if isinstance(f.value, tree.Name) and f.value.name == "replace":
-            return ops.binary("sub", value, m.old())
-        target = partial(f.value, self.env) if isinstance(f.value, (tree.Call, tree.Name)) else None
-        if isinstance(target, Partial) and target.kind == "optimizer":
-            args = [g, *target.args]
-            step = self.rule.call(Partial(target.target, target.name), args, dict(target.kwargs), f.value)
-        else:
-            step = self.elab.as_node(evaluate(f.value, self.env.extend({"g": g, "w": m.old()})), f.value)
-        return tidy(step)
+    def level_wide(self, node: Node, expr: tree.Expr) -> None:
+        """Norms over all weights are taken where all weights are."""
+        if self.rule.where is not None and depends(node, lambda n: n.op in ("norm_all", "total")):
+            message = "`norm_all`, `total` and `clip_norm` go over all weights, and here stand only some of them"
+            raise self.elab.failure("NF427", message, expr.span, "take the norm above the `if`, and use its name here")
 
 
-def tidy(node: Node) -> Node:
-    """(−a)·(−b) is a·b, and −1·(−b) is b: so that an EMA looks like one."""
-
-    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
-        if n.op == "mul":
-            a, b = args
-            if b.op == "neg":
-                if a.op == "neg":
-                    return ops.binary("mul", a.args[0], b.args[0])
-                if a.op == "const" and a.value < 0:
-                    return ops.binary("mul", ops.const(-a.value), b.args[0])
-        return None
-
-    return rebuild(node, change)
+__all__ = ["LIKE", "NUMBER", "Program", "RuleMemory", "given_names"]

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.ir import ops
+from nestflow.ir.forms import facts_of, holds, known
 from nestflow.ir.construct import construct, rewrite
 from nestflow.ir.node import Node, Type, make, walk
-from nestflow.ir.rule import DgdStep, Rule, SlotUpdate
+from nestflow.ir.rule import DgdStep, Let, Rule, SlotUpdate
 from nestflow.language import tree
 
-LIKE_LEAVES = frozenset(["g", "w", "w0", "w_chunk", "slot_old", "slot_new"])
+LIKE_LEAVES = frozenset(["g", "w", "w0", "w_chunk", "slot_old", "slot_new", "curvature"])
 
 
 def check_rule(
@@ -28,15 +29,27 @@ def check_rule(
         _mixes(elab, node, f)
     for shape, path in shapes.items():
         types: dict[int, Type] = {}
+        own = {s.name: s.shape(shape) for s in rule.slots}
+        named: dict[str, Type] = {}
+        types_of = Shapes(shape, own, named)
         for statement in rule.program:
-            if isinstance(statement, DgdStep):
+            if isinstance(statement, DgdStep) or not holds(statement.where, shape):
                 continue
-            result = _fits(elab, statement.value, shape, path, types, f)
+            result = _fits(elab, statement.value, types_of, path, types, f)
+            if isinstance(statement, Let):
+                named[statement.name] = result
+                continue
+            if isinstance(statement, SlotUpdate) and rule.shaped:
+                want = own[statement.slot] or ()
+                if ops.broadcast(result.shape, want) != want:
+                    message = f"memory `{statement.slot}` of `{path}` is {list(want)}, and becomes {list(result.shape)}"
+                    raise elab.failure("NF301", message, statement.span or f.span)
+                continue
             whole = not isinstance(statement, SlotUpdate) or statement.value.type.like
             if whole and ops.broadcast(result.shape, shape) != shape:
                 message = f"a step for `{path}` is {list(shape)}, and this one comes out as {list(result.shape)}"
                 raise elab.failure("NF301", message, statement.span or f.span)
-        _fits(elab, rule.gradient, shape, path, types, f)
+        _fits(elab, rule.gradient, types_of, path, types, f)
 
 
 def _mixes(elab: Any, node: Node, f: tree.Field) -> None:
@@ -49,14 +62,24 @@ def _mixes(elab: Any, node: Node, f: tree.Field) -> None:
             raise elab.failure("NF322", message, node.span or f.span, "`sigmoid(linear(x, 1))` is one number")
 
 
-def _fits(elab: Any, root: Node, shape: tuple[int, ...], path: str, types: dict[int, Type], f: tree.Field) -> Type:
+@dataclass(frozen=True)
+class Shapes:
+    """A shape of w, those of the rule's memories there, and the types of names."""
+
+    w: tuple[int, ...]
+    slots: Mapping[str, tuple[int, ...] | None]
+    named: Mapping[str, Type]
+
+
+def _fits(elab: Any, root: Node, at: Shapes, path: str, types: dict[int, Type], f: tree.Field) -> Type:
     """The type of an expression of the rule where w has this shape."""
+    shape = at.w
     (root,) = rewrite([root], lambda n, args: _fact(n, shape))  # a choice by ndim(w) keeps the branch taken
     for n in walk(root):
         if id(n) in types:
             continue
         try:
-            types[id(n)] = _type(n, shape, types)
+            types[id(n)] = _type(n, at, types)
         except ops.ShapeError as e:
             message = f"{e}, where w is `{path}`, {list(shape)}"
             raise elab.failure("NF301", message, _span(n, f), "transposes, and `ndim(w)`, tell tensors apart") from e
@@ -65,14 +88,27 @@ def _fits(elab: Any, root: Node, shape: tuple[int, ...], path: str, types: dict[
 
 def _fact(n: Node, shape: tuple[int, ...]) -> Node | None:
     """What is known of a tensor when compiling: ndim, rows, cols."""
-    if n.op != "fact":
-        return None
-    rows = shape[0] if shape else 1
-    facts = {"ndim": len(shape), "rows": rows, "cols": math.prod(shape[1:])}
-    return ops.const(facts[n["name"]]) if n["name"] in facts else None
+    return known(n, shape) if n.op == "fact" else None
 
 
-def _type(n: Node, shape: tuple[int, ...], types: dict[int, Type]) -> Type:
+def _type(n: Node, at: Shapes, types: dict[int, Type]) -> Type:
+    shape = at.w
+    if n.op in ("slot_old", "slot_new") and n.type.like:
+        return n.type.with_(like=False, shape=at.slots.get(n["name"]) or (() if n["name"] in at.slots else shape))
+    if n.op == "named":
+        return at.named[n["name"]]
+    if n.op == "as_matrix":
+        if len(shape) < 2:
+            raise ops.ShapeError("a matrix is wanted, with two axes or more")
+        return n.type.with_(like=False, shape=(facts_of(shape)["rows"], facts_of(shape)["cols"]))
+    if n.op == "like_w":
+        rows_cols = (facts_of(shape)["rows"], facts_of(shape)["cols"])
+        if types[id(n.args[0])].shape != rows_cols:
+            raise ops.ShapeError(f"{list(types[id(n.args[0])].shape)} is not {list(rows_cols)}")
+        return n.type.with_(like=False, shape=shape)
+    if n.op == "eye_of":
+        size = int(n.args[0].value)
+        return n.type.with_(like=False, shape=(size, size))
     if n.op in LIKE_LEAVES:
         return n.type.with_(like=False, shape=shape) if n.type.like else n.type
     if not n.args:

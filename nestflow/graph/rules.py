@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nestflow.graph.arguments import bind
@@ -11,8 +11,9 @@ from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import Partial, is_list, is_record
 from nestflow.ir import ops
+from nestflow.ir.forms import NUMBER, Form, Forms, settled
 from nestflow.ir.node import Node, rebuild, walk
-from nestflow.ir.rule import DgdStep, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
+from nestflow.ir.rule import DgdStep, Let, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
 from nestflow.language import tree
 from nestflow.vocabulary.record import Word
 
@@ -42,6 +43,8 @@ class RuleBuilder:
     eval: Node | None = None
     memories: dict[str, RuleMemory] = field(default_factory=lambda: dict[str, RuleMemory]())
     depth: int = 0
+    named: dict[str, Form] = field(default_factory=dict[str, Form])  # values kept from before a step
+    where: Node | None = None  # inside `if ndim(w) >= 2`: for which weights
 
     def build(self, expr: tree.Expr, text: str, site: tree.Node) -> Rule:
         env = self.rule_env(self.env)
@@ -61,7 +64,7 @@ class RuleBuilder:
         else:
             self.program.append(Step(self.step(expr, env, site), expr.span))
         self.check_axes()
-        return Rule(
+        rule = Rule(
             text,
             tuple(self.slots),
             tuple(self.program),
@@ -70,6 +73,37 @@ class RuleBuilder:
             self.eval,
             site.span,
         )
+        return rule if self.memory is not None and not rule.shaped else with_views(rule, self.named)
+
+    # shapes ------------------------------------------------------------------------------------------
+
+    def form(self, node: Node, expr: tree.Node) -> Form:
+        """The shape of an expression, said in facts of w; the operation that does not fit is told where it stands."""
+        forms = Forms({s.name: s.form for s in self.slots}, self.named)
+        for n in walk(node):
+            try:
+                forms.of(n)
+            except ops.ShapeError as e:
+                raise self.elab.failure("NF301", str(e), n.span or expr.span, e.help) from e
+        return forms.of(node)
+
+    def same_form(self, node: Node, want: Form, site: tree.Node, what: str) -> None:
+        """A value that becomes a state or a step has its shape, or stretches to it."""
+        have = self.form(node, site)
+        if Forms.together([have, want]) == want if have.sizes is None or want.sizes is None else have in (NUMBER, want):
+            return
+        message = f"{what} has the axes {self.axes(have)}, and {self.axes(want)} are wanted"
+        raise self.elab.failure("NF301", message, node.span or site.span, "transpose it, or give the memory its shape")
+
+    @staticmethod
+    def axes(form: Form) -> str:
+        if form.sizes is None:
+            return "of w" + "".join(f", {i} of size 1" for i in sorted(form.single))
+        return "[" + ", ".join(show_size(n) for n in form.sizes) + "]"
+
+    def constant(self, node: Node) -> Node:
+        """The node with arguments that are known when compiling put in."""
+        return rebuild(node, lambda n, _: self.arguments.get(n["name"]) if n.op == "hyper" else None)
 
     def check_axes(self) -> None:
         """What multiplies or joins a tensor of the memory: a number, or for a matrix a vector on its key axis,
@@ -145,8 +179,11 @@ class RuleBuilder:
         if not any(isinstance(s, (Step, SetWeight)) for s in self.program):
             raise self.elab.failure("NF236", f"`{target.name}` makes no step", stage.span, "end it with `step -lr * g`")
 
-    def call(self, value: Partial, args: list[Any], kwargs: dict[str, Any], site: tree.Expr) -> Node:
-        """An optimiser inside an expression: its statements join the program, its steps added up are the value."""
+    def call(
+        self, value: Partial, args: list[Any], kwargs: dict[str, Any], site: tree.Expr, w: Node | None = None
+    ) -> Node:
+        """An optimiser inside an expression: its statements join the program, its steps added up are the value.
+        w: the memory that it serves, where that is one of an optimiser."""
         template: Any = value.target
         g: Node = ops.leaf("g", LIKE)
         given = list(args)
@@ -154,17 +191,25 @@ class RuleBuilder:
             g = given.pop(0)
         raw, _ = self.elab.templates.bind(value, template, given, kwargs, site)
         local: list[Statement] = []
-        self.run(template, raw, g, hypers=False, into=local)
+        subject = ops.leaf("w", LIKE) if w is None else w
+        self.run(template, raw, g, hypers=False, into=local, w=w)
         total: Node | None = None
         for s in local:
-            if isinstance(s, SlotUpdate):
+            if isinstance(s, (SlotUpdate, Let)):
                 self.program.append(s)
-            elif isinstance(s, Step):
-                step = s.value if total is None else self.after(s.value, total)
-                total = step if total is None else ops.binary("add", total, step)
-            elif isinstance(s, SetWeight):
-                value_ = s.value if total is None else self.after(s.value, total)
-                total = ops.binary("sub", value_, ops.leaf("w", LIKE))
+                continue
+            if isinstance(s, DgdStep):
+                raise self.elab.not_yet("`dgd` inside an expression", site.span)
+            step = s.value if total is None else self.after(s.value, total, subject)
+            if isinstance(s, SetWeight):
+                step = ops.binary("sub", step, subject)
+            elif total is not None and s.where is self.where:
+                step = ops.binary("add", total, step)
+            if s.where is not None and s.where is not self.where:  # only for some weights
+                rest = ops.binary("mul", ops.const(0.0), subject) if total is None else total
+                taken = step if total is None or isinstance(s, SetWeight) else ops.binary("add", total, step)
+                step = ops.where(s.where, taken, rest)
+            total = step
         if total is None:
             raise self.elab.failure("NF236", f"`{value.name}` makes no step", site.span)
         return total
@@ -176,16 +221,23 @@ class RuleBuilder:
         return bool(given) and isinstance(given[0], Node) and given[0].type.like and first != "base"
 
     @staticmethod
-    def after(node: Node, steps: Node) -> Node:
+    def after(node: Node, steps: Node, w: Node) -> Node:
         """`w` after a step is the new weight."""
-        w = ops.leaf("w", LIKE)
         return rebuild(node, lambda n, _: ops.binary("add", w, steps) if n is w else None)
 
     # bodies ------------------------------------------------------------------------------------------
 
-    def run(self, template: tree.Template, given: dict[str, Any], g: Node, hypers: bool, into: list[Statement]) -> None:
+    def run(
+        self,
+        template: tree.Template,
+        given: dict[str, Any],
+        g: Node,
+        hypers: bool,
+        into: list[Statement],
+        w: Node | None = None,
+    ) -> None:
         raw: dict[str, Any] = {}
-        local = given_names(g)
+        local = given_names(g, w)
         env = Env(self.elab, self.env.builder, self.elab.find_inside, "rule", rule=self).extend(local)
         for s in template.slots or ():
             value = given[s.name] if s.name in given else default_of(s, env)
@@ -273,6 +325,35 @@ class RuleBuilder:
             stage.span,
             "`(g / n_ticks) |> dgd(...)`, `g |> clip_norm(1) |> dgd(...)`",
         )
+
+
+def with_views(rule: Rule, named: dict[str, Form]) -> Rule:
+    """The rule with the steps between w's axes and rows × cols written out."""
+    forms = Forms({s.name: s.form for s in rule.slots}, named)
+
+    def put(n: Node) -> Node:
+        return settled(n, forms)
+
+    def new(s: Statement) -> Statement:
+        if isinstance(s, DgdStep):
+            return s
+        if isinstance(s, SlotUpdate) and s.pending_value is not None:
+            return replace(s, value=put(s.value), pending_value=put(s.pending_value))
+        return replace(s, value=put(s.value))
+
+    return replace(
+        rule,
+        program=tuple(new(s) for s in rule.program),
+        gradient=put(rule.gradient),
+        arguments=tuple((k, put(v)) for k, v in rule.arguments),
+        eval=None if rule.eval is None else put(rule.eval),
+        slots=tuple(replace(s, init=put(s.init)) for s in rule.slots),
+    )
+
+
+def show_size(n: Node) -> str:
+    """A size as it is written: rows(w)."""
+    return f"{n['name']}(w)" if n.op == "fact" else str(n.value) if n.op == "const" else "…"
 
 
 def is_word(target: Partial | None, *names: str) -> TypeGuard[Partial]:

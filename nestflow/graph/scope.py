@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nestflow.graph.model import Init, Instance, MemoryTensor, TailSpec, WeightSpec
 from nestflow.graph.values import is_list, is_record
 from nestflow.ir import ops
-from nestflow.ir.node import Node, Type
+from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
 
 if TYPE_CHECKING:
@@ -181,8 +181,10 @@ class Site:
 
     def reduce(self, op: str, x: Node, axis: int | None) -> Node:
         """sum, mean and max reduce everything outside flows and token-level fields, feature axes inside."""
-        if x.type.like and axis is not None:
-            raise self.env.elab.not_yet(f"`axis` of {self.word} in an update rule", self.span)
+        if x.type.like and axis is not None:  # of a tensor like w an axis is counted from the end, and kept
+            if axis >= 0:
+                self.fail("NF308", f"{self.word} in an update counts axes from the end", "`axis = -1` is the last one")
+            return make(op, (x,), x.type, self.span, axes=(axis,), keep=True)
         if axis is None and self.env.place == "top" and x.type.batch:
             if op == "mean":
                 return ops.mean_all(x, self.span)

@@ -101,6 +101,11 @@ def _unrolled(loop: tree.For) -> Iterator[str]:
             yield text if name == loop.variable and is_name else name.replace(marker, text)
 
 
+def names_in(n: tuple[tree.Statement, ...]) -> set[str]:
+    """The names that statements read."""
+    return {x.name for x in _names(n)}
+
+
 def _names(n: Any, called: bool = False) -> Iterator[tree.Name]:
     """Every name that is read; with `called` only those that are called or stand in a pipe."""
     if isinstance(n, tuple):

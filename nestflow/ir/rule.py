@@ -3,7 +3,8 @@
 A rule is a program, a list of statements run top to bottom once per update. Its expressions are IR nodes over
 the leaves `g w w0 w_chunk n_ticks updates slot_old slot_new hyper fact` (see `nestflow.ir.ops`) and, on the token
 clock, over the context of the level (gates and rates, through `hyper`). The same rule serves the token clock
-(`nestflow.lowering`) and the step clock (`nestflow.emit.optim`).
+(`nestflow.lowering`) and the step clock (`nestflow.emit.optim`). A statement with `where`, a condition on facts of the
+weight (`if ndim(w) >= 2`), is run for the weights of which it holds.
 """
 
 from __future__ import annotations
@@ -12,17 +13,30 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nestflow.diagnostics.core import Span
+from nestflow.ir.forms import NUMBER, Form, W, holds, shape_of
 from nestflow.ir.node import Node, make, rebuild
 
 
 @dataclass(frozen=True)
 class RuleSlot:
-    """A memory of the rule. like: "w" (a tensor of the shape of w for each weight) or "number" (one number).
-    init: the Node it starts from (`w`, a const, ...)."""
+    """A memory of the rule. like: "w" (a tensor of the shape of w for each weight), "number" (one number), or "tensor"
+    (of another shape: `form` says which). init: the Node it starts from (`w`, a const, ...). where: a condition on facts
+    of w, without which a weight has no such memory. shared: one for all weights of the level (`per level`)."""
 
     name: str
     like: str
     init: Node
+    own: Form | None = None
+    where: Node | None = None
+    shared: bool = False
+
+    @property
+    def form(self) -> Form:
+        return self.own or (NUMBER if self.like == "number" else W)
+
+    def shape(self, w: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Its axes where w has this shape (without heads); None where it is not there."""
+        return shape_of(self.form, w) if holds(self.where, w) else None
 
 
 @dataclass(frozen=True)
@@ -37,6 +51,7 @@ class SlotUpdate:
     pending: str | None = None
     pending_value: Node | None = None
     span: Span | None = None
+    where: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class Step:
 
     value: Node
     span: Span | None = None
+    where: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,7 @@ class SetWeight:
 
     value: Node
     span: Span | None = None
+    where: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -66,9 +83,20 @@ class DgdStep:
     only: str = "**"
     scale: Node | None = None
     span: Span | None = None
+    where: Node | None = None
 
 
-Statement = SlotUpdate | Step | SetWeight | DgdStep
+@dataclass(frozen=True)
+class Let:
+    """The value as it is here has a name, the leaf `named(name)`: a step below changes what it was made of."""
+
+    name: str
+    value: Node
+    span: Span | None = None
+    where: Node | None = None
+
+
+Statement = SlotUpdate | Step | SetWeight | DgdStep | Let
 
 
 @dataclass(frozen=True)
@@ -87,6 +115,11 @@ class Rule:
     eval: Node | None = None
     span: Span | None = None
     project: Node | None = None
+
+    @property
+    def shaped(self) -> bool:
+        """Whether a memory has a shape of its own, or is there for some weights only."""
+        return any(s.own is not None or s.where is not None for s in self.slots)
 
     def argument(self, name: str) -> Node:
         return dict(self.arguments)[name]
@@ -120,4 +153,4 @@ class Rule:
         return rebuild(node, change)
 
 
-__all__ = ["DgdStep", "Rule", "RuleSlot", "SetWeight", "SlotUpdate", "Statement", "Step", "make"]
+__all__ = ["DgdStep", "Let", "Rule", "RuleSlot", "SetWeight", "SlotUpdate", "Statement", "Step", "make"]

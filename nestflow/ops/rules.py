@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,45 @@ def zeros(w: Tensor) -> Tensor:
 def copy_of(w: Tensor) -> Tensor:
     """A memory `like(w)` with `init w`."""
     return w.detach().to(dtype=state_dtype(w.dtype), copy=True)
+
+
+def zeros_of(w: Tensor, heads: int, *sizes: int) -> Tensor:
+    """A memory of these axes (per head where w has a head axis), zeros."""
+    return w.new_zeros((*w.shape[:heads], *sizes), dtype=state_dtype(w.dtype))
+
+
+def zeros_along(w: Tensor, *axes: int) -> Tensor:
+    """A memory of w's axes, those listed of size 1, zeros."""
+    shape = [1 if i - w.ndim in axes else n for i, n in enumerate(w.shape)]
+    return w.new_zeros(shape, dtype=state_dtype(w.dtype))
+
+
+def as_matrix(x: Tensor, fact: Any) -> Tensor:
+    """rows × cols of a tensor like w: the first axis, and all others as one; a vector is a column."""
+    return x if fact.ndim == 2 else x.reshape(*x.shape[: fact.heads], fact.rows, fact.cols)
+
+
+def norm_rows(x: Tensor, heads: int = 0) -> Tensor:
+    """‖·‖₂ along the last axis, kept at size 1; of a number its absolute value."""
+    return x.abs() if x.ndim == heads else torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+
+def matrix_root(x: Tensor, p: float) -> Tensor:
+    """A^(1/p) of a symmetric positive A, by its eigenvectors."""
+    values, vectors = torch.linalg.eigh(x)
+    return (vectors * values.pow(1 / p).unsqueeze(-2)) @ vectors.mT
+
+
+def eigenvectors(x: Tensor) -> Tensor:
+    """The eigenvectors of a symmetric A in columns, by ascending eigenvalue."""
+    return torch.linalg.eigh(x).eigenvectors
+
+
+def qr(x: Tensor) -> Tensor:
+    """Q of A = QR, where the diagonal of R is positive."""
+    q, r = torch.linalg.qr(x)
+    signs = r.diagonal(dim1=-2, dim2=-1).sign()
+    return q * torch.where(signs == 0, 1, signs).unsqueeze(-2)
 
 
 def _own_axes(x: Tensor, heads: int) -> tuple[int, ...]:

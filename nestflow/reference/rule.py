@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from nestflow.diagnostics.core import fail
+from nestflow.ir.forms import facts_of, holds
 from nestflow.ir.node import Node, walk
-from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Step
+from nestflow.ir.rule import DgdStep, Let, Rule, SlotUpdate, SetWeight, Statement
 from nestflow.reference.values import align, apply, features, leaf
 
 CONTEXT = frozenset(
@@ -49,6 +50,7 @@ class Weight:
     gram: Tensor | None = None
     retain: Callable[[Tensor], Tensor] = lambda w: w
     new: dict[str, Tensor] = field(default_factory=dict)
+    named: dict[str, Tensor] = field(default_factory=dict)
     retained: bool = False
 
 
@@ -89,11 +91,16 @@ class Update:
             for w, a in zip(self.weights, projected):
                 w.w = a.expand_as(w.w)
 
-    def statement(self, s: SlotUpdate | Step | SetWeight | DgdStep, w: Weight) -> Callable[[], None]:
+    def statement(self, s: Statement, w: Weight) -> Callable[[], None]:
         """What the statement will change in w."""
+        if not holds(s.where, tuple(w.w.shape[2:])):
+            return lambda: None
         if isinstance(s, SlotUpdate):
             new = self.slot(s, w)
             return lambda: w.new.update(new)
+        if isinstance(s, Let):
+            value = self.value(s.value, w)
+            return lambda: w.named.update({s.name: value})
         value = self.dgd(s, w) if isinstance(s, DgdStep) else self.value(s.value, w)
         if value.ndim == w.w.ndim + 1 and value.shape[-1] == 1:
             value = value.squeeze(-1)
@@ -113,7 +120,7 @@ class Update:
         if s.pending is not None and s.pending_value is not None:
             kept[s.pending] = w.old[s.pending] + self.value(s.pending_value, w)
             w.new[s.pending] = kept[s.pending]
-        new = self.value(s.value, w).expand_as(w.old[s.slot])
+        new = align(self.value(s.value, w), w.old[s.slot])[0].expand_as(w.old[s.slot])
         if s.every > 1:
             due = self.updates % s.every == 0
             new = pick(due, new, w.old[s.slot])
@@ -146,6 +153,8 @@ class Update:
         own = {"g": w.g, "w": w.w, "w0": w.w0, "w_chunk": w.w_chunk, "updates": self.updates}
         if op in own:
             return own[op]
+        if op == "named":
+            return w.named[node["name"]]
         if op == "slot_old":
             return w.old[node["name"]]
         if op == "slot_new":
@@ -160,9 +169,18 @@ class Update:
                 -1, 1 if isinstance(self.n_ticks, int) else self.n_ticks.shape[1]
             )
         if op == "fact":
-            shape = like.shape[2:]
-            facts = {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": shape[1:].numel()}
-            return torch.full((1, 1), facts[node["name"]], device=like.device)
+            return torch.full((1, 1), facts_of(tuple(like.shape[2:]))[node["name"]], device=like.device)
+        if op == "where" and all(n.op in ("const", "fact") for n in walk(node.args[0]) if not n.args):
+            taken = 1 if bool(self.value(node.args[0], w)) else 2  # what w is not, is not asked
+            return self.value(node.args[taken], w)
+        if op == "as_matrix":
+            x = self.value(node.args[0], w)
+            return x.reshape(*x.shape[:2], like.shape[2:3].numel(), like.shape[3:].numel())
+        if op == "like_w":
+            x = self.value(node.args[0], w)
+            return x.reshape(*x.shape[:2], *like.shape[2:])
+        if op == "eye_of":
+            return torch.eye(int(self.value(node.args[0], w)), dtype=like.dtype, device=like.device)[None, None]
         if op in ("norm_all", "total"):
             return self.over_all(op, [self.value(node.args[0], other) for other in self.weights])
         if op == "norm_w":
@@ -251,8 +269,12 @@ def start_slots(rule: Rule, path: str, w: Tensor) -> dict[str, Tensor]:
     """The memories of the rule for a tensor w [B, H, *shape] that is at its start."""
     one = Weight(path, w, torch.zeros_like(w), {}, w, w)
     run = Update(rule, [one], torch.zeros(1, 1, dtype=torch.int64, device=w.device))
-    shapes = {s.name: w.shape if s.like == "w" else w.shape[:2] for s in rule.slots}
-    slots = {s.name: run.value(s.init, one).to(w.dtype).expand(shapes[s.name]) for s in rule.slots}
+    shapes = {s.name: s.shape(tuple(w.shape[2:])) for s in rule.slots}
+    slots = {
+        s.name: align(run.value(s.init, one).to(w.dtype), w.new_zeros(1, 1, *shape))[0].expand(*w.shape[:2], *shape)
+        for s in rule.slots
+        if (shape := shapes[s.name]) is not None
+    }
     for node in walk(*rule.nodes()):  # the product of retains that vary, for debias
         if node.op == "debias" and rule.expand(node.args[1]).op != "const":
             slots[f"{node['slot']}@retained"] = w.new_ones(w.shape[:2])

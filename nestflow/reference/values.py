@@ -165,7 +165,11 @@ def poly(x: Tensor, w: Tensor, p: int) -> Tensor:
 
 def reduce(op: str, x: Tensor, node: Node) -> Tensor:
     """sum, mean, amax, amin over feature axes (of a tensor like w: over all of them)."""
-    dims = features(x) if node.args[0].type.like else tuple(2 + a for a in node["axes"])
+    axes = node["axes"]
+    if node.args[0].type.like:
+        dims = tuple(axes) or features(x)  # counted from the end
+    else:
+        dims = tuple(2 + a for a in axes)
     return getattr(torch, op)(x, dim=dims, keepdim=node["keep"]) if dims else x
 
 

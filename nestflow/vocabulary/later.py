@@ -15,7 +15,6 @@ LATER = frozenset(
         "noise",
         "bernoulli",
         "py",
-        "adafactor",
         "shampoo",
         "soap",
         "sophia",
