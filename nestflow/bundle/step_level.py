@@ -60,6 +60,7 @@ class Level:
     normalize: ClassVar[bool] = False  # the inputs of that sum have unit length
     collective: ClassVar[bool] = False
     evaluates: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False  # `update` may be run on lists of weights at once
     schedule_facts: ClassVar[tuple[str, ...]] = ()
 
     @staticmethod

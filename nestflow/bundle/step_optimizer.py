@@ -27,6 +27,7 @@ from nestflow.bundle.step_level import (
     fact_of,
     mistake,
 )
+from nestflow.ops.many import Many, bunches
 from nestflow.ops.rules import state_dtype, zeros
 
 
@@ -396,6 +397,16 @@ def _learn(
     level: type[Level], ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]]
 ) -> None:
     """One update of all weights of a level that brought a gradient."""
+    if level.elementwise and len(ready) > 1:
+        alone = []
+        for bunch in bunches(ready):
+            if len(bunch) == 1:
+                alone += bunch
+                continue
+            w, g = (Many([one[i] for one in bunch]) for i in (0, 1))
+            states = {k: Many([one[2][k] for one in bunch]) for k, v in bunch[0][2].items() if isinstance(v, Tensor)}
+            level.update(w, g, bunch[0][2] | states, bunch[0][3], bunch[0][4])
+        ready = alone
     runs = []
     for w, grad, state, group, fact, gram in ready:
         exact = state_dtype(w.dtype) == w.dtype

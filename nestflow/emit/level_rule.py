@@ -6,6 +6,7 @@ learns) and emitted like all others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -21,7 +22,8 @@ from nestflow.ir import ops
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, Type, make, walk
-from nestflow.ir.rule import DgdStep, SetWeight, SlotUpdate, Statement
+from nestflow.ir.forms import holds
+from nestflow.ir.rule import DgdStep, Let, SetWeight, SlotUpdate, Statement
 from nestflow.lowering.linear_rule import COUNT, SEEN, prepared
 from nestflow.lowering.plan import MemoryPlan
 
@@ -40,6 +42,7 @@ class Tensor:
     stepped: bool = False
     new: dict[str, Node] = field(default_factory=dict)
     project: Node | None = None
+    named: dict[str, Node] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -234,6 +237,11 @@ class RuleCode:
             self.writer.line(f"{self.names[self.counter(p.memory, TICKS)]} = {seen}")
 
     def statement(self, t: Tensor, s: Statement) -> Callable[[], None]:
+        if not holds(s.where, t.spec.shape):
+            return lambda: None
+        if isinstance(s, Let):
+            value = self.value(t, s.value)
+            return lambda: t.named.update({s.name: value})
         if isinstance(s, SlotUpdate):
             return self.slot_update(t, s)
         value = self.dgd(t, s) if isinstance(s, DgdStep) else self.value(t, s.value)
@@ -331,6 +339,16 @@ class RuleCode:
                 return self.slot(t, n["name"])
             if n.op == "slot_new":
                 return t.new[n["name"]]
+            if n.op == "named":
+                return t.named[n["name"]]
+            if n.op == "as_matrix":
+                rows, *rest = t.spec.shape
+                return ops.reshape(args[0], (rows, math.prod(rest)))
+            if n.op == "like_w":
+                return ops.reshape(args[0], t.spec.shape)
+            if n.op == "eye_of":
+                size = int(args[0].value)
+                return ops.leaf("fill", Type(shape=(size, size)), kind="eye")
             if n.op in ("norm_all", "total"):
                 return self.over_all(n)
             if n.op == "norm_w":
@@ -343,7 +361,8 @@ class RuleCode:
             ):  # √v of an Adam: v = 0 only where g has been 0 all along
                 return ops.root(args[0])
             if n.op in ("sum", "mean", "amax") and n.args[0].type.like:
-                return ops.reduce(n.op, args[0])
+                axis = n["axes"][0] if n["axes"] else None
+                return ops.reduce(n.op, args[0], axis, axis is not None)
             if n.op == "newton_schulz" and len(t.spec.shape) < 2:
                 return args[0]
             if n.op == "schedule":
@@ -427,9 +446,10 @@ def context_parts(s: Node) -> list[Node]:
 def slot_leaf(m: Memory, t: MemoryTensor, name: str) -> Node:
     """The leaf of a rule's memory as the update finds it."""
     assert m.rule is not None
-    like = next((s.like for s in m.rule.slots if s.name == name), "w")
-    shape = t.shape if like == "w" else ()
-    return state(m, t.path if like == "w" else "", "slot:" + name, Type(shape=shape, heads=m.heads))
+    slot = next((s for s in m.rule.slots if s.name == name), None)
+    shape = t.shape if slot is None else slot.shape(t.shape) or ()
+    path = "" if slot is not None and slot.like == "number" else t.path
+    return state(m, path, "slot:" + name, Type(shape=shape, heads=m.heads))
 
 
 def decayed(m: Memory, w: Node, gate: Node) -> Node:

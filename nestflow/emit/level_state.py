@@ -9,7 +9,7 @@ from nestflow.emit.level_rows import starts_of
 from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
 from nestflow.emit.writer import identifier
 from nestflow.graph.model import Memory, MemoryTensor
-from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, counters, has_dgd, keeps_anchor, state_tensors
+from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, counters, has_dgd, keeps_anchor, slot_start, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.lowering.plan import MemoryPlan
@@ -66,7 +66,7 @@ class StateNames:
                 f'c.w[p + "{t.learned}"].expand_as({name})' if t.learned else f"torch.zeros_like({name})"
             )
         for slot in m.rule.slots if m.rule is not None else ():
-            if slot.like != "number":
+            if slot.like != "number" and slot.shape(t.shape) is not None:
                 self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
         if m.every > 1:
             self.add(state(m, t.path, PENDING, type_), f"pending_{stem}", path + PENDING)
@@ -148,12 +148,16 @@ class StateNames:
                     if n["memory"] == m.name and n["tensor"] == t.path and n["when"] == when
                 ]
             for slot in m.rule.slots if m.rule is not None and not m.keep_rule else ():
+                if slot.shape(t.shape) is None:
+                    continue
                 variable = self.names[slot_leaf(m, t, slot.name)]
                 own = f"torch.zeros_like({variable})"
                 if slot.init.op in ("w", "w0"):
                     own = start
-                elif slot.init.op == "const" and slot.init.value:
-                    own = f"torch.full_like({variable}, {float(slot.init.value)!r})"
+                elif m.rule is not None and (init := slot_start(m.rule, slot)).kind == "eye":
+                    own = f"{init.a!r} * torch.eye({variable}.shape[-1], dtype=c.dtype, device=c.device).expand_as({variable})"
+                elif m.rule is not None and init.kind == "constant":
+                    own = f"torch.full_like({variable}, {init.a!r})"
                 found.append((variable, own))
         for counter in counters(m):
             if counter == TICKS or not m.keep_rule:

@@ -287,17 +287,17 @@ def _tables(graph: LevelGraph) -> str:
     return "\n".join([*lines, "]", "", ""])
 
 
-def _state_row(s: StateSlot) -> tuple[str, tuple[int, ...], str | None, float | str, str]:
+def _state_row(s: StateSlot) -> tuple[str, tuple[int, ...], str | None, float | tuple[str, float], str]:
     return s.path, ((s.heads,) if s.heads else ()) + s.shape, s.init, _start(s.start, s.path), s.dtype
 
 
-def _start(init: Init, path: str) -> float | str:
+def _start(init: Init, path: str) -> float | tuple[str, float]:
     if init.kind in ("zeros", "ones"):
         return 0.0 if init.kind == "zeros" else 1.0
     if init.kind == "constant" and not init.maps:
         return float(init.a)
     if init.kind == "eye":
-        return "eye"
+        return "eye", init.a or 1.0
     raise fail(
         "NF508",
         f"the state `{path}` starts from a draw ({init.kind}), and states start from weights or constants",

@@ -17,8 +17,9 @@ from nestflow.emit.rule_torch import RuleCode, write_rule
 from nestflow.emit.writer import plain
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir.rule import Rule
+from nestflow.ops.many import METHODS
 
-_RUNTIME = ("nestflow.ops.rules", "nestflow.bundle.step_level", "nestflow.bundle.step_optimizer")
+_RUNTIME = ("nestflow.ops.rules", "nestflow.ops.many", "nestflow.bundle.step_level", "nestflow.bundle.step_optimizer")
 _HEAD = '''"""{title}
 
 {about}
@@ -117,10 +118,22 @@ def _functions(code: RuleCode) -> list[str]:
             ("evaluates", bool(code.evaluate)),
             ("reads_inputs", code.reads_inputs),
             ("normalize", code.normalize),
+            ("elementwise", elementwise(code)),
         )
         if on
     ]
     return flags + lines
+
+
+def elementwise(code: RuleCode) -> bool:
+    """Whether the update asks nothing of a weight but arithmetic that `foreach` functions have."""
+    text = _without_places("\n".join(code.update))
+    if code.collective or code.reads_inputs or re.search(r"\b(fact|torch)\b", text):
+        return False
+    if any(start.startswith("torch.") for start in code.slots.values()):  # a memory that is one number
+        return False
+    helpers = any(re.search(rf"\b{h}\(", text) for h in code.helpers)
+    return not helpers and set(re.findall(r"\.([a-z]\w*)\(", text)) <= METHODS
 
 
 def _without_places(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -69,9 +70,9 @@ def levels(
                 w.size for i in group for x in i.walk() for w in x.weights if x is not i or w.path.startswith(prefix)
             )
             rows += _memory_rows(name, first, m, len(group), slow, len(rows))
-    sizes = {w.path: w.size for w in weights}
+    by_path = {w.path: w for w in weights}
     for s in steps:
-        rows += _step_rows(s, sizes, len(rows))
+        rows += _step_rows(s, by_path, len(rows))
     rows.sort(key=lambda r: r[0])
     return tuple(r for _, r in rows)
 
@@ -124,7 +125,7 @@ def _memory_rows(
                     count,
                     m.heads,
                     0,
-                    (size if slot.like == "w" else heads) * count,
+                    kept_by(slot, [t.shape for t in m.function.tensors] if m.function else []) * heads * count,
                     None,
                     row,
                     span,
@@ -146,7 +147,17 @@ def _slot_texts(slot: RuleSlot, span: Span | None) -> Texts:
         word, _, rest = line.partition("#")[0].strip().partition(" ")
         if word in ("key", "value", "objective", "update", "retain"):
             found.setdefault(word, rest.strip())
-    return Texts(memory="like(w)" if slot.like == "w" else "scalar", **found)
+    kind = "like(w)" if slot.like == "w" else "scalar"
+    if slot.like == "tensor" and span is not None:  # as it is written
+        kind = re.split(r"[{\n]", span.text.partition(":")[2])[0].strip() or "tensor"
+    return Texts(memory=kind, **found)
+
+
+def kept_by(slot: RuleSlot, shapes: list[tuple[int, ...]]) -> int:
+    """How many numbers an optimiser's memory keeps for weights of these shapes (without heads)."""
+    if slot.like == "number":
+        return 1
+    return sum(math.prod(own) for own in (slot.shape(s) for s in shapes) if own is not None)
 
 
 def _token_text(m: Memory, unit: str) -> str:
@@ -159,13 +170,19 @@ def _token_text(m: Memory, unit: str) -> str:
     return every if m.chunk == m.every else f"{every}, chunk {m.chunk}"
 
 
-def _step_rows(s: StepLevel, sizes: dict[str, int], at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
-    size = sum(sizes[p] for p in s.weights)
+def _step_rows(s: StepLevel, weights: dict[str, WeightSpec], at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
+    size = sum(weights[p].size for p in s.weights)
     text = "never" if s.every == 0 else "every step" if s.every == 1 else f"every {s.every} steps"
     clock = 2.0 if s.every == 0 else 1.0
     slots = s.rule.slots if s.rule else ()
     # what the optimiser's memories keep stands in their own rows
-    kept = sum(size if x.like == "w" else 1 for x in slots if x.name.endswith(".pending"))
+    own = [weights[p] for p in s.weights]
+
+    def keeps(slot: RuleSlot) -> int:
+        each = [kept_by(slot, [w.shape]) * (w.heads or 1) for w in own]
+        return sum(each) if slot.like != "number" or not each else max(each)
+
+    kept = sum(keeps(x) for x in slots if x.name.endswith(".pending"))
     rows = [
         (
             (clock, float(s.every), at),
@@ -189,7 +206,7 @@ def _step_rows(s: StepLevel, sizes: dict[str, int], at: int) -> list[tuple[tuple
                     1,
                     None,
                     0,
-                    size if slot.like == "w" else 1,
+                    1 if slot.like == "number" else keeps(slot),
                     None,
                     s.name,
                     span or s.span,

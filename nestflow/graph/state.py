@@ -13,8 +13,10 @@ INSTANCE.TAIL                  the last inputs of a look-back block
 
 from __future__ import annotations
 
+from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Init, Instance, Memory, MemoryTensor, StateSlot, TailSpec
-from nestflow.ir.rule import DgdStep, RuleSlot
+from nestflow.ir import ops
+from nestflow.ir.rule import DgdStep, Rule, RuleSlot
 
 CHUNK, PENDING, GRAM = "@chunk", "@pending", "@gram"
 UPDATES, TICKS = "@updates", "@ticks"
@@ -56,9 +58,10 @@ def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
     for rule_slot in memory.rule.slots if memory.rule is not None else ():
         if rule_slot.like == "number":
             name = memory_path(path, memory.name, rule_slot.name)
-            slots.append(StateSlot(name, "rule", (), memory.heads, None, _number(rule_slot)))
+            start = slot_start(memory.rule, rule_slot) if memory.rule is not None else Init("zeros")
+            slots.append(StateSlot(name, "rule", (), memory.heads, None, start))
             continue
-        slots += [_rule_slot(path, memory, t, rule_slot) for t in tensors]
+        slots += [_rule_slot(path, memory, t, rule_slot) for t in tensors if rule_slot.shape(t.shape) is not None]
     if memory.every > 1:
         for t in tensors:
             name = memory_path(path, memory.name, t.path)
@@ -89,12 +92,26 @@ def _rule_slot(path: str, memory: Memory, t: MemoryTensor, slot: RuleSlot) -> St
     if slot.init.op in ("w", "w0"):  # starts where the memory starts
         learned = memory_path(path, "", t.learned) if t.learned else None
         return StateSlot(name, "rule", t.shape, memory.heads, learned, Init("zeros") if learned else t.init)
-    return StateSlot(name, "rule", t.shape, memory.heads, None, _number(slot))
+    assert memory.rule is not None
+    return StateSlot(name, "rule", slot.shape(t.shape) or (), memory.heads, None, slot_start(memory.rule, slot))
 
 
-def _number(slot: RuleSlot) -> Init:
-    value = float(slot.init.value) if slot.init.op == "const" else 0.0
-    return Init("constant", value) if value else Init("zeros")
+def slot_start(rule: Rule, slot: RuleSlot) -> Init:
+    """The start of an optimiser's memory on the token clock: a number, or a number times the identity."""
+    init = rule.expand(slot.init)
+    if init.op == "const":
+        return Init("constant", float(init.value)) if init.value else Init("zeros")
+    scale, rest = init.args if init.op == "mul" else (ops.const(1.0), init)
+    if rest.op == "const":
+        scale, rest = rest, scale
+    if scale.op == "const" and rest.op == "eye_of":
+        return Init("eye", float(scale.value))
+    raise fail(
+        "NF490",
+        f"a start of `{slot.name}` that is no number, `w` or `eye` is not built yet on the token clock",
+        init.span or slot.init.span,
+        "`init 0.1`, `init w`, `init 0.1 * eye`",
+    )
 
 
 def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:

@@ -15,11 +15,13 @@ from dataclasses import dataclass, replace
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.ir import ops
+from nestflow.ir.forms import facts_of as facts_of_shape
+from nestflow.ir.forms import holds
 from nestflow.ir.choices import chosen, for_tensor
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, Type, depends, walk
 from nestflow.ir.pullback import times
-from nestflow.ir.rule import DgdStep, Rule, SetWeight, SlotUpdate, Statement
+from nestflow.ir.rule import DgdStep, Let, Rule, SetWeight, SlotUpdate, Statement
 
 ONE, ZERO = ops.const(1.0), ops.const(0.0)
 Form = dict[Node, Node]
@@ -79,10 +81,7 @@ def position() -> Node:
 
 def facts_of(tensor: MemoryTensor) -> dict[str, int]:
     """What a rule may ask of one weight."""
-    shape, cols = tensor.shape, 1
-    for n in shape[1:]:
-        cols *= n
-    return {"ndim": len(shape), "rows": shape[0] if shape else 1, "cols": cols}
+    return facts_of_shape(tensor.shape)
 
 
 def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tuple[Statement, ...], Node | None]:
@@ -104,6 +103,8 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
             return counted(memory) if memory.when is None else own_count(memory, COUNT)
         if n.op == "debias":
             return debiased(rule, memory, n, args)
+        if n.op == "where" and args[0].op == "const":  # what this tensor is not, is not asked
+            return args[1] if args[0].value else args[2]
         return None
 
     memo: dict[Node, Node] = {}
@@ -179,6 +180,8 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     gradient, program, project = prepared(rule, memory, tensor)
     if project is not None:
         raise NotLinear("`project` changes every new state")
+    if any(s.like == "tensor" and s.shape(tensor.shape) is not None for s in rule.slots):
+        raise NotLinear("its memories have shapes of their own")
     if memory.reset_where is not None:
         raise NotLinear("rows begin anew at ticks of their own (`reset where`)")
     if memory.when is not None and memory.every > 1:
@@ -189,6 +192,10 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     weight: Form | None = None
     dgd: DgdStep | None = None
     for s in program:
+        if not holds(s.where, tensor.shape):
+            continue
+        if isinstance(s, Let):
+            raise NotLinear("it keeps a value of the weight from before its step")
         if isinstance(s, SlotUpdate):
             if s.every > 1 or s.pending is not None:
                 raise NotLinear(f"its memory `{s.slot}` has a period of its own")

@@ -53,15 +53,15 @@ def fresh_state(
     """The state of a stream that begins, [batch, (heads,) *shape] each, from the generated STATE table.
 
     A row of the table: path, shape without batch, learned start (path of a weight, or None), value, dtype.
-    A learned start is one tensor seen by every row, so gradients reach it. value: a number or "eye".
+    A learned start is one tensor seen by every row, so gradients reach it. value: a number, or ("eye", scale).
     """
     state = {}
     for path, shape, learned, value, kind in table:
         full = (batch, *shape)
         if learned is not None:
             state[path] = w[learned].expand(full)
-        elif value == "eye":
-            state[path] = torch.eye(shape[-2], shape[-1], dtype=dtype, device=device).expand(full)
+        elif isinstance(value, tuple):
+            state[path] = (value[1] * torch.eye(shape[-2], shape[-1], dtype=dtype, device=device)).expand(full)
         else:
             of = dtype if kind == "float" else torch.int64 if kind == "int" else torch.bool
             state[path] = torch.full(full, value, dtype=of, device=device)

@@ -272,5 +272,5 @@ def slot_path(rule: Rule, memory: str, slot: str, tensor: str) -> str:
 
 
 def slot_names(state: Tensors, rule: Rule, memory: str, tensor: str) -> list[str]:
-    names = [s.name for s in rule.slots]
+    names = [s.name for s in rule.slots if slot_path(rule, memory, s.name, tensor) in state]
     return names + [f"{n}@retained" for n in names if slot_path(rule, memory, f"{n}@retained", tensor) in state]
