@@ -31,7 +31,7 @@ def optimizer(target: str | Mapping[str, Any], params: Iterable[Any] | None = No
 
     target: a shipped name (`"adam"`, `"optimizers.m3"`), a file ending in .nl, .yaml or .yml, or the text or dict of a
     spec with one optimizer. params: what torch.optim takes: parameters, (name, parameter) pairs, or dicts of groups
-    with settings of their own. settings: the optimizer's slots.
+    with settings of their own. settings: the optimizer's slots; `foreach=False` updates small weights one by one too.
     Raises NestflowError for an unknown name or setting, for networks that are not as the spec says (NF440 to NF446,
     NF560, NF561), and for a rule that needs more than gradients (dgd).
     """
@@ -39,15 +39,15 @@ def optimizer(target: str | Mapping[str, Any], params: Iterable[Any] | None = No
 
     if isinstance(target, str) and target.rpartition(".")[2] == "dgd":
         raise mistake("NF543", *NEEDS_INPUTS)
-    total_steps = settings.pop("total_steps", None)
+    own = {k: settings.pop(k) for k in ("total_steps", "foreach") if k in settings}
     if params is None:
-        return _of_levels(target, total_steps, settings)
+        return _of_levels(target, own, settings)
     rule = optimizer_rule(target, dict(settings))
     name = target if isinstance(target, str) and "\n" not in target else rule.text
-    return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, total_steps=total_steps)
+    return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, **own)
 
 
-def _of_levels(target: str | Mapping[str, Any], total_steps: int | None, settings: Mapping[str, Any]) -> StepOptimizer:
+def _of_levels(target: str | Mapping[str, Any], own: Mapping[str, Any], settings: Mapping[str, Any]) -> StepOptimizer:
     """The optimizer of a spec's levels on networks of the caller, who brings the gradients."""
     from nestflow.bundle.networks import facts_of, needed, parameters_of, settle, split
     from nestflow.graph.build import build
@@ -74,4 +74,4 @@ def _of_levels(target: str | Mapping[str, Any], total_steps: int | None, setting
     if not any(level.rule is not None for level in graph.step_levels):
         raise mistake("NF509", f"`{graph.name}` has no level that learns, so there is nothing to optimise.", None)
     settle(graph, networks)
-    return optimizer_class(graph)(parameters_of(graph, networks), total_steps=total_steps)
+    return optimizer_class(graph)(parameters_of(graph, networks), **own)

@@ -36,6 +36,7 @@ class StepOptimizer(torch.optim.Optimizer):
 
     weights: a mapping or pairs from name to parameter (a single level also takes parameters or torch's param groups).
     total_steps: the run's length in steps, which schedules need (`set_total_steps` sets it later).
+    foreach: whether elementwise rules run on lists of small weights at once (None: they do); the numbers are the same.
     settings: other values of the rules' arguments, `lr=1e-3` for every level that has it or `**{"outer.lr": 1e-3}`.
     """
 
@@ -47,7 +48,9 @@ class StepOptimizer(torch.optim.Optimizer):
         super().__init_subclass__(**kwargs)
         cls.needs_inputs = {name: level.normalize for level in cls.levels for name in level.inputs}
 
-    def __init__(self, weights: Weights, total_steps: int | None = None, **settings: Any) -> None:
+    def __init__(
+        self, weights: Weights, total_steps: int | None = None, *, foreach: bool | None = None, **settings: Any
+    ) -> None:
         self.input_grams: dict[
             str, Tensor
         ] = {}  # weight -> Σ x xᵀ / terms of the loss, set by whoever ran the forward pass
@@ -56,6 +59,7 @@ class StepOptimizer(torch.optim.Optimizer):
         self._updated: dict[str, bool] = {}
         self._known_facts: dict[tuple[str, str], Fact] = {}
         self.total_steps = total_steps
+        self.foreach = foreach
         groups = self._make_groups(weights)
         # torch refuses an optimizer without groups; a model may have nothing to learn on this clock
         super().__init__(groups or [{"params": [], "level": "", "every": 1, "names": [], "lr": 0.0}], {})
@@ -238,7 +242,7 @@ class StepOptimizer(torch.optim.Optimizer):
                     self.state[w]["step"] += 1
                     ready.append((w, grad, self.state[w], g, fact, gram))
         if ready:
-            _learn(level, ready)
+            _learn(level, ready, level.elementwise and self.foreach is not False)
         if learns:
             for w in chain.from_iterable(g["params"] for g in groups):
                 for kept in ("pending", "pending_gram"):
@@ -310,9 +314,15 @@ class StepOptimizer(torch.optim.Optimizer):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "total_steps": self.total_steps, "_settings": self._settings}
+        return {
+            **super().__getstate__(),
+            "total_steps": self.total_steps,
+            "_settings": self._settings,
+            "foreach": self.foreach,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # also when torch loads state
+        self.__dict__.setdefault("foreach", None)
         self.__dict__.setdefault("_level", {level.name: level for level in self.levels})
         for name in ("input_grams", "_updated", "_known_facts", "_scheduled"):
             self.__dict__.setdefault(name, {})
@@ -394,10 +404,12 @@ class StepOptimizer(torch.optim.Optimizer):
 
 
 def _learn(
-    level: type[Level], ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]]
+    level: type[Level],
+    ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]],
+    together: bool,
 ) -> None:
     """One update of all weights of a level that brought a gradient."""
-    if level.elementwise and len(ready) > 1:
+    if together and len(ready) > 1:
         alone = []
         for bunch in bunches(ready):
             if len(bunch) == 1:

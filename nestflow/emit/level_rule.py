@@ -21,8 +21,8 @@ from nestflow.graph.state import TICKS, UPDATES, has_dgd, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number, rewrite
-from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.forms import holds
+from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.rule import DgdStep, Let, SetWeight, SlotUpdate, Statement
 from nestflow.lowering.linear_rule import COUNT, SEEN, prepared
 from nestflow.lowering.plan import MemoryPlan

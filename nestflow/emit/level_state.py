@@ -8,7 +8,7 @@ from nestflow.emit.level_nodes import state
 from nestflow.emit.level_rows import starts_of
 from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
 from nestflow.emit.writer import identifier
-from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.model import Init, Memory, MemoryTensor
 from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, counters, has_dgd, keeps_anchor, slot_start, state_tensors
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
@@ -147,16 +147,19 @@ class StateNames:
                     for n, v in self.names.items()
                     if n["memory"] == m.name and n["tensor"] == t.path and n["when"] == when
                 ]
-            for slot in m.rule.slots if m.rule is not None and not m.keep_rule else ():
+            rule = m.rule
+            for slot in () if rule is None or m.keep_rule else rule.slots:
                 if slot.shape(t.shape) is None:
                     continue
                 variable = self.names[slot_leaf(m, t, slot.name)]
+                init = Init("zeros") if rule is None or slot.init.op in ("w", "w0") else slot_start(rule, slot)
                 own = f"torch.zeros_like({variable})"
                 if slot.init.op in ("w", "w0"):
                     own = start
-                elif m.rule is not None and (init := slot_start(m.rule, slot)).kind == "eye":
-                    own = f"{init.a!r} * torch.eye({variable}.shape[-1], dtype=c.dtype, device=c.device).expand_as({variable})"
-                elif m.rule is not None and init.kind == "constant":
+                elif init.kind == "eye":
+                    square = f"torch.eye({variable}.shape[-1], dtype=c.dtype, device=c.device)"
+                    own = f"{init.a!r} * {square}.expand_as({variable})"
+                elif init.kind == "constant":
                     own = f"torch.full_like({variable}, {init.a!r})"
                 found.append((variable, own))
         for counter in counters(m):

@@ -202,7 +202,8 @@ class RuleWriter:
         read = self._taken(own, "\n".join(self.out.lines[start:]), "state", len(self.out.indent))
         self.out.lines[start:start] = [self.out.indent + x for x in read]
         self.out.shift(-4)
-        self.tensors.bound = outside
+        kept = {n: v for n, v in self.tensors.bound.items() if n.op in ("slot_old", "slot_new")}
+        self.tensors.bound = outside | kept
         if any(not isinstance(s, (SlotUpdate, Let)) for s in block):
             self.tensors.forget(lambda n: n.op == "w" and bool(n.args) is False)
             self.tensors.bound.update({n: "w" for n in self._leaves() if n.op == "w"})

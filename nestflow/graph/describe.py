@@ -107,7 +107,6 @@ def _memory_rows(
     )
     order = (2.0 if every == 0 else 0.0, -1.0 if every < 0 else float(m.every), at)
     rows = [(order, info)]
-    size = sum(_size(t.shape) for t in m.function.tensors) * heads if m.function else 0
     for k, slot in enumerate(m.rule.slots if m.rule else ()):
         if slot.name.endswith(".pending"):
             continue
@@ -170,7 +169,9 @@ def _token_text(m: Memory, unit: str) -> str:
     return every if m.chunk == m.every else f"{every}, chunk {m.chunk}"
 
 
-def _step_rows(s: StepLevel, weights: dict[str, WeightSpec], at: int) -> list[tuple[tuple[float, float, int], LevelInfo]]:
+def _step_rows(
+    s: StepLevel, weights: dict[str, WeightSpec], at: int
+) -> list[tuple[tuple[float, float, int], LevelInfo]]:
     size = sum(weights[p].size for p in s.weights)
     text = "never" if s.every == 0 else "every step" if s.every == 1 else f"every {s.every} steps"
     clock = 2.0 if s.every == 0 else 1.0

@@ -13,7 +13,6 @@ from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
 from nestflow.graph.values import Poison, Quiet
 from nestflow.ir import ops
-from nestflow.ir.forms import W
 from nestflow.ir.node import Node, Type, depends, make, walk
 from nestflow.ir.rule import Let, RuleSlot, SetWeight, Statement, Step
 from nestflow.language import tree
@@ -160,7 +159,7 @@ class Program:
                 message = f"`{s.name}` is a tensor like w, and this is {node.type}"
                 raise self.elab.failure("NF323", message, s.value.span, "for example `step -lr * g`")
             self.level_wide(node, s.value)
-            self.rule.same_form(node, W, s, f"`{s.name}`")
+            self.rule.same_form(node, self.rule.form(self.w, s), s, f"`{s.name}`")
             if s.name == "eval":
                 if self.rule.where is not None:
                     raise self.elab.not_yet("`eval` for some weights only", s.span)
@@ -173,7 +172,9 @@ class Program:
             if condition.op == "const":
                 self.statements(s.body if condition.value else s.otherwise)
                 return
-            if condition.type.dtype != "bool" or any(n.op not in ("const", "fact") for n in walk(condition) if not n.args):
+            if condition.type.dtype != "bool" or any(
+                n.op not in ("const", "fact") for n in walk(condition) if not n.args
+            ):
                 message = "the condition of `if` must be known when compiling, or asks what w is: `ndim(w) >= 2`"
                 raise self.elab.failure("NF302", message, s.condition.span, "`a if c else b` chooses at each update")
             self.branches(s, condition)

@@ -187,7 +187,9 @@ class MemoryStatement:
         sizes, own = matrix_sizes(self.rule.form(node, f.value)), matrix_sizes(self.m.form)
         if sizes is None or own is None or sizes[1] is not own[1]:
             message = f"`{self.s.name}` takes keys as rows of a matrix, each as wide as the memory's last axis"
-            raise self.elab.failure("NF301", message, f.value.span, "`memory m : matrix(rows(w), cols(w)) { key g; … }`")
+            raise self.elab.failure(
+                "NF301", message, f.value.span, "`memory m : matrix(rows(w), cols(w)) { key g; … }`"
+            )
         return node
 
     def every(self, f: tree.Field) -> int:

@@ -8,8 +8,8 @@ from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.ir import ops
-from nestflow.ir.forms import facts_of, holds, known
 from nestflow.ir.construct import construct, rewrite
+from nestflow.ir.forms import facts_of, holds, known
 from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.rule import DgdStep, Let, Rule, SlotUpdate
 from nestflow.language import tree

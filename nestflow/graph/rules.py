@@ -90,7 +90,7 @@ class RuleBuilder:
     def same_form(self, node: Node, want: Form, site: tree.Node, what: str) -> None:
         """A value that becomes a state or a step has its shape, or stretches to it."""
         have = self.form(node, site)
-        if Forms.together([have, want]) == want if have.sizes is None or want.sizes is None else have in (NUMBER, want):
+        if have in (NUMBER, want) or (have.sizes is None and want.sizes is None and want.single <= have.single):
             return
         message = f"{what} has the axes {self.axes(have)}, and {self.axes(want)} are wanted"
         raise self.elab.failure("NF301", message, node.span or site.span, "transpose it, or give the memory its shape")

@@ -49,10 +49,10 @@ def known(node: Node, shape: tuple[int, ...]) -> Node:
         if n.op == "fact":
             return ops.const(facts[n["name"]])
         if n.op == "where":
-            return ops.where(*args)
+            return ops.where(args[0], args[1], args[2])
         if n.op in ops.BINARY:
-            return ops.binary(n.op, *args)
-        return ops.unary(n.op, *args) if n.op in ops.UNARY else None
+            return ops.binary(n.op, args[0], args[1])
+        return ops.unary(n.op, args[0]) if n.op in ops.UNARY else None
 
     return rebuild(node, change)
 
@@ -137,7 +137,9 @@ class Forms:
         return self.memo[n.args[1]] if n.op == "solve" else Form(found)
 
     def matmul(self, n: Node, parts: list[tuple[Node, ...] | None]) -> Form:
-        vectors = [f.sizes if f.sizes is not None and len(f.sizes) == 1 else None for f in map(self.memo.get, n.args) if f]
+        vectors = [
+            f.sizes if f.sizes is not None and len(f.sizes) == 1 else None for f in map(self.memo.get, n.args) if f
+        ]
         a, b = parts
         if a is not None and b is not None:
             return Form((a[0], b[1]))
@@ -186,6 +188,3 @@ def settled(node: Node, forms: Forms) -> Node:
 def as_matrix(x: Node) -> Node:
     """rows × cols of what has w's axes."""
     return x.args[0] if x.op == "like_w" else make("as_matrix", (x,), x.type, x.span)
-
-
-__all__ = ["COLS", "MATRIX", "NUMBER", "ROWS", "Form", "Forms", "W", "canonical", "facts_of", "holds", "known", "settled"]

@@ -20,8 +20,8 @@ from nestflow.ir.node import Node, make, rebuild
 @dataclass(frozen=True)
 class RuleSlot:
     """A memory of the rule. like: "w" (a tensor of the shape of w for each weight), "number" (one number), or "tensor"
-    (of another shape: `form` says which). init: the Node it starts from (`w`, a const, ...). where: a condition on facts
-    of w, without which a weight has no such memory. shared: one for all weights of the level (`per level`)."""
+    (of another shape: `form` says which). init: the Node it starts from (`w`, a const, ...). where: a condition on
+    facts of w, without which a weight has no such memory. shared: one for all weights of the level (`per level`)."""
 
     name: str
     like: str

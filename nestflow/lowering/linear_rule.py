@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.ir import ops
-from nestflow.ir.forms import facts_of as facts_of_shape
-from nestflow.ir.forms import holds
 from nestflow.ir.choices import chosen, for_tensor
 from nestflow.ir.construct import number, rewrite
+from nestflow.ir.forms import facts_of as facts_of_shape
+from nestflow.ir.forms import holds
 from nestflow.ir.node import Node, Type, depends, walk
 from nestflow.ir.pullback import times
 from nestflow.ir.rule import DgdStep, Let, Rule, SetWeight, SlotUpdate, Statement

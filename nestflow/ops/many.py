@@ -1,8 +1,8 @@
 """Many tensors at once: an elementwise update rule runs on lists of tensors through torch's `foreach` functions.
 
-The code that is written for one weight runs on a `Many` of weights as it stands. On a CPU every `foreach` function does to
-each tensor what the method of that name does, so the numbers are the same bit for bit; what is saved is the way through
-Python, once a list instead of once a tensor. On CUDA one kernel serves many tensors.
+The code that is written for one weight runs on a `Many` of weights as it stands. On a CPU every `foreach` function does
+to each tensor what the method of that name does, so the numbers are the same bit for bit; what is saved is the way
+through Python, once a list instead of once a tensor. On CUDA one kernel serves many tensors.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import Tensor
 
 # what a rule may use to be run on lists: methods of a tensor that have a `foreach` twin
 METHODS = frozenset(
-    "abs add add_ addcdiv_ addcmul_ copy_ div_ exp lerp lerp_ log mul mul_ neg sign sigmoid sqrt square sub sub_ tanh zero_".split()
+    ["abs", "add", "add_", "addcdiv_", "addcmul_", "copy_", "div_", "exp", "lerp", "lerp_", "log", "mul", "mul_", "neg"]
+    + ["sign", "sigmoid", "sqrt", "square", "sub", "sub_", "tanh", "zero_"]
 )
+_LISTS: Any = torch  # whose `foreach` functions have names of their own
 SMALL = {"cpu": (2**14, 2**18)}  # the largest tensor, and the most elements in a list: a CPU keeps them in its cache
 LARGE = (2**24, 2**26)
 
@@ -30,29 +32,29 @@ class Many:
         self.tensors = list(tensors)
 
     def __mul__(self, other: Any) -> Many:
-        return Many(torch._foreach_mul(self.tensors, _bare(other)))
+        return Many(_LISTS._foreach_mul(self.tensors, _bare(other)))
 
     __rmul__ = __mul__
 
     def __add__(self, other: Any) -> Many:
-        return Many(torch._foreach_add(self.tensors, _bare(other)))
+        return Many(_LISTS._foreach_add(self.tensors, _bare(other)))
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Many:
-        return Many(torch._foreach_sub(self.tensors, _bare(other)))
+        return Many(_LISTS._foreach_sub(self.tensors, _bare(other)))
 
     def __rsub__(self, other: Any) -> Many:
         return Many([other - x for x in self.tensors])
 
     def __truediv__(self, other: Any) -> Many:
-        return Many(torch._foreach_div(self.tensors, _bare(other)))
+        return Many(_LISTS._foreach_div(self.tensors, _bare(other)))
 
     def __rtruediv__(self, other: Any) -> Many:
         return Many([other / x for x in self.tensors])
 
     def __neg__(self) -> Many:
-        return Many(torch._foreach_neg(self.tensors))
+        return Many(_LISTS._foreach_neg(self.tensors))
 
     def square(self) -> Many:
         return Many([x.square() for x in self.tensors])
@@ -68,46 +70,46 @@ class Many:
 
     def add_(self, other: Any, *, alpha: float = 1) -> Many:
         if isinstance(other, Many):
-            torch._foreach_add_(self.tensors, other.tensors, alpha=alpha)
+            _LISTS._foreach_add_(self.tensors, other.tensors, alpha=alpha)
         else:
-            torch._foreach_add_(self.tensors, other * alpha)
+            _LISTS._foreach_add_(self.tensors, other * alpha)
         return self
 
     def sub_(self, other: Any, *, alpha: float = 1) -> Many:
         if isinstance(other, Many):
-            torch._foreach_sub_(self.tensors, other.tensors, alpha=alpha)
+            _LISTS._foreach_sub_(self.tensors, other.tensors, alpha=alpha)
         else:
-            torch._foreach_sub_(self.tensors, other * alpha)
+            _LISTS._foreach_sub_(self.tensors, other * alpha)
         return self
 
     def addcmul_(self, a: Many, b: Many, *, value: float = 1) -> Many:
-        torch._foreach_addcmul_(self.tensors, a.tensors, b.tensors, value)
+        _LISTS._foreach_addcmul_(self.tensors, a.tensors, b.tensors, value)
         return self
 
     def addcdiv_(self, a: Many, b: Many, *, value: float = 1) -> Many:
-        torch._foreach_addcdiv_(self.tensors, a.tensors, b.tensors, value)
+        _LISTS._foreach_addcdiv_(self.tensors, a.tensors, b.tensors, value)
         return self
 
     def lerp_(self, end: Many, weight: float) -> Many:
-        torch._foreach_lerp_(self.tensors, end.tensors, weight)
+        _LISTS._foreach_lerp_(self.tensors, end.tensors, weight)
         return self
 
     def zero_(self) -> Many:
-        torch._foreach_zero_(self.tensors)
+        _LISTS._foreach_zero_(self.tensors)
         return self
 
     def copy_(self, other: Many) -> Many:
-        torch._foreach_copy_(self.tensors, other.tensors)
+        _LISTS._foreach_copy_(self.tensors, other.tensors)
         return self
 
 
 def _unary(name: str) -> Any:
-    function = getattr(torch, f"_foreach_{name}")
+    function = getattr(_LISTS, f"_foreach_{name}")
     return lambda self: Many(function(self.tensors))
 
 
 def _in_place(name: str) -> Any:
-    function = getattr(torch, f"_foreach_{name}")
+    function = getattr(_LISTS, f"_foreach_{name}")
 
     def method(self: Many, other: Any) -> Many:
         function(self.tensors, _bare(other))

@@ -16,7 +16,7 @@ from torch import Tensor
 from nestflow.diagnostics.core import fail
 from nestflow.ir.forms import facts_of, holds
 from nestflow.ir.node import Node, walk
-from nestflow.ir.rule import DgdStep, Let, Rule, SlotUpdate, SetWeight, Statement
+from nestflow.ir.rule import DgdStep, Let, Rule, SetWeight, SlotUpdate, Statement
 from nestflow.reference.values import align, apply, features, leaf
 
 CONTEXT = frozenset(

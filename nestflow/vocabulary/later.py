@@ -15,10 +15,7 @@ LATER = frozenset(
         "noise",
         "bernoulli",
         "py",
-        "shampoo",
-        "soap",
         "sophia",
-        "delta_momentum",
         "deep_momentum",
         "plastic",
     ]
