@@ -47,7 +47,7 @@ def optimizer(target: str | Mapping[str, Any], params: Iterable[Any] | None = No
     return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, **own)
 
 
-def _of_levels(target: str | Mapping[str, Any], own: Mapping[str, Any], settings: Mapping[str, Any]) -> StepOptimizer:
+def _of_levels(target: str | Mapping[str, Any], options: Mapping[str, Any], settings: Mapping[str, Any]) -> StepOptimizer:
     """The optimizer of a spec's levels on networks of the caller, who brings the gradients."""
     from nestflow.bundle.networks import facts_of, needed, parameters_of, settle, split
     from nestflow.graph.build import build
@@ -74,4 +74,4 @@ def _of_levels(target: str | Mapping[str, Any], own: Mapping[str, Any], settings
     if not any(level.rule is not None for level in graph.step_levels):
         raise mistake("NF509", f"`{graph.name}` has no level that learns, so there is nothing to optimise.", None)
     settle(graph, networks)
-    return optimizer_class(graph)(parameters_of(graph, networks), **own)
+    return optimizer_class(graph)(parameters_of(graph, networks), **options)

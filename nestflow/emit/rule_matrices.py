@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nestflow.emit.numbers import ATOM, Text
+from nestflow.ir import ops
 from nestflow.ir.forms import Form
 from nestflow.ir.node import Node
 
@@ -31,12 +32,12 @@ def writes(*ops: str) -> Callable[[Writer], Writer]:
 
 @writes("as_matrix")
 def as_matrix(tensors: Tensors, n: Node) -> Text:
-    return Text(f"{tensors.helper('as_matrix')}({tensors.text(n.args[0]).text}, fact)")
+    return Text(f"{tensors.helper('as_matrix')}({tensors.brief(n.args[0]).text}, fact)")
 
 
 @writes("like_w")
 def like_w(tensors: Tensors, n: Node) -> Text:
-    inside = tensors.text(n.args[0])
+    inside = tensors.brief(n.args[0])
     return Text(f"{inside.at(ATOM)}.reshape(w.shape)", ATOM, inside.fresh)
 
 
@@ -82,4 +83,11 @@ def zeros(form: Form, sizes: Callable[[Node], str]) -> tuple[str, str]:
     return "zeros_of", f"zeros_of(w, fact.heads, {', '.join(sizes(n) for n in form.sizes)})"
 
 
-__all__ = ["WRITERS", "zeros"]
+def scaled_eye(init: Node) -> tuple[Node, float] | None:
+    """(size, c) where a memory starts at c times the identity."""
+    scale, rest = init.args if init.op == "mul" else (ops.const(1.0), init)
+    scale, rest = (rest, scale) if rest.op == "const" else (scale, rest)
+    return (rest.args[0], float(scale.value)) if scale.op == "const" and rest.op == "eye_of" else None
+
+
+__all__ = ["WRITERS", "scaled_eye", "zeros"]

@@ -10,20 +10,19 @@ import re
 from dataclasses import dataclass, field
 
 from nestflow.emit.numbers import ATOM, POWER, PRODUCT, SUM, Text, literal, number
-from nestflow.emit.rule_matrices import zeros
+from nestflow.emit.rule_matrices import scaled_eye, zeros
+from nestflow.emit.rule_memories import MemoryLines
 from nestflow.emit.rule_parts import (
     TAKEN,
     key,
     lift_schedules,
     opposite,
     place,
-    reads,
     resolve,
     settle_order,
-    slot_is,
     static_parts,
 )
-from nestflow.emit.tensors import Product, Tensors, complement, lerp
+from nestflow.emit.tensors import Product, Tensors
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.rule import DgdStep, Let, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
@@ -71,7 +70,7 @@ class _Lines:
         self.note = ""
 
 
-class RuleWriter:
+class RuleWriter(MemoryLines):
     """Writes the functions of one rule."""
 
     def __init__(self, rule: Rule) -> None:
@@ -316,97 +315,6 @@ class RuleWriter:
         rest = [self.tensors.text(x).at(POWER) for x in nodes[1:]]
         return Text(" * ".join([first.at(PRODUCT), *rest]), PRODUCT, True) if rest else first
 
-    def _memory(self, s: SlotUpdate, later: list[Statement]) -> None:
-        name = key(s.slot)
-        if any(reads(x, slot_is("slot_old", s.slot)) for x in later):
-            old = self._name(f"{name}_before")
-            self.out.add(f"{old} = {name}.clone()")
-            after = {n: old for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot}
-        else:
-            after = {}
-        if s.every > 1:
-            self._periodic(s, name)
-        else:
-            self._renew(name, s)
-        self.tensors.bound.update(after)
-        self.tensors.bound.update({n: name for n in self._leaves() if n.op == "slot_new" and n["name"] == s.slot})
-        if s.slot in self.products:
-            retain = next(
-                n.args[1] for n in walk(*self.rule.nodes()) if n.op == "debias" and n.args[0]["name"] == s.slot
-            )
-            self.out.add(f"{self.products[s.slot]}.mul_({self.tensors.text(retain).text})")
-
-    def _periodic(self, s: SlotUpdate, name: str) -> None:
-        self.counts_updates = True
-        pending = None
-        if s.pending is not None and s.pending_value is not None:
-            pending = key(s.pending)
-            self.out.add(pending + self._gain(s.pending_value))
-        outside = dict(self.tensors.bound)
-        if pending is not None and s.pending_value is not None:
-            self.tensors.bound[s.pending_value] = pending
-            self.tensors.bound.update(
-                {n: pending for n in self._leaves() if n.op in ("slot_old", "slot_new") and n["name"] == s.pending}
-            )
-        self.out.add(f"if t % {s.every} == 0:")
-        self.out.indent += "    "
-        self._renew(name, s)
-        if pending is not None:
-            self.out.add(f"{pending}.zero_()")
-        self.out.indent = self.out.indent[:-4]
-        self.tensors.bound = outside
-
-    def _renew(self, name: str, s: SlotUpdate) -> None:
-        """The memory's new state in place: retain · old + rate · value, as torch would write it."""
-        value, tensors = s.value, self.tensors
-        old = slot_is("slot_old", s.slot)
-        if self.slot_kinds[s.slot].like == "number" or value.op != "add":
-            self.out.add(f"{name}.copy_({tensors.text(value).text})")
-            return
-        mixed = lerp(value)
-        keep, rest = _decay(value, s.slot)
-        if keep is None and rest is not None and rest.op == "sub" and old(rest.args[1]):
-            self.out.add(f"{name}.copy_({tensors.text(rest.args[0]).text})")  # old + (v − old): it is replaced
-            return
-        towards = None if rest is None or keep is not None else self._towards(rest, s.slot)
-        if towards is not None:
-            self.out.add(f"{name}.lerp_({tensors.text(towards[0]).text}, {towards[1].text})")
-            return
-        if rest is None or depends(rest, old):
-            if mixed is not None and old(mixed[0]) and not depends(mixed[1], old) and not depends(mixed[2], old):
-                self.out.add(f"{name}.lerp_({tensors.text(mixed[1]).text}, {tensors.text(mixed[2]).text})")
-            else:
-                self.out.add(f"{name}.copy_({tensors.text(value).text})")
-            return
-        if (
-            keep is not None
-            and rest.op == "mul"
-            and complement(keep, rest.args[0])
-            and not self._two_tensors(rest.args[1])
-        ):
-            self.out.add(f"{name}.lerp_({tensors.text(rest.args[1]).text}, {tensors.text(rest.args[0]).text})")
-            return
-        gain = self._gain(rest)
-        self.out.add(name + ("" if keep is None else f".mul_({tensors.text(keep).text})") + gain)
-
-    def _towards(self, rest: Node, slot: str) -> tuple[Node, Text] | None:
-        """(v, rate) where the addend is −rate·(old − v) or rate·(v − old): the memory moves towards v."""
-        old = slot_is("slot_old", slot)
-        p = self.tensors.product(rest)
-        if len(p.tensors) != 1 or p.below or p.tensors[0].op != "sub":
-            return None
-        a, b = p.tensors[0].args
-        start, end = (a, b) if p.sign < 0 else (b, a)
-        if not old(start) or depends(end, old):
-            return None
-        return end, p.factor(positive=True)
-
-    def _two_tensors(self, node: Node) -> bool:
-        if node in self.tensors.bound:
-            return False
-        p = self.tensors.product(node, squares=True)
-        return len(p.tensors) == 2 and not p.below
-
     def _dgd(self, s: DgdStep) -> None:
         gram = "gram"
         if s.scale is not None and not ops.is_const(s.scale, 1):
@@ -440,7 +348,7 @@ class RuleWriter:
         return slots
 
     def _start(self, slot: RuleSlot) -> str:
-        init, like = slot.init, slot.like
+        init, like = self.rule.expand(slot.init), slot.like
         if init.op == "w":
             return f"{self.tensors.helper('copy_of')}(w)"
         if like == "number":
@@ -449,6 +357,10 @@ class RuleWriter:
         if slot.own is not None:
             helper, zero = zeros(slot.own, lambda n: self.tensors.number(n).text)
             self.tensors.helper(helper)
+        identity = scaled_eye(init)
+        if identity is not None:
+            size, scale = identity
+            return f"{self.tensors.helper('eye_like')}(w, fact.heads, {self.tensors.number(size).text}, {scale!r})"
         if init.op == "const":
             return zero if init.value == 0 else f"{zero}.fill_({init.value!r})"
         return f"{zero}.add_({self.tensors.text(init).text})"
@@ -482,18 +394,6 @@ class RuleWriter:
         lines = self._prelude(self.out.lines) + self.out.lines
         self.used = used | self.used
         return lines
-
-
-def _decay(value: Node, slot: str) -> tuple[Node | None, Node | None]:
-    """(retain, rest) of retain·old + rest; retain None is 1; rest None where the sum has another form."""
-    for old, rest in (value.args, value.args[::-1]):
-        if old.op == "slot_old" and old["name"] == slot:
-            return None, rest
-        if old.op == "mul":
-            for keep, leaf in (old.args, old.args[::-1]):
-                if leaf.op == "slot_old" and leaf["name"] == slot:
-                    return keep, rest
-    return None, None
 
 
 def write_rule(rule: Rule) -> RuleCode:

@@ -16,6 +16,8 @@ from nestflow.emit.rule_matrices import WRITERS
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.ops import COMPARE, is_const
 
+VIEWS = frozenset(["transpose", "as_matrix", "like_w", "diagonal", "stop"])
+LONG = 44  # an operand of a product of matrices that is longer has a name of its own
 _METHODS = {
     "sqrt": "sqrt",
     "exp": "exp",
@@ -92,11 +94,21 @@ class Tensors:
         for root in roots:
             self.uses[root] += 1
         for node in walk(*roots):
-            self.uses.update(set(node.args))
+            self.uses.update(node.args)
 
     def forget(self, test: Callable[[Node], bool]) -> None:
         """Drop the variables of values that have changed."""
         self.bound = {n: v for n, v in self.bound.items() if not depends(n, test)}
+
+    def forget_views(self, leaf: Callable[[Node], bool]) -> None:
+        """Drop the variables that look into a tensor which has changed in place: its transpose, its rows × cols."""
+
+        def looks(n: Node) -> bool:
+            while n.op in VIEWS:
+                n = n.args[0]
+            return leaf(n)
+
+        self.bound = {n: v for n, v in self.bound.items() if n.op not in VIEWS or not looks(n)}
 
     def _shared(self, node: Node) -> bool:
         return self.uses[node] > 1 and bool(node.args) and not is_number(node) and not self._cheap(node)
@@ -350,8 +362,13 @@ class Tensors:
         self.bound[node] = variable
         return Text(variable)
 
+    def brief(self, node: Node) -> Text:
+        """The value as a short expression: a long one is given a variable."""
+        text = self.text(node)
+        return text if len(text.text) <= LONG or node in self.bound else Text(self.bind(node, text))
+
     def _write_matmul(self, node: Node) -> Text:
-        return Text(f"{self.text(node.args[0]).at(PRODUCT)} @ {self.text(node.args[1]).at(SIGN)}", PRODUCT, True)
+        return Text(f"{self.brief(node.args[0]).at(PRODUCT)} @ {self.brief(node.args[1]).at(SIGN)}", PRODUCT, True)
 
     def _write_transpose(self, node: Node) -> Text:
         return Text(f"{self.text(node.args[0]).at(ATOM)}.mT")

@@ -8,7 +8,7 @@ from nestflow.diagnostics.core import Diagnostic, NestflowError, Span
 from nestflow.graph.body import items_of
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.names import check_name
-from nestflow.graph.rule_memory import MemoryStatement, RuleMemory, kind_of
+from nestflow.graph.rule_memory import MemoryStatement, RuleMemory, eye, kind_of, size_of
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
 from nestflow.graph.values import Poison, Quiet
@@ -56,7 +56,7 @@ class Program:
         self.quiet = False
         self.w: Node = local["w"]
         self.below: tuple[tree.Statement, ...] = ()
-        self.env = env.with_(specials={"before": self.before, "debias": self.debias})
+        self.env = env.with_(specials={"before": self.before, "debias": self.debias, "eye": self.eye})
         self.raw_env = env.extend(raw)
         # names given in text order: before(m) may stand above m's own statement
         for s in template.body:
@@ -74,6 +74,7 @@ class Program:
         m = RuleMemory(unique, self.kind(s) == "number")
         self.mine[s.name] = self.local[s.name] = m
         self.rule.slots.append(RuleSlot(unique, "number" if m.number else "w", ops.const(0.0), None, self.rule.where))
+        MemoryStatement(self, s, m).foresee()
 
     def kind(self, s: tree.MemoryPart) -> str:
         name, _ = kind_of(s)
@@ -102,6 +103,13 @@ class Program:
                 "give the memory a `retain` below 1, or leave `debias` out",
             )
         return make("debias", (new, retain), m.type, site.span, slot=m.name)
+
+    def eye(self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Node:
+        """`eye(rows(w))`: the size may be a fact of w."""
+        given = [*piped, *(evaluate(a, self.env) for a in args)]
+        if len(given) != 1:
+            raise self.elab.failure("NF214", "`eye` takes the size of a square matrix", site.span, "`eye(rows(w))`")
+        return eye(size_of(self.rule, self.elab.as_node(given[0], site), site))
 
     def named(self, piped: list[Any], args: tuple[tree.Expr, ...], site: tree.Expr, what: str) -> RuleMemory:
         name = args[0].name if len(args) == 1 and not piped and isinstance(args[0], tree.Name) else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nestflow.diagnostics.core import fail
+from nestflow.diagnostics.core import NestflowError, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer, partial
-from nestflow.graph.values import Partial
+from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.forms import COLS, NUMBER, ROWS, Form, Forms, W, canonical
 from nestflow.ir.node import Node, Type, make, rebuild, walk
@@ -18,6 +19,7 @@ from nestflow.vocabulary.fields import word_for
 
 if TYPE_CHECKING:
     from nestflow.graph.rule_body import Program
+    from nestflow.graph.rules import RuleBuilder
 
 LIKE = Type(like=True)
 FIELDS = ("value", "update", "retain", "objective", "init", "every", "key", "per")
@@ -85,14 +87,16 @@ class MemoryStatement:
         else:
             self.m.form = NUMBER
 
+    def foresee(self) -> None:
+        """The shape, where it can be told above the statement: `before(m)` may stand there."""
+        if kind_of(self.s)[0] in ("matrix", "vector"):
+            with contextlib.suppress(NestflowError, Quiet):
+                self.settle_form()
+                self.place()
+
     def size(self, e: tree.Expr) -> Node:
         """A size, over facts of w and numbers known when compiling."""
-        node = self.elab.as_node(evaluate(e, self.env), e, "a size")
-        node = self.rule.constant(node)
-        if node.type.dtype != "int" or any(x.op not in ("const", "fact") for x in walk(node) if not x.args):
-            message = "the size of a memory is a whole number known when compiling, or made of `rows(w)` and `cols(w)`"
-            raise self.elab.failure("NF302", message, e.span, "`matrix(rows(w), rows(w))`")
-        return node
+        return size_of(self.rule, self.elab.as_node(evaluate(e, self.env), e, "a size"), e)
 
     # the statement -----------------------------------------------------------------------------------
 
@@ -260,6 +264,15 @@ class MemoryStatement:
         else:
             step = self.elab.as_node(evaluate(f.value, self.env.extend({"g": g, "w": m.old()})), f.value)
         return tidy(step)
+
+
+def size_of(rule: RuleBuilder, node: Node, e: tree.Node) -> Node:
+    """A size, over facts of w and numbers known when compiling."""
+    node = rule.constant(node)
+    if node.type.dtype != "int" or any(x.op not in ("const", "fact") for x in walk(node) if not x.args):
+        message = "a size is a whole number known when compiling, or made of `rows(w)` and `cols(w)`"
+        raise rule.elab.failure("NF302", message, e.span, "`matrix(rows(w), rows(w))`")
+    return node
 
 
 def kind_of(s: tree.MemoryPart) -> tuple[str, tuple[tree.Expr, ...]]:

@@ -33,6 +33,12 @@ def zeros_of(w: Tensor, heads: int, *sizes: int) -> Tensor:
     return w.new_zeros((*w.shape[:heads], *sizes), dtype=state_dtype(w.dtype))
 
 
+def eye_like(w: Tensor, heads: int, size: int, scale: float = 1.0) -> Tensor:
+    """A memory that starts at scale · I (per head where w has a head axis)."""
+    eye = torch.eye(size, dtype=state_dtype(w.dtype), device=w.device) * scale
+    return eye.expand(*w.shape[:heads], size, size).clone()
+
+
 def zeros_along(w: Tensor, *axes: int) -> Tensor:
     """A memory of w's axes, those listed of size 1, zeros."""
     shape = [1 if i - w.ndim in axes else n for i, n in enumerate(w.shape)]
@@ -50,8 +56,10 @@ def norm_rows(x: Tensor, heads: int = 0) -> Tensor:
 
 
 def matrix_root(x: Tensor, p: float) -> Tensor:
-    """A^(1/p) of a symmetric positive A, by its eigenvectors."""
+    """A^(1/p) of a symmetric positive A, by its eigenvectors. Eigenvalues below the rounding of the greatest are raised
+    to it: what is 0 or less there is noise, and its root would be no number."""
     values, vectors = torch.linalg.eigh(x)
+    values = values.clamp(min=values.amax(-1, keepdim=True) * torch.finfo(x.dtype).eps)
     return (vectors * values.pow(1 / p).unsqueeze(-2)) @ vectors.mT
 
 

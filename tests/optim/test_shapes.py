@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 import nestflow
+from nestflow.bundle.optimizer import rule_class
+from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.build import optimizer_rule
 from nestflow.reference import init_slots, run_rule
@@ -155,3 +157,122 @@ def test_mistakes_in_shapes_are_told(body: str, tmp_path: Path) -> None:
     with pytest.raises(NestflowError) as caught:
         nestflow.optimizer(own(tmp_path, body), parameters(), lr=0.1)
     assert [d.code for d in caught.value.diagnostics] == [WRONG[body]]
+
+
+def power(x: Tensor, p: float) -> Tensor:
+    """A symmetric matrix to a power, by its singular values."""
+    u, s, _ = torch.linalg.svd(x)
+    return u @ torch.diag(s**p) @ u.T
+
+
+def shampoo(w: Tensor, g: Tensor, s: dict[str, Any], t: int) -> Tensor:
+    if w.ndim < 2:
+        s["v"] = s.get("v", 1e-4) + g * g
+        return w - 0.1 * g / s["v"].sqrt()
+    x = g.reshape(len(g), -1)
+    s["L"] = s.get("L", 1e-4 * torch.eye(len(x), dtype=x.dtype)) + x @ x.T
+    s["R"] = s.get("R", 1e-4 * torch.eye(x.shape[1], dtype=x.dtype)) + x.T @ x
+    if t % 4 == 1:
+        s["roots"] = power(s["L"], -0.25), power(s["R"], -0.25)
+    left, right = s["roots"]
+    return w - 0.1 * (left @ x @ right).reshape(w.shape)
+
+
+def soap(w: Tensor, g: Tensor, s: dict[str, Any], t: int) -> Tensor:
+    """As its authors write it: the first step only fills L and R, a basis is turned after the step."""
+    mix = lambda a, b: b if a is None else 0.95 * a + 0.05 * b  # noqa: E731
+    left, right = 0.05 * g @ g.T, 0.05 * g.T @ g
+    if t == 1:
+        s.update(L=left, R=right, m=0.0, v=0.0)
+        s["U"], s["V"] = (torch.linalg.eigh(x)[1] for x in (left, right))
+        return w
+    seen = s["U"].T @ g @ s["V"]
+    s["m"], s["v"] = mix(s["m"], g), mix(s["v"], seen * seen)
+    n = t - 1
+    scaled = s["U"].T @ s["m"] @ s["V"] / (s["v"].sqrt() + 1e-8)
+    w = w - 0.01 * (1 - 0.95**n) ** 0.5 / (1 - 0.95**n) * (s["U"] @ scaled @ s["V"].T)
+    s["L"], s["R"] = 0.95 * s["L"] + left, 0.95 * s["R"] + right
+    if n % 4 == 0:
+        for basis, kept in (("U", "L"), ("V", "R")):
+            q, r = torch.linalg.qr(s[kept] @ s[basis])
+            s[basis] = q * torch.sign(torch.diagonal(r))
+    return w
+
+
+def delta_momentum(w: Tensor, g: Tensor, s: dict[str, Any], t: int) -> Tensor:
+    """The gradient of ½‖m uᵀ − I‖² by autograd; a vector is one row."""
+    x = g.reshape(len(g), -1) if g.ndim >= 2 else g.reshape(1, -1)
+    u = x / x.norm()
+    m = s.get("m", torch.zeros_like(x)).requires_grad_()
+    error = m @ u.T - torch.eye(len(x), dtype=x.dtype)
+    (slope,) = torch.autograd.grad((error * error).sum() / 2, m)
+    s["m"] = (0.8 * m - 0.5 * slope).detach()
+    return w - 0.03 * s["m"].reshape(w.shape)
+
+
+LOOPS: dict[str, tuple[Any, dict[str, Any], Any]] = {
+    "shampoo": (shampoo, {"lr": 0.1, "period": 4}, SHAPES),
+    # where L or R is singular, a basis of the rest is any: the loop and torch would choose different ones
+    "soap": (soap, {"lr": 0.01, "period": 4}, ((6, 6), (4, 4))),
+    "delta_momentum": (delta_momentum, {"lr": 0.03, "alpha": 0.8, "eta": 0.5}, SHAPES),
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_matrices_as_memories_are_their_equations(name: str) -> None:
+    loop, settings, shapes = LOOPS[name]
+    params, weights = parameters(shapes=shapes), draw(0, shapes)
+    states: list[dict[str, Any]] = [{} for _ in weights]
+    opt = nestflow.optimizer(name, params, **settings)
+    for t in range(1, 101):
+        drive(opt, params, 1, first=t)
+        gradients = draw(1000 + t, shapes)
+        weights = [loop(w, g, s, t) for w, g, s in zip(weights, gradients, states, strict=True)]
+    for p, w in zip(params, weights, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-7, atol=1e-7)
+    shipped_against_interpreter(name, 12, shapes, **settings)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_single_precision_and_resume(name: str) -> None:
+    """float32 stays near float64, and a run that goes on from its state is the run that never stopped."""
+    _, settings, shapes = LOOPS[name]
+    exact, params = parameters(shapes=shapes), parameters(torch.float32, shapes)
+    drive(nestflow.optimizer(name, exact, **settings), exact, 10)
+    opt = nestflow.optimizer(name, params, **settings)
+    drive(opt, params, 5)
+    again = nestflow.optimizer(name, params, **settings)
+    again.load_state_dict(opt.state_dict())
+    drive(again, params, 5, first=5)
+    whole = parameters(torch.float32, shapes)
+    drive(nestflow.optimizer(name, whole, **settings), whole, 10)
+    for a, b, c in zip(params, whole, exact, strict=True):
+        assert torch.equal(a, b)
+        torch.testing.assert_close(a.detach().double(), c.detach(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["shampoo", "delta_momentum", "adafactor"])
+def test_a_weight_under_heads_is_h_weights(name: str) -> None:
+    settings = {"lr": 0.1}
+    heads, alone = draw(0, [(3, 4, 5)])[0], []
+    rule = optimizer_rule(name, settings)
+    g = [draw(9 + t, [(3, 4, 5)])[0] for t in range(5)]
+    for h in range(3):
+        w = {"w": heads[h]}
+        slots: Any = init_slots(rule, w)
+        for t in range(5):
+            w, slots = run_rule(rule, w, {"w": g[t][h]}, slots, updates=t + 1)
+        alone.append(w["w"])
+    w, slots = {"w": heads}, init_slots(rule, {"w": heads}, ["w"])
+    for t in range(5):
+        w, slots = run_rule(rule, w, {"w": g[t]}, slots, updates=t + 1, heads=["w"])
+    torch.testing.assert_close(w["w"], torch.stack(alone), rtol=1e-10, atol=1e-10)
+    level = rule_class(rule).levels[0]
+    param = torch.nn.Parameter(heads.clone())
+    opt = type("Heads", (StepOptimizer,), {"levels": (type("H", (level,), {"per_head": frozenset(["w"])}),)})(
+        [("w", param)], **settings
+    )
+    for x in g:
+        param.grad = x
+        opt.step()
+    torch.testing.assert_close(param.detach(), torch.stack(alone), rtol=1e-10, atol=1e-10)

@@ -60,6 +60,7 @@ NEEDED = {
     "nesterov": {"lr": 0.1, "beta": 0.9},
     "m3": {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "beta3": 0.9, "alpha": 1.0},
     "schedule_free": {"lr": 0.1},
+    "delta_momentum": {"lr": 0.1},
 }
 WRAPPERS = {"averaged", "lookahead", "dgd"}  # they take an optimiser, or are a whole spec
 NAMES = [n.removeprefix("optimizers.") for n in shipped_names() if n.startswith("optimizers.")]
