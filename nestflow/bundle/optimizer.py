@@ -47,7 +47,9 @@ def optimizer(target: str | Mapping[str, Any], params: Iterable[Any] | None = No
     return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, **own)
 
 
-def _of_levels(target: str | Mapping[str, Any], options: Mapping[str, Any], settings: Mapping[str, Any]) -> StepOptimizer:
+def _of_levels(
+    target: str | Mapping[str, Any], options: Mapping[str, Any], settings: Mapping[str, Any]
+) -> StepOptimizer:
     """The optimizer of a spec's levels on networks of the caller, who brings the gradients."""
     from nestflow.bundle.networks import facts_of, needed, parameters_of, settle, split
     from nestflow.graph.build import build
