@@ -17,7 +17,11 @@ from nestflow.view import words
     epilog="Examples: nestflow train hope --steps 400 --out out/hope; nestflow train --resume --out out/hope",
 )
 @click.argument("spec", metavar="[FILE|NAME|BUNDLE]", required=False)
-@click.option("--data", help="A text file, a folder of .txt files, or the shipped text.  [default: shakespeare]")
+@click.option(
+    "--data",
+    help="A text file, a folder of .txt files, the shipped text; or examples: a .npz, .safetensors, .csv or .jsonl "
+    "file, or a folder of .npy files.  [default: shakespeare]",
+)
 @click.option("--steps", type=click.IntRange(1), help="Steps in all.  [default: 400]")
 @click.option(
     "--out",
@@ -26,8 +30,8 @@ from nestflow.view import words
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, bit for bit.")
 @click.option("--overwrite", is_flag=True, help="Drop an earlier run in --out.")
-@click.option("--batch", type=click.IntRange(1), help="Windows per step.  [default: 8]")
-@click.option("--length", type=click.IntRange(2), help="Tokens per window.  [default: 256]")
+@click.option("--batch", type=click.IntRange(1), help="Windows, or examples, per step.  [default: 8]")
+@click.option("--length", type=click.IntRange(2), help="Tokens per window of longer sequences.  [default: 256]")
 @click.option("--seed", type=click.IntRange(0), help="Of the weights and of the windows.  [default: 0]")
 @click.option("--eval-every", type=click.IntRange(0), help="Steps between validations; 0: at the end.  [default: 100]")
 @click.option(
@@ -46,7 +50,7 @@ def command(
     overrides: dict[str, str],
     **settings: Any,
 ) -> int:
-    """Train on bytes of text, with a live display: step, loss, bits per byte, tokens/s, which levels learned.
+    """Train on bytes of text or on examples, with a live display: step, loss, bits per byte, tokens/s, which levels learned.
 
     Ctrl-C ends after the step, with a checkpoint; --resume goes on as if nothing had happened.
     """
@@ -58,6 +62,8 @@ def command(
         raise click.UsageError("Missing argument 'FILE|NAME|BUNDLE'.")
     given = {k: v for k, v in settings.items() if v is not None}
     from nestflow.train import train
+    from nestflow.train.display import told
+    from nestflow.train.protocol import reads_bytes
 
     bundle = None
     if not resume:
@@ -73,9 +79,11 @@ def command(
         return INTERRUPTED
     folder = out or Path("out")
     saved = history.bundle.save(folder / "bundle")
-    last = f"validation {history.val[-1][1]:.3f} bits per byte; " if history.val else ""
-    click.echo(f"{words.plural(history.steps, 'step')}; {last}saved {saved}")
-    click.echo(f"next: nestflow generate {saved} --prompt 'The '")
+    last = {"bits per byte": history.val[-1][1]} if history.val else dict(history.metrics[-1:]).get(history.steps)
+    measured = "" if last is None else f"validation {told(last)}; "
+    click.echo(f"{words.plural(history.steps, 'step')}; {measured}saved {saved}")
+    if reads_bytes(history.bundle):
+        click.echo(f"next: nestflow generate {saved} --prompt 'The '")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Training: text as bytes, the loop, checkpoints, evaluation, sampling, yardsticks, associative recall.
+"""Training: text as bytes, examples by input, the loop, checkpoints, evaluation, sampling, yardsticks, associative recall.
 
 Names are loaded on first use, so that importing this costs nothing.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nestflow.train.config import TrainConfig, load_train_config, train_config
     from nestflow.train.data import Corpus, Windows, corpus
+    from nestflow.train.examples import Batches, Dataset, dataset
     from nestflow.train.evaluate import PositionLoss, loss_by_position, token_bits, validation_bpb
     from nestflow.train.history import History, StepRecord, read_history
     from nestflow.train.loop import train
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from nestflow.train.plot import plot_loss
     from nestflow.train.recall import RecallResult, RecallTask, recall_accuracy, train_recall
     from nestflow.train.sampling import generate
+    from nestflow.train.sources import measure
 
 _HOMES = {
     "baselines": "ngrams",
@@ -28,6 +30,10 @@ _HOMES = {
     "Corpus": "data",
     "Windows": "data",
     "corpus": "data",
+    "Batches": "examples",
+    "Dataset": "examples",
+    "dataset": "examples",
+    "measure": "sources",
     "PositionLoss": "evaluate",
     "loss_by_position": "evaluate",
     "token_bits": "evaluate",
@@ -45,7 +51,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batches",
     "Corpus",
+    "Dataset",
     "History",
     "PositionLoss",
     "RecallResult",
@@ -55,6 +63,8 @@ __all__ = [
     "Windows",
     "baselines",
     "corpus",
+    "dataset",
+    "measure",
     "generate",
     "load_train_config",
     "loss_by_position",

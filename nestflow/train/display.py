@@ -39,6 +39,17 @@ def token_levels_line(graph: Any, length: int) -> str:
     return f"inside a window of {length}: " + "; ".join(parts) if parts else ""
 
 
+def told(measures: Mapping[str, float]) -> str:
+    """`2.514 bits per byte`; `loss 0.412, accuracy 91.2%`."""
+    parts: list[str] = []
+    for name, value in measures.items():
+        if name.startswith("accuracy"):
+            parts.append(f"{name} {100 * value:.1f}%")
+        else:
+            parts.append(f"{value:.3f} {name}" if name == "bits per byte" else f"{name} {value:.4g}")
+    return ", ".join(parts)
+
+
 class LevelCounts:
     """What the step-clock levels did: name -> period, updates so far, whether it updated in this step."""
 
@@ -68,14 +79,23 @@ class LevelCounts:
 class Display:
     """Shows a run. `with Display(...) as d: d.step(record, levels)`. show=False prints nothing."""
 
-    def __init__(self, steps: int, start: int = 0, show: bool = True, console: Console | None = None, note: str = ""):
+    def __init__(
+        self,
+        steps: int,
+        start: int = 0,
+        show: bool = True,
+        console: Console | None = None,
+        note: str = "",
+        text: bool = True,
+    ) -> None:
         self.console = console or screen.console()
         self.show = show
         self.steps = steps
         self.note = note
         self.live: Live | None = None
         self.last_print = 0.0
-        self.val: float | None = None
+        self.val: Mapping[str, float] | None = None
+        self.text = text  # losses are nats per byte, and ticks are counted; else examples
         self.progress = Progress(
             TextColumn("[bold]train"),
             BarColumn(bar_width=None),
@@ -109,9 +129,10 @@ class Display:
     ) -> None:
         if not self.show:
             return
-        val = "" if self.val is None else f"   validation {self.val:.3f}"
-        numbers = f"step {step}   loss {loss:.3f} nats   {loss / math.log(2):.3f} bits per byte{val}   "
-        numbers += f"{tokens_per_s:,.0f} tokens/s"
+        val = "" if self.val is None else f"   validation {told(self.val)}"
+        bits = f" nats   {loss / math.log(2):.3f} bits per byte" if self.text else ""
+        numbers = f"step {step}   loss {loss:.3f}{bits}{val}   "
+        numbers += f"{tokens_per_s:,.0f} {'tokens' if self.text else 'examples'}/s"
         numbers += "".join(f"   {name} {value:.3g}" for name, value in (emitted or {}).items())
         if self.live is not None:
             self.progress.update(self.task, completed=step)
@@ -120,8 +141,8 @@ class Display:
             self.last_print = time.monotonic()
             self.say(f"{numbers}   [{levels.text()}]")
 
-    def validation(self, bpb: float) -> None:
-        self.val = bpb
+    def validation(self, measures: Mapping[str, float]) -> None:
+        self.val = measures
 
     def say(self, text: str) -> None:
         if self.show:

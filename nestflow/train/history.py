@@ -38,11 +38,12 @@ class StepRecord:
 class History:
     """Steps and validations of a run, the ones before a resume included.
 
-    val: (step, bits per byte). interrupted: the signal that ended the run early, or None. bundle: what was trained.
+    val: (step, bits per byte) of text. metrics: (step, measures by name) of examples. interrupted: the signal that ended the run early, or None. bundle: what was trained.
     checkpoint: the folder of the last checkpoint, if the run has a folder."""
 
     records: list[StepRecord] = field(default_factory=list)
     val: list[tuple[int, float]] = field(default_factory=list)
+    metrics: list[tuple[int, dict[str, float]]] = field(default_factory=list[tuple[int, dict[str, float]]])
     interrupted: str | None = None
     bundle: Any = None
     checkpoint: Path | None = None
@@ -84,6 +85,7 @@ class History:
             "seconds": self.seconds,
             "updates": self.updates(),
             "interrupted": self.interrupted,
+            **({"metrics": [[n, m] for n, m in self.metrics]} if self.metrics else {}),
         }
 
 
@@ -110,6 +112,9 @@ class Log:
 
     def val(self, step: int, bpb: float) -> None:
         self._write({"step": step, "val_bpb": bpb})
+
+    def metrics(self, step: int, measures: Mapping[str, float]) -> None:
+        self._write({"step": step, "metrics": dict(measures)})
 
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is not None:
@@ -142,6 +147,8 @@ def read_history(folder: str | Path, up_to: int | None = None) -> History:
             continue
         if "val_bpb" in line:
             history.val.append((line["step"], line["val_bpb"]))
+        elif "metrics" in line:
+            history.metrics.append((line["step"], line["metrics"]))
         else:
             history.records.append(
                 StepRecord(

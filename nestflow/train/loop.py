@@ -1,4 +1,4 @@
-"""The training loop: windows of text in, a trained bundle, its history and its checkpoints out."""
+"""The training loop: text or examples in, a trained bundle, its history and its checkpoints out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any
 from nestflow.diagnostics.core import NestflowError, fail
 from nestflow.train import checkpoint as ckpt
 from nestflow.train.config import TrainConfig, train_config
-from nestflow.train.data import Corpus, Windows, corpus
-from nestflow.train.display import Display, LevelCounts, token_levels_line
-from nestflow.train.evaluate import validation_bpb
+from nestflow.train.display import Display, LevelCounts, told, token_levels_line
 from nestflow.train.history import History, Log, StepRecord, read_history
-from nestflow.train.protocol import Trainable, device_of, require_vocab, token_input
+from nestflow.train.protocol import Trainable, device_of
 from nestflow.train.signals import StopRequest
+from nestflow.train.sources import BPB, Data, Source, other_data, source_of
 
 OnStep = Callable[[StepRecord], None]
 
@@ -26,7 +25,7 @@ _FIXED = ("batch", "length", "seed", "holdout")
 
 def train(
     bundle: Trainable | None,
-    data: str | Path | bytes | Corpus | None = None,
+    data: Data | None = None,
     steps: int | None = None,
     *,
     out: str | Path | None = None,
@@ -37,16 +36,17 @@ def train(
     console: Any = None,
     **settings: Any,
 ) -> History:
-    """Train a bundle on bytes of text.
+    """Train a bundle on bytes of text, or on examples.
 
-    data: a shipped text (`shakespeare`), a file, a folder of .txt files, bytes, or a `Corpus`. steps: in all.
+    data: a shipped text (`shakespeare`), a file, a folder of .txt files, bytes, or a `Corpus`; or examples by input: a
+    mapping of tensors, a `Dataset`, a .npz, .safetensors, .csv or .jsonl file, a folder of .npy files. steps: in all.
     settings: the other fields of `TrainConfig` (batch, length, seed, holdout, eval_every, eval_windows,
     checkpoint_every, keep). out: a folder for `log.jsonl` and checkpoints; None writes nothing.
     resume: a folder that an earlier run wrote, or one checkpoint in it: weights, optimiser, clocks, data position and
     random state go on bit for bit, and `bundle` may be None. overwrite: drop an earlier run in `out`.
 
     SIGINT and SIGTERM end the run after the step, with a checkpoint (`History.interrupted`).
-    Raises NestflowError: NF520 to NF522 (text), NF524 (settings), NF525 (checkpoints), NF526 (the loss is not a
+    Raises NestflowError: NF520 to NF522 (text), NF530 to NF535 (examples), NF524 (settings), NF525 (checkpoints), NF526 (the loss is not a
     number), NF527 (the spec does not read bytes).
     """
     given = dict(settings) | ({} if steps is None else {"steps": steps})
@@ -55,8 +55,9 @@ def train(
     own = None if data is None or isinstance(data, (str, Path)) else data
     run = _resume(own, given, out, resume) if resume is not None else _start(bundle, own, given, out, overwrite)
     run.on_step = on_step
-    note = token_levels_line(run.bundle.graph, run.config.length)
-    with StopRequest() as stop, Display(run.config.steps, run.done, show, console, note) as display:
+    source = run.source
+    note = token_levels_line(run.bundle.graph, source.length) if source.length else ""
+    with StopRequest() as stop, Display(run.config.steps, run.done, show, console, note, source.text) as display:
         try:
             run.loop(stop, display)
         finally:
@@ -64,12 +65,12 @@ def train(
     return run.history
 
 
-def _start(bundle: Any, own: Corpus | bytes | None, given: dict[str, Any], out: Any, overwrite: bool) -> _Run:
+def _start(bundle: Any, own: Data | None, given: dict[str, Any], out: Any, overwrite: bool) -> _Run:
     """A new run. Everything is checked before anything is written."""
     if bundle is None:
         raise fail("NF525", "there is nothing to train: no bundle was given, and no run to resume")
     config = train_config(given)
-    run = _Run(bundle, _text(own, config), config, None if out is None else Path(out), History())
+    run = _Run(bundle, source_of(bundle, own, config), config, None if out is None else Path(out), History())
     if run.folder is not None:
         _claim(run.folder, overwrite)
     run.open()
@@ -78,7 +79,7 @@ def _start(bundle: Any, own: Corpus | bytes | None, given: dict[str, Any], out: 
     return run
 
 
-def _resume(own: Corpus | bytes | None, given: dict[str, Any], out: Any, resume: str | Path) -> _Run:
+def _resume(own: Data | None, given: dict[str, Any], out: Any, resume: str | Path) -> _Run:
     """A run as its last checkpoint left it."""
     bundle, where, folder = ckpt.load_newest(resume)
     state = (getattr(bundle, "extra", None) or {}).get("train")
@@ -93,17 +94,13 @@ def _resume(own: Corpus | bytes | None, given: dict[str, Any], out: Any, resume:
                 help=f"leave `{name}` out to resume, or start a new run",
             )
     config = train_config(before | given)
-    text = _text(own, config)
-    if text.fingerprint != state["fingerprint"]:
-        raise fail(
-            "NF525",
-            f"the text `{text.name}` is not the one that the run in `{folder}` was trained on",
-            help="resume with the same text, or start a new run from the checkpoint's bundle",
-        )
+    source = source_of(bundle, own, config)
+    if source.fingerprint != state["fingerprint"]:
+        raise other_data(source, folder)
     target = folder if out is None else Path(out)
     target.mkdir(parents=True, exist_ok=True)
-    run = _Run(bundle, text, config, target, read_history(folder, state["step"]))
-    run.windows.restore(state["windows"])
+    run = _Run(bundle, source, config, target, read_history(folder, state["step"]))
+    source.restore(state["windows"])
     run.done = int(state["step"])
     run.open(folder)
     run.history.checkpoint = where
@@ -111,24 +108,16 @@ def _resume(own: Corpus | bytes | None, given: dict[str, Any], out: Any, resume:
     return run
 
 
-def _text(own: Corpus | bytes | None, config: TrainConfig) -> Corpus:
-    return own if isinstance(own, Corpus) else corpus(config.data if own is None else own, config.holdout)
-
-
 class _Run:
     """The state of one call of `train`."""
 
-    def __init__(self, bundle: Trainable, text: Corpus, config: TrainConfig, folder: Path | None, history: History):
+    def __init__(self, bundle: Trainable, source: Source, config: TrainConfig, folder: Path | None, history: History):
         self.bundle = bundle
-        self.text = text
+        self.source = source
         self.config = config
         self.folder = folder
         self.history = history
         self.done = 0
-        # checked before the first step, so that no run dies at its first validation
-        self.input = token_input(bundle)
-        require_vocab(bundle, max(int(t.max()) for t in (text.train_N, text.val_M) if len(t)))
-        self.windows = Windows(text.train_N, config.batch, config.length, config.seed)
         self.levels = LevelCounts(history.updates())
         self.on_step: OnStep | None = None
         history.bundle = bundle
@@ -149,14 +138,8 @@ class _Run:
             if self.on_step is not None:
                 self.on_step(record)
             last = self.done == c.steps
-            if len(self.text.val_M) > c.length and (last or (c.eval_every and self.done % c.eval_every == 0)):
-                bpb = validation_bpb(self.bundle, self.text.val_M, c.length, c.eval_windows, c.batch)
-                self.history.val.append((self.done, bpb))
-                self.log.val(self.done, bpb)
-                display.validation(bpb)
-                display.say(f"step {self.done}: validation {bpb:.3f} bits per byte")
-                if not math.isfinite(bpb):
-                    display.say("a memory ran away on the held-out text: lower its rate or its chunk (NF526)")
+            if last or (c.eval_every and self.done % c.eval_every == 0):
+                self.validate(display)
             if last or stop.name is not None or (c.checkpoint_every and self.done % c.checkpoint_every == 0):
                 self.save()
         if stop.name is not None:
@@ -165,18 +148,34 @@ class _Run:
             where = f": {self.history.checkpoint}" if self.history.checkpoint else ""
             display.say(f"stopped by {stop.name} after step {self.done}{where}")
 
+    def validate(self, display: Display) -> None:
+        measures = self.source.measure(self.bundle)
+        if measures is None:
+            return
+        if BPB in measures:
+            self.history.val.append((self.done, measures[BPB]))
+            self.log.val(self.done, measures[BPB])
+        else:
+            self.history.metrics.append((self.done, measures))
+            self.log.metrics(self.done, measures)
+        display.validation(measures)
+        display.say(f"step {self.done}: validation {told(measures)}")
+        if not all(math.isfinite(v) for v in measures.values()):
+            display.say("a memory ran away on what was held out: lower its rate or its chunk (NF526)")
+
     def one_step(self) -> StepRecord:
         begin = time.perf_counter()
-        x_BT = self.windows.next().to(device_of(self.bundle.module))
+        batch, count = self.source.next()
+        device = device_of(self.bundle.module)
         self.bundle.module.train()
-        report = self.bundle.step({self.input: x_BT})
+        report = self.bundle.step({name: x.to(device) for name, x in batch.items()})
         loss = float(report["loss"])
         if not math.isfinite(loss):
             raise _not_finite(loss, self.done + 1, self.history.checkpoint)
         updated = self.levels.add(report["levels"])
         self.done += 1
         record = StepRecord(
-            self.done, loss, time.perf_counter() - begin, x_BT.numel(), updated, report.get("emitted", {})
+            self.done, loss, time.perf_counter() - begin, count, updated, report.get("emitted", {})
         )
         self.history.records.append(record)
         self.log.step(record)
@@ -187,9 +186,9 @@ class _Run:
             return
         state = {
             "step": self.done,
-            "windows": self.windows.state(),
+            "windows": self.source.state(),
             "config": self.config.model_dump(),
-            "fingerprint": self.text.fingerprint,
+            "fingerprint": self.source.fingerprint,
             "rng": ckpt.rng_state(),
         }
         self.history.checkpoint = ckpt.save_checkpoint(self.bundle, self.folder, self.done, state, self.config.keep)

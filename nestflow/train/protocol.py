@@ -49,7 +49,7 @@ def token_input(bundle: Trainable) -> str:
             "NF527",
             f"this spec has {len(inputs)} inputs ({names}), and text is one",
             inputs[1].span,
-            "train it in a loop of your own with `bundle.step(batch)`",
+            "give examples with a column for each input: `--data FILE.npz` (.csv, .jsonl, .safetensors)",
         )
     only = inputs[0]
     if only.low is None and only.high is None:
@@ -57,9 +57,15 @@ def token_input(bundle: Trainable) -> str:
             "NF527",
             f"the input `{only.name}` is not a stream of token numbers, and text is bytes",
             only.span,
-            "declare it as `input tokens : int[T] in [0, 256)`, or write a loop of your own with `bundle.step(batch)`",
+            "examples by input come from a file: `--data FILE.npz` (.csv, .jsonl, .safetensors); bytes want `int[T] in [0, 256)`",
         )
     return only.name
+
+
+def reads_bytes(bundle: Trainable) -> bool:
+    """Whether the one input takes any byte."""
+    inputs = list(getattr(bundle.graph, "inputs", ()) or ())
+    return len(inputs) == 1 and inputs[0].low == 0 and (inputs[0].high or 0) >= 255
 
 
 def require_vocab(bundle: Trainable, highest: int) -> None:
