@@ -50,7 +50,7 @@ def command(
     overrides: dict[str, str],
     **settings: Any,
 ) -> int:
-    """Train on bytes of text or on examples, with a live display: step, loss, bits per byte, tokens/s, which levels learned.
+    """Train on text or on examples, with a live display: step, loss, validation, tokens/s, which levels learned.
 
     Ctrl-C ends after the step, with a checkpoint; --resume goes on as if nothing had happened.
     """

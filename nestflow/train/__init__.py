@@ -1,4 +1,4 @@
-"""Training: text as bytes, examples by input, the loop, checkpoints, evaluation, sampling, yardsticks, associative recall.
+"""Training: text as bytes, examples by input, the loop, checkpoints, measures, sampling, yardsticks, recall.
 
 Names are loaded on first use, so that importing this costs nothing.
 """
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nestflow.train.config import TrainConfig, load_train_config, train_config
     from nestflow.train.data import Corpus, Windows, corpus
-    from nestflow.train.examples import Batches, Dataset, dataset
     from nestflow.train.evaluate import PositionLoss, loss_by_position, token_bits, validation_bpb
+    from nestflow.train.examples import Batches, Dataset, dataset
     from nestflow.train.history import History, StepRecord, read_history
     from nestflow.train.loop import train
     from nestflow.train.ngrams import baselines, ngram_bpb
@@ -64,10 +64,10 @@ __all__ = [
     "baselines",
     "corpus",
     "dataset",
-    "measure",
     "generate",
     "load_train_config",
     "loss_by_position",
+    "measure",
     "ngram_bpb",
     "plot_loss",
     "read_history",

@@ -17,12 +17,16 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: str = Field("shakespeare", description="a shipped text, a file, a folder of .txt files; or a file of examples")
+    data: str = Field(
+        "shakespeare", description="a shipped text, a file, a folder of .txt files; or a file of examples"
+    )
     steps: int = Field(400, ge=1, description="optimizer steps in all, counted from the first run")
     batch: int = Field(8, ge=1, le=65536, description="windows or examples per step")
     length: int = Field(256, ge=2, le=1 << 20, description="tokens per window, where sequences are longer")
     seed: int = Field(0, ge=0, lt=1 << 32, description="of the windows; the weights have the seed of `compile`")
-    holdout: float = Field(0.1, gt=0, lt=1, description="share kept for validation: the end of each text, or examples drawn by seed")
+    holdout: float = Field(
+        0.1, gt=0, lt=1, description="share kept for validation: the end of each text, or examples drawn by seed"
+    )
     eval_every: int = Field(100, ge=0, description="steps between validations; 0: only at the end")
     eval_windows: int = Field(64, ge=1, description="validation windows; of examples, batches at most")
     checkpoint_every: int = Field(

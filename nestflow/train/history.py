@@ -38,7 +38,8 @@ class StepRecord:
 class History:
     """Steps and validations of a run, the ones before a resume included.
 
-    val: (step, bits per byte) of text. metrics: (step, measures by name) of examples. interrupted: the signal that ended the run early, or None. bundle: what was trained.
+    val: (step, bits per byte) of text. metrics: (step, measures by name) of examples. interrupted: the signal that
+    ended the run early, or None. bundle: what was trained.
     checkpoint: the folder of the last checkpoint, if the run has a folder."""
 
     records: list[StepRecord] = field(default_factory=list)

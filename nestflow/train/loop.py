@@ -11,7 +11,7 @@ from typing import Any
 from nestflow.diagnostics.core import NestflowError, fail
 from nestflow.train import checkpoint as ckpt
 from nestflow.train.config import TrainConfig, train_config
-from nestflow.train.display import Display, LevelCounts, told, token_levels_line
+from nestflow.train.display import Display, LevelCounts, token_levels_line, told
 from nestflow.train.history import History, Log, StepRecord, read_history
 from nestflow.train.protocol import Trainable, device_of
 from nestflow.train.signals import StopRequest
@@ -46,8 +46,8 @@ def train(
     random state go on bit for bit, and `bundle` may be None. overwrite: drop an earlier run in `out`.
 
     SIGINT and SIGTERM end the run after the step, with a checkpoint (`History.interrupted`).
-    Raises NestflowError: NF520 to NF522 (text), NF530 to NF535 (examples), NF524 (settings), NF525 (checkpoints), NF526 (the loss is not a
-    number), NF527 (the spec does not read bytes).
+    Raises NestflowError: NF520 to NF522 (text), NF530 to NF535 (examples), NF524 (settings), NF525 (checkpoints),
+    NF526 (the loss is not a number), NF527 (the spec does not read bytes).
     """
     given = dict(settings) | ({} if steps is None else {"steps": steps})
     if isinstance(data, (str, Path)):
@@ -174,9 +174,7 @@ class _Run:
             raise _not_finite(loss, self.done + 1, self.history.checkpoint)
         updated = self.levels.add(report["levels"])
         self.done += 1
-        record = StepRecord(
-            self.done, loss, time.perf_counter() - begin, count, updated, report.get("emitted", {})
-        )
+        record = StepRecord(self.done, loss, time.perf_counter() - begin, count, updated, report.get("emitted", {}))
         self.history.records.append(record)
         self.log.step(record)
         return record

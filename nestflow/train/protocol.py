@@ -57,7 +57,7 @@ def token_input(bundle: Trainable) -> str:
             "NF527",
             f"the input `{only.name}` is not a stream of token numbers, and text is bytes",
             only.span,
-            "examples by input come from a file: `--data FILE.npz` (.csv, .jsonl, .safetensors); bytes want `int[T] in [0, 256)`",
+            "examples come from a file: `--data FILE.npz` (.csv, .jsonl, …); bytes want `int[T] in [0, 256)`",
         )
     return only.name
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from nestflow.diagnostics.core import fail
 from nestflow.train.config import TrainConfig
 from nestflow.train.data import Corpus, Windows, corpus
-from nestflow.train.examples import Batches, Dataset, dataset, split
 from nestflow.train.evaluate import validation_bpb
+from nestflow.train.examples import Batches, Dataset, dataset, split
 from nestflow.train.protocol import Trainable, require_vocab, token_input
-from nestflow.train.readers import is_table, read_columns
+from nestflow.train.readers import is_table
 
 BPB = "bits per byte"
 Data = str | Path | bytes | Corpus | Dataset | Mapping[str, Any]

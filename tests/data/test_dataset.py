@@ -131,7 +131,11 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "nan": (good(x=torch.tensor([[0.0] * 3, [0, 1, float("nan")], [0.0] * 3])), "NF534", "row 1, column `x`"),
     "inf": (good(x=torch.full((3, 3), float("inf"))), "NF534", "element [0] is inf"),
     "truth 2": (good(good=torch.tensor([0, 1, 2])), "NF534", "row 2"),
-    "empty": ({"x": torch.zeros(0, 3), "label": torch.zeros(0).long(), "good": torch.zeros(0).bool()}, "NF535", "no rows"),
+    "empty": (
+        {"x": torch.zeros(0, 3), "label": torch.zeros(0).long(), "good": torch.zeros(0).bool()},
+        "NF535",
+        "no rows",
+    ),
     "text in a list": (good(label=["1", "two", "3"]), "NF534", "'two'"),
     "none in a list": (good(label=[1, None, 3]), "NF534", "has no `label`"),
     "half in a list": (good(label=[1, 2.5, 3]), "NF534", "whole number"),
@@ -197,7 +201,9 @@ def test_objects_are_never_unpickled(tmp_path: Path) -> None:
 
 
 def test_each_pass_takes_each_row_once_and_goes_on_from_a_state() -> None:
-    data = dataset(TABLE, {"x": torch.arange(30.0).reshape(10, 3), "label": torch.arange(10) % 4, "good": torch.ones(10).bool()})
+    data = dataset(
+        TABLE, {"x": torch.arange(30.0).reshape(10, 3), "label": torch.arange(10) % 4, "good": torch.ones(10).bool()}
+    )
     batches = Batches(data, 4, 8, seed=3)
     passes = [[int(v) for _ in range(3) for v in batches.next()["x"][:, 0] / 3] for _ in range(2)]
     assert all(sorted(p) == list(range(10)) for p in passes) and passes[0] != passes[1]
@@ -223,7 +229,9 @@ def test_long_sequences_give_windows() -> None:
 
 
 def test_the_split_is_by_seed_and_leaves_rows_on_both_sides() -> None:
-    data = dataset(TABLE, {"x": torch.arange(60.0).reshape(20, 3), "label": torch.zeros(20).long(), "good": torch.ones(20).bool()})
+    data = dataset(
+        TABLE, {"x": torch.arange(60.0).reshape(20, 3), "label": torch.zeros(20).long(), "good": torch.ones(20).bool()}
+    )
     first, again, other = (split(data, 0.25, 8, s) for s in (0, 0, 1))
     assert first[1] is not None and again[1] is not None and other[1] is not None
     assert (first[0].rows, first[1].rows) == (15, 5) and torch.equal(first[1].columns["x"], again[1].columns["x"])

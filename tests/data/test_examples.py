@@ -62,7 +62,7 @@ def patterns(n: int) -> dict[str, Tensor]:
 
 CASES: dict[str, tuple[dict[str, Any], Any, int, str, float]] = {
     "vit_titans": (VIT | {"chunk": 2}, images, 40, "accuracy", 0.8),
-    "regression": ({}, table, 80, "loss", 0.5),
+    "regression": ({}, table, 160, "loss", 0.5),
     "tagging": ({"vocab": 10}, sentences, 60, "accuracy", 0.7),
     "forecasting": ({}, waves, 50, "loss", 0.1),
     "masked_tokens": ({}, patterns, 80, "accuracy", 0.5),

@@ -99,8 +99,7 @@ level outer { every 1 step; memory weights(model); objective cross_entropy(model
 
 
 def test_several_losses_are_measured_by_name() -> None:
-    text = CLASSIFIER.replace('level slow { every 3 steps; memory rest(model); objective loss;',
-                              'level slow { every 3 steps; memory rest(model); objective mean(square(model(x)));')  # fmt: skip
+    text = CLASSIFIER.replace("rest(model); objective loss;", "rest(model); objective mean(square(model(x)));")
     history = train(nestflow.compile(text), examples(), 3, **QUIET)
     assert set(history.metrics[-1][1]) == {"loss of fast", "loss of slow", "accuracy"}
 

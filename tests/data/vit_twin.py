@@ -1,4 +1,4 @@
-"""A vision transformer as a torch module, written from the paper, and how the weights of specs/vision/vit.nl are its."""
+"""A vision transformer as a torch module, written from the paper; the weights of specs/vision/vit.nl go into it."""
 
 from __future__ import annotations
 
