@@ -9,6 +9,7 @@ from nestflow.graph.expressions import evaluate, integer, partial
 from nestflow.graph.names import check_name
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
+from nestflow.graph.unrolled import count, is_unrolled
 from nestflow.graph.values import Partial, Poison, Quiet, SharedValue, is_list
 from nestflow.ir import ops
 from nestflow.ir.node import Node
@@ -52,6 +53,8 @@ class Body:
                 self.elab.unpack(s.names, value, s, self.local)
             else:
                 self.local.update(dict.fromkeys(s.names, value))
+            if is_unrolled(value) and self.env.lookup("t") is None:  # from here on `t` counts patches
+                self.local["t"] = count(value.type.shape[0])
             if self.names is not None:
                 for n in s.names:
                     if isinstance(self.local[n], Node) and self.local[n].op not in ("const", "slot"):
