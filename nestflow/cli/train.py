@@ -33,6 +33,7 @@ from nestflow.view import words
 @click.option("--batch", type=click.IntRange(1), help="Windows, or examples, per step.  [default: 8]")
 @click.option("--length", type=click.IntRange(2), help="Tokens per window of longer sequences.  [default: 256]")
 @click.option("--seed", type=click.IntRange(0), help="Of the weights and of the windows.  [default: 0]")
+@click.option("--holdout", type=click.FloatRange(0, 1, True, True), help="Share for validation.  [default: 0.1]")
 @click.option("--eval-every", type=click.IntRange(0), help="Steps between validations; 0: at the end.  [default: 100]")
 @click.option(
     "--checkpoint-every", type=click.IntRange(0), help="Steps between checkpoints; 0: at the end.  [default: 100]"

@@ -64,9 +64,10 @@ class Dataset:
         return Dataset(name, {n: x[:, low:high] for n, x in self.columns.items()}, self.clocked)
 
 
-def dataset(inputs: Sequence[InputSpec], source: str | Path | Mapping[str, Any] | Dataset | Columns) -> Dataset:
-    """The examples of a file, a folder or a mapping of tensors, checked against the spec's inputs.
+def dataset(inputs: Sequence[InputSpec], source: str | Path | Mapping[str, Any] | Dataset | Columns | Any) -> Dataset:
+    """The examples of a file, a folder, a mapping of tensors, or a torch data set, checked against the spec's inputs.
 
+    A torch data set has a length and items: mappings by input, or one value for each input in the spec's order.
     Columns that no input has the name of are left alone. Rows of different lengths are padded where the spec has one
     input `bool[T]` that the data does not give: it is true where a row has a tick. In a `.csv` whose spec has the
     token axis at every input, the lines are the ticks of one sequence.
@@ -77,7 +78,10 @@ def dataset(inputs: Sequence[InputSpec], source: str | Path | Mapping[str, Any] 
         return source
     if isinstance(source, Mapping):
         source = Columns("the data", dict(source))
-    columns = source if isinstance(source, Columns) else read_columns(Path(source))
+    if isinstance(source, str | Path):
+        columns = read_columns(Path(source))
+    else:
+        columns = source if isinstance(source, Columns) else _items(inputs, source)
     if not inputs:
         raise fail("NF531", "this spec has no inputs, so no data goes into it")
     found: dict[str, Tensor | Ragged] = {}
@@ -98,6 +102,50 @@ def dataset(inputs: Sequence[InputSpec], source: str | Path | Mapping[str, Any] 
     if mistakes:
         raise NestflowError(mistakes)
     return _agree(inputs, found, mask, columns)
+
+
+def is_items(source: Any) -> bool:
+    """A torch data set, or a list of examples: it has a length, and items by number."""
+    return (
+        hasattr(source, "__len__") and hasattr(source, "__getitem__") and not isinstance(source, str | bytes | Tensor)
+    )
+
+
+def _items(inputs: Sequence[InputSpec], source: Any) -> Columns:
+    """The items of a torch data set as columns."""
+    name = type(source).__name__
+    if not is_items(source):
+        raise fail(
+            "NF530",
+            f"a {name} is no data: it has no length, or no items by number",
+            help="a mapping of tensors, a file, or a torch data set",
+        )
+    values: dict[str, list[Any]] = {}
+    for n in range(len(source)):
+        item = source[n]
+        if not isinstance(item, Mapping):
+            given = list(item) if isinstance(item, list | tuple) else [item]
+            if len(given) != len(inputs):
+                listed = ", ".join(f"`{i.name}`" for i in inputs)
+                raise fail(
+                    "NF531",
+                    f"item {n} of the {name} has {len(given)} values, and the spec has {len(inputs)} inputs: {listed}",
+                    help="one value for each input in their order, or a mapping by name",
+                )
+            item = dict(zip((i.name for i in inputs), given))
+        for i in inputs:
+            if i.name in item:
+                values.setdefault(i.name, [None] * n).append(item[i.name])
+    return Columns(f"the {name}", {k: _column(v) for k, v in values.items()})
+
+
+def _column(values: list[Any]) -> Tensor | list[Any]:
+    """Items of one input: a tensor where all are tensors of one shape."""
+    found = [torch.as_tensor(v) if hasattr(v, "__array__") else v for v in values]
+    tensors = [v for v in found if isinstance(v, Tensor)]
+    if len(tensors) == len(found) and len({(t.shape, t.dtype) for t in tensors}) == 1:
+        return torch.stack(tensors)
+    return [v.tolist() if isinstance(v, Tensor) else v for v in found]
 
 
 def _mask(inputs: Sequence[InputSpec], missing: Sequence[InputSpec]) -> InputSpec | None:

@@ -39,7 +39,8 @@ def train(
     """Train a bundle on bytes of text, or on examples.
 
     data: a shipped text (`shakespeare`), a file, a folder of .txt files, bytes, or a `Corpus`; or examples by input: a
-    mapping of tensors, a `Dataset`, a .npz, .safetensors, .csv or .jsonl file, a folder of .npy files. steps: in all.
+    mapping of tensors, a `Dataset`, one of torch, a .npz, .safetensors, .csv or .jsonl file, a folder of .npy files.
+    steps: in all.
     settings: the other fields of `TrainConfig` (batch, length, seed, holdout, eval_every, eval_windows,
     checkpoint_every, keep). out: a folder for `log.jsonl` and checkpoints; None writes nothing.
     resume: a folder that an earlier run wrote, or one checkpoint in it: weights, optimiser, clocks, data position and

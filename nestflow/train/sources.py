@@ -3,7 +3,7 @@ measures what was held out."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,12 +14,22 @@ from nestflow.diagnostics.core import fail
 from nestflow.train.config import TrainConfig
 from nestflow.train.data import Corpus, Windows, corpus
 from nestflow.train.evaluate import validation_bpb
-from nestflow.train.examples import Batches, Dataset, dataset, split
+from nestflow.train.examples import Batches, Dataset, dataset, is_items, split
 from nestflow.train.protocol import Trainable, require_vocab, token_input
 from nestflow.train.readers import is_table
 
 BPB = "bits per byte"
-Data = str | Path | bytes | Corpus | Dataset | Mapping[str, Any]
+
+
+class Items(Protocol):
+    """A data set of torch: its length, and its items by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+Data = str | Path | bytes | Corpus | Dataset | Mapping[str, Any] | Sequence[Any] | Items
 
 
 class Source(Protocol):
@@ -50,7 +60,7 @@ def source_of(bundle: Trainable, data: Data | None, config: TrainConfig) -> Sour
     Raises NestflowError: NF520 to NF522 and NF527 (text), NF530 to NF535 (examples).
     """
     given: Any = config.data if data is None else data
-    if isinstance(given, Mapping | Dataset):
+    if isinstance(given, Mapping | Dataset) or (is_items(given) and not isinstance(given, Corpus)):
         return Examples(dataset(bundle.graph.inputs, given), config)
     if isinstance(given, str | Path) and _holds_examples(bundle, Path(given)):
         return Examples(dataset(bundle.graph.inputs, Path(given)), config)
@@ -128,7 +138,7 @@ class Examples:
 
 
 def measure(
-    bundle: Any, data: Dataset | Mapping[str, Any], batch: int = 32, length: int | None = None, most: int | None = None
+    bundle: Any, data: Data, batch: int = 32, length: int | None = None, most: int | None = None
 ) -> dict[str, float]:
     """Losses and accuracies over examples: `loss` (`loss of NAME` where there are several), and `accuracy` of each
     cross entropy of classes, over all unmasked terms.

@@ -244,6 +244,36 @@ def test_the_split_is_by_seed_and_leaves_rows_on_both_sides() -> None:
     assert two[1] is not None and (two[0].rows, two[1].rows) == (1, 1)
 
 
+class Items(torch.utils.data.Dataset[Any]):
+    """A data set of torch; the items are what `make` makes of a row."""
+
+    def __init__(self, make: Any, rows: int = 5) -> None:
+        self.values, self.make, self.rows = columns(rows), make, rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make({n: v[index] for n, v in self.values.items()})
+
+
+def test_a_data_set_of_torch_gives_its_items() -> None:
+    want = dataset(TABLE, columns()).fingerprint
+    for make in (
+        lambda row: row,
+        lambda row: (row["x"], row["label"], row["good"]),
+        lambda row: {"x": torch.tensor(row["x"]), "label": int(row["label"]), "good": bool(row["good"])},
+        lambda row: [row["x"].tolist(), int(row["label"]), bool(row["good"])],
+    ):
+        assert dataset(TABLE, Items(make)).fingerprint == want
+    (d,) = mistakes(lambda: dataset(TABLE, Items(lambda row: (row["x"], row["label"]))))
+    assert d.code == "NF531" and "2 values" in d.message
+    (d,) = mistakes(lambda: dataset(TABLE, 3))
+    assert d.code == "NF530"
+    ragged = dataset(MASKED, [{"tokens": torch.arange(1, 1 + n), "label": n} for n in (3, 1)])
+    assert ragged.columns["mask"].tolist() == [[True, True, True], [True, False, False]]
+
+
 def test_a_huge_file_is_read_in_reasonable_pieces(tmp_path: Path) -> None:
     n = 60_000
     np.savez(tmp_path / "data.npz", x=np.zeros((n, 3), "float32"), label=np.zeros(n, "int64"), good=np.ones(n, bool))

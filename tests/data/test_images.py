@@ -161,6 +161,30 @@ def test_patches_are_no_state_of_a_stream() -> None:
     assert {i.frequency_text for i in b.graph.levels} >= {"∞", "every patch, chunk 2"}
 
 
+def test_hidden_patches_are_guessed_at() -> None:
+    """A masked autoencoder: the loss compares patches with patches, outside flows."""
+    text = """nestflow 1
+input image : float[2, 4, 4]
+input hidden : bool[4]
+output model(image, hidden)
+level around(x) { memory cache(causal = false); key linear(x); value linear(x); query linear(x) }
+flow model(image, hidden) {
+  seen = where(reshape(hidden, 4, 1), learned(8, init = normal(1)), patches(image, 2)) |> linear(6)
+  return (seen + around(seen)) |> linear(8)
+}
+loss = mean(square(model(image, hidden) - patches(image, 2)) * reshape(hidden, 4, 1))
+level outer { every 1 step; memory weights(model); objective loss; update gd(0.1) }
+"""
+    b = nestflow.compile(text, dtype="float64")
+    given = {"image": draw(3, 2, 4, 4), "hidden": draw(3, 4, seed=1) > 0}
+    y, want = b.module(**given), F.unfold(given["image"], 2, stride=2).transpose(1, 2)
+    loss = ((y - want).square() * given["hidden"][..., None]).mean()
+    torch.testing.assert_close(b.loss(given), loss)
+    objective = b.graph.step_levels[0].objective
+    assert objective is not None
+    torch.testing.assert_close(b.reference().loss(objective, given), loss)
+
+
 WRONG = {
     "patches(4)": ("float[3, 6, 8]", "NF301", "do not fill an image of 6 × 8"),
     "patches(2) |> patches(2)": ("float[3, 6, 8]", "NF301", "takes an image of three axes"),
