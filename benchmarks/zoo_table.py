@@ -13,7 +13,8 @@ HEAD = (
 # the panels of the picture
 FAMILIES: dict[str, tuple[str, ...]] = {
     "attention and hybrids": (
-        "transformer", "gqa", "swa", "samba", "hybrid", "titans_mag", "titans_mal", "hope_attention", "lact",
+        "transformer", "gqa", "swa", "samba", "hybrid", "titans_mac", "titans_mag", "titans_mal", "hope_attention",
+        "lact",
     ),
     "matrices, dot": ("linear_attention", "retnet", "gla", "hgrn2", "mamba2", "longhorn"),
     "matrices, delta rule": ("deltanet", "gated_deltanet", "kda", "comba", "deltaproduct", "rwkv7"),

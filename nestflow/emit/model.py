@@ -19,6 +19,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import axes
 from nestflow.emit.ops import hits
+from nestflow.emit.reads import emit_pieces, emit_read, piece_size
 from nestflow.emit.repeat import Rolled
 from nestflow.emit.writer import Writer, identifier, place, plain, short_name
 from nestflow.graph.model import Init, Instance, LevelGraph, StateSlot, StepLevel
@@ -76,6 +77,7 @@ def body_key(instance: Instance, memo: dict[int, Any]) -> Any:
             instance.memories,
             instance.heads,
             tuple(t.path for t in instance.tails),
+            instance.seen,
             children,
         )
     return memo[id(instance)]
@@ -96,6 +98,8 @@ def _emit_instances(root: Instance, plan: Any, writer: Writer, letters: Letters)
                 from nestflow.emit.level import emit_level
 
                 known[key] = emit_level(instance, plan.levels[instance.path], writer, letters)
+            elif instance.kind == "read":
+                known[key] = emit_read(instance, writer, letters)
             else:
                 known[key] = _emit_flow(instance, writer, letters)
         writer.register(instance, known[key])
@@ -122,11 +126,15 @@ def _emit_flow(instance: Instance, writer: Writer, letters: Letters) -> str:
     )
     em.special = Rolled(em, instance, writer).special
     em.plan(instance.result)
-    with writer.block(f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):{place(instance.span)}"):
+    size = piece_size(instance)
+    inner = writer.function_name(f"{name}_piece") if size else name
+    with writer.block(f"def {inner}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):{place(instance.span)}"):
         _doc(instance, writer)
         writer.line(f"return {em.value(instance.result)}")
     writer.line()
     writer.line()
+    if size:
+        emit_pieces(instance, writer, name, inner, size, [(v, t) for _, v, t in slots])
     return name
 
 
@@ -177,6 +185,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
 
     with writer.block(f"def forward({arguments}):"):
         writer.line("# the output of the spec")
+        _shared(graph, writer)
         writer.line(
             f"return {emitter(graph.output).value(graph.output)}" if graph.output is not None else "return None"
         )
@@ -192,19 +201,21 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             break
         with writer.block(f"def {objective_name(name)}({arguments}):"):
             writer.line(f"# what {' and '.join(level.name for level in groups[name])} minimise")
+            _shared(graph, writer)
             writer.line(f"return {emitter(node).value(node)}")
         writer.line()
         writer.line()
         values.append(f'"{name}": {objective_name(name)}({arguments})')
     with writer.block(f"def losses({arguments}):"):
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
+        _shared(graph, writer)
         if len(groups) == 1:
             em = emitter(*nodes.values())
             values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
         writer.line("return {" + ", ".join(values) + "}")
     writer.line()
     writer.line()
-    _emit_metrics(nodes, arguments, emitter, writer)
+    _emit_metrics(graph, nodes, arguments, emitter, writer)
     fresh = writer.use("nestflow.ops.runtime", "fresh_state")
     with writer.block("def initial_state(w, batch, dtype, device):"):
         writer.line("# the state of streams that begin, [batch, ...] by path")
@@ -212,7 +223,11 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
 
 
 def _emit_metrics(
-    nodes: Mapping[str, Node | None], arguments: str, emitter: Callable[..., Emitter], writer: Writer
+    graph: LevelGraph,
+    nodes: Mapping[str, Node | None],
+    arguments: str,
+    emitter: Callable[..., Emitter],
+    writer: Writer,
 ) -> None:
     """The losses, and hits and number of the classes of every cross entropy. Nothing where there is none."""
     scored = {name: scores(node) for name, node in nodes.items()}
@@ -220,6 +235,7 @@ def _emit_metrics(
         return
     with writer.block(f"def metrics({arguments}):"):
         writer.line("# the losses, and of each cross entropy how many classes had the largest score, of how many")
+        _shared(graph, writer)
         em = emitter(*nodes.values())
         em.plan(*(n for n in nodes.values() if n is not None), *(a for n in scored.values() for s in n for a in s.args))
         values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
@@ -237,6 +253,27 @@ def _emit_metrics(
 def scores(objective: Node | None) -> list[Node]:
     """The cross entropies of an objective, in the order of the text."""
     return [n for n in walk(objective) if n.op.startswith("cross_entropy")] if objective is not None else []
+
+
+def _shared(graph: LevelGraph, writer: Writer) -> None:
+    """Further calls of a shared instance find its weights at their own paths."""
+    if shared_paths(graph.root):
+        writer.line(f"c.w = {writer.use('nestflow.ops.runtime', 'with_shared')}(c.w, SHARED)")
+
+
+def shared_paths(root: Instance) -> list[tuple[str, str]]:
+    """(path of a further call, path of the instance whose weights it uses), the highest instances of each."""
+    found: list[tuple[str, str]] = []
+
+    def visit(i: Instance, outer: tuple[str, str] | None) -> None:
+        if i.shares is not None and (outer is None or i.shares != outer[1] + i.path[len(outer[0]) :]):
+            outer = i.path, i.shares
+            found.append(outer)
+        for _, child in i.children:
+            visit(child, outer)
+
+    visit(root, None)
+    return found
 
 
 # ---- tables
@@ -284,6 +321,10 @@ def _tables(graph: LevelGraph) -> str:
     if any(i.ticks for i in graph.root.walk()):
         lines += ["]", "# the same of what runs along patches and begins anew in each example", "INNER = ["]
         lines += [f"    {_state_row(s)!r}," for s in inner]
+    shared = shared_paths(graph.root)
+    if shared:
+        lines += ["]", "# further calls of a shared level or flow, and where their weights are", "SHARED = ["]
+        lines += [f"    {(a + '.', b + '.')!r}," for a, b in shared]
     return "\n".join([*lines, "]", "", ""])
 
 

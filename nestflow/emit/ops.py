@@ -87,11 +87,12 @@ def call(em: Emitter, node: Node) -> Expr:
         raise KeyError(f"a call of `{child}` outside an instance")
     function = em.writer.function(em.instance.child(child))
     parts = [em.done[a] for a in node.args]
-    path = f'{em.prefix} + "{child}."' if em.prefix else f'"{child}."'
+    of = [node["of"]] if node.get("of") else []  # only read: where the level's own state is
+    paths = [f'{em.prefix} + "{name}."' if em.prefix else f'"{name}."' for name in (child, *of)]
     if node.get("ticks") is not None:
-        e = I.along(em, node, function, path)
+        e = I.along(em, node, function, paths[0])
     else:
-        e = expr_of(f"{function}({', '.join(['c', path, *(p.text for p in parts)])})", ATOM, *parts)
+        e = expr_of(f"{function}({', '.join(['c', *paths, *(p.text for p in parts)])})", ATOM, *parts)
     if em.instance.kind == "root" and published(em.instance.child(child)):
         name = em.assign(node, e, child)
         em.published[node] = em.fresh(f"{child}_published", Type())
@@ -137,6 +138,14 @@ def network_result(em: Emitter, node: Node) -> Expr:
     ticks = em.ticks if t.clock else "None"
     text = f"{em.done[raw].text}, {raw['network']!r}, {node['field']!r}, {t.shape!r}, {t.dtype!r}"
     return expr_of(f"{use}({text}, {em.batch}, {ticks}, {em.t0})", ATOM, em.done[raw])
+
+
+def beside(em: Emitter, node: Node) -> Expr:
+    """The first value; the others are computed for what they keep."""
+    first, *others = node.args
+    for other in others:
+        em.variable(other)
+    return em.done[first]
 
 
 def recall(em: Emitter, node: Node) -> Expr:
@@ -233,6 +242,7 @@ OPERATIONS: dict[str, Operation] = {
     "recall": recall,
     "emit": emit,
     "emitted": emitted,
+    "beside": beside,
     "cross_entropy": cross_entropy,
     "cross_entropy_terms": cross_entropy,
     "mean_all": mean_all,

@@ -127,7 +127,9 @@ class Body:
                 s.span,
                 "`shared emb = embed(vocab, dim)`",
             )
-        return SharedValue(value, s.name, s.value, self.env.builder)
+        made = SharedValue(value, s.name, s.value, self.env.builder)
+        self.env.builder.shared.append(made)
+        return made
 
 
 def publish(elab: Any, s: tree.Emit, env: Env) -> Node:

@@ -26,11 +26,12 @@ from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule, RuleSlot, SlotUpdate
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
+_CALL = re.compile(r"@\d+(?=\.|$)")
 
 
 def pattern(path: str) -> str:
-    """A path with every repeat index as `*`."""
-    return _NUMBER.sub(".*", path)
+    """A path with every repeat index as `*`; further calls of what is shared go with the first."""
+    return _CALL.sub("", _NUMBER.sub(".*", path))
 
 
 def group_name(instance: Instance) -> str:
@@ -375,6 +376,10 @@ def _context(root: Instance, steps: tuple[StepLevel, ...]) -> list[tuple[str, st
         for n in walk(instance.result) if instance.result is not None else ():
             if n.op == "slot":
                 known[id(n)] = taint.get(n["name"], frozenset())
+            elif n.op == "call" and n.get("of"):  # read without learning: what the level gives
+                learner = children[n["of"]]
+                stage(learner)
+                known[id(n)] = enter(learner.path, frozenset())
             elif n.op == "call":
                 child = children[n["child"]]
                 given = {name: known[id(a)] for name, a in zip(n["names"], n.args, strict=True)}
@@ -405,7 +410,8 @@ def _within(network: str, boxes: tuple[FlowBox, ...]) -> bool:
 def _boxes(instance: Instance) -> tuple[FlowBox, ...]:
     groups: dict[tuple[str, str], list[Instance]] = {}
     for rel, child in instance.children:
-        groups.setdefault((pattern("." + rel), child.name), []).append(child)
+        if child.kind != "read":  # the level it reads has a box
+            groups.setdefault((pattern("." + rel), child.name), []).append(child)
     boxes: list[FlowBox] = []
     for (name, _), group in groups.items():
         first = group[0]

@@ -249,7 +249,7 @@ def call(
     if written is not None and written in env.specials:
         return env.specials[written](piped, args, kwargs, site)
     if isinstance(function, tree.Attribute) and function.name == "read":
-        raise env.elab.not_yet("`m.read(x)`", site.span)
+        return _read(function, piped, args, kwargs, env, site)
     value = env.lookup(function.name) if isinstance(function, tree.Name) else None
     value = value if isinstance(value, MemoryValue) else evaluate(function, env)
     if isinstance(value, Partial) and isinstance(value.target, Word) and value.target.name == "grouped":
@@ -268,6 +268,29 @@ def call(
         raise env.elab.failure("NF211", "a keyword is given twice", site.span)
     base = called_name(function, value, env)
     return apply(value, values, named, env, site, base)
+
+
+def _read(
+    function: tree.Attribute,
+    piped: list[Any],
+    args: tuple[tree.Expr, ...],
+    kwargs: tuple[tuple[str, tree.Expr], ...],
+    env: Env,
+    site: tree.Expr,
+) -> Any:
+    """`m.read(x)`: m only recalls, from the state that its chunk began with. m: a shared level, or a memory of the
+    level that this stands in."""
+    found = env.lookup(function.value.name) if isinstance(function.value, tree.Name) else None
+    value = found if isinstance(found, MemoryValue) else evaluate(function.value, env)
+    given = piped + [evaluate(a, env) for a in args]
+    if isinstance(value, SharedValue):
+        return env.elab.templates.read_shared(value, given, {k: evaluate(v, env) for k, v in kwargs}, env, site)
+    if not isinstance(value, MemoryValue):
+        message = f"`{dotted(function) or 'read'}`: only a shared level is read without learning"
+        raise env.elab.failure("NF421", message, site.span, "`shared m = titans`; then `m.read(x)` beside `m(x)`")
+    if kwargs:
+        raise env.elab.failure("NF210", "a recall takes a key and nothing else", site.span)
+    return value.level.recall(value.name, given, env.with_(recall_mode="chunk"), site)
 
 
 def _grouped(

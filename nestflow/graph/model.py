@@ -173,10 +173,14 @@ class Memory:
 class Instance:
     """A flow or a token-level level, instantiated. result: what it returns, over slot(name), its weights, calls of
     children, and, in a level, recalls. children: relative path -> Instance. weights and tails: its own only, relative
-    paths."""
+    paths.
+
+    shares: the path of the instance whose weights it uses, of which it then has none itself: a further call of a shared
+    one, with a state of its own. kind "read": what a level returns, on another input, its recalls at the state that the
+    chunk of its one learning call began with; the call says whose (`of`). seen: the memories of that level."""
 
     path: str
-    kind: Literal["root", "flow", "level"]
+    kind: Literal["root", "flow", "level", "read"]
     name: str
     slots: tuple[tuple[str, Type], ...]
     result: Node | None
@@ -188,7 +192,8 @@ class Instance:
     names: tuple[tuple[str, Node], ...] = ()  # names of its own in the text, for readable generated code
     doc: str | None = None
     span: Span | None = field(default=None, compare=False)
-    shares: str | None = None  # the path of the instance whose weights it uses (a further call of a shared one)
+    shares: str | None = None
+    seen: tuple[Memory, ...] = ()
 
     @property
     def weights_path(self) -> str:

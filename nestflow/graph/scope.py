@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.model import Init, Instance, MemoryTensor, TailSpec, WeightSpec
-from nestflow.graph.values import is_list, is_record
+from nestflow.graph.values import SharedValue, is_list, is_record
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
@@ -30,6 +30,7 @@ class Builder:
     children: dict[str, Instance] = field(default_factory=dict[str, Instance])
     used: dict[str, int] = field(default_factory=dict[str, int])
     sites: dict[Any, str] = field(default_factory=dict[Any, str])
+    shared: list[SharedValue] = field(default_factory=list[SharedValue])
     memory: list[MemoryTensor] | None = None
     one: bool = False  # a single function: its weights stand at the instance's own path
 
@@ -88,6 +89,8 @@ class Env:
     specials: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Callable[..., Any]])
     depth: int = 0
     rule: Any = None
+    shared: SharedValue | None = None  # what is being called or read, where `shared` names it
+    reading: bool = False
 
     def with_(self, **changes: Any) -> Env:
         return replace(self, **changes)
@@ -244,7 +247,9 @@ class Site:
             self.fail(
                 "NF320", f"`{self.word}` looks back, and a memory's function may not", "apply it to the key instead"
             )
-        rel = self.rel()
+        rel, calls = self.rel(), self.env.shared.calls if self.env.shared is not None else 1
+        if calls > 1:  # each call of a shared block looks back at its own inputs
+            rel = f"{rel}@{calls}"
         path = f"{rel}.{local}" if rel else local
         if length and all(t.path != path for t in self.env.builder.tails):
             self.env.builder.tails.append(TailSpec(path, type_, length))

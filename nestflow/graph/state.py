@@ -13,6 +13,8 @@ INSTANCE.TAIL                  the last inputs of a look-back block
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Init, Instance, Memory, MemoryTensor, StateSlot, TailSpec
 from nestflow.ir import ops
@@ -47,6 +49,9 @@ def state_slots(instance: Instance) -> tuple[StateSlot, ...]:
     for memory in instance.memories:
         slots += _cache_slots(instance.path, memory) if memory.kind == "cache" else _memory_slots(instance.path, memory)
     slots += [_tail_slot(instance.path, tail) for tail in instance.tails]
+    if instance.shares is not None:  # the starts are those of the instance whose weights it uses
+        own, of = len(instance.path), instance.shares
+        slots = [replace(s, init=of + s.init[own:]) if s.init is not None else s for s in slots]
     return tuple(slots)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
@@ -14,6 +13,7 @@ from nestflow.graph.level import LEVEL_FIELDS, LevelBuilder
 from nestflow.graph.model import Instance
 from nestflow.graph.published import published
 from nestflow.graph.scope import Builder, Env
+from nestflow.graph.sharing import moved, place_shared, settle_reads
 from nestflow.graph.unrolled import along, called, count, length, within
 from nestflow.graph.values import Partial, Quiet, SharedValue
 from nestflow.ir import ops
@@ -168,10 +168,15 @@ class Templates:
             instance = along(self.build(template, path, slots, overrides, env.depth + 1, site), ticks)
         except (NestflowError, Quiet) as e:
             return self.stand_in(e, inputs, site)
+        more: dict[str, Any] = {}
+        if env.reading and ticks is not None:
+            raise self.elab.not_yet("`read` of what runs along patches", site.span)
+        if env.shared is not None:
+            rel, instance, more = place_shared(self.elab, env, rel, instance, site)
         parent.children[rel] = instance
         if ticks is not None and published(instance):
             raise self.elab.not_yet("`emit` in what runs along patches", site.span)
-        return called(instance, rel, tuple(inputs), tuple(inputs.values()), site)
+        return called(instance, rel, tuple(inputs), tuple(inputs.values()), site, **more)
 
     def stand_in(self, e: Exception, inputs: dict[str, Any], site: tree.Expr) -> Node:
         """Tell a template's mistake and go on as if it gave back its first input: one run shows what else is wrong."""
@@ -245,6 +250,7 @@ class Templates:
         names: dict[str, Node] = {}
         value = self.run(template, bound, env, site, names)
         result = self.elab.as_node(value, site, f"what `{template.name}` returns")
+        result = settle_reads(self.elab, builder, result)
         inputs = tuple((k, v.type) for k, v in bound.items() if isinstance(v, Node) and v.op == "slot")
         return Instance(
             path,
@@ -297,28 +303,31 @@ class Templates:
     def call_shared(
         self, shared: SharedValue, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr
     ) -> Any:
+        """One more call: the same weights; a state of its own, where it keeps one."""
+        shared.calls += 1
+        result = self.shared(shared, args, kwargs, env, site, reading=False)
+        shared.learn = result if isinstance(result, Node) else None
+        return result
+
+    def read_shared(
+        self, shared: SharedValue, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr
+    ) -> Any:
+        """`m.read(x)`: what the level returns for x, its recalls at the state that the chunk of its call began with."""
+        if not isinstance(shared.value.target, tree.Level):
+            message = f"`{shared.path}` is no level: it has no memory to read"
+            raise self.elab.failure("NF421", message, site.span, "`shared m = titans`; then `m.read(x)` beside `m(x)`")
+        shared.reads += 1
+        return self.shared(shared, args, kwargs, env, site, reading=True)
+
+    def shared(
+        self, shared: SharedValue, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, reading: bool
+    ) -> Any:
         from nestflow.graph.expressions import apply
 
-        value = shared.value
-        if env.builder is not shared.call:
+        if env.builder is not shared.builder:
             raise self.elab.failure("NF216", f"`{shared.path}` is shared inside another body", site.span)
-        before = env.builder.children.get(shared.path)
-        result = apply(
-            value,
-            args,
-            kwargs,
-            env.with_(prefix="", indices=(), for_key=("shared", shared.path)),
-            shared.expr,
-            shared.path,
-        )
-        after = env.builder.children.get(shared.path)
-        if before is not None and after is not None and before.result is not after.result:
-            raise self.elab.failure(
-                "NF317", f"the calls of `{shared.path}` give it inputs of different kinds", site.span
-            )
-        if before is not None and any(i.memories or i.tails for i in before.walk()):
-            raise self.elab.not_yet("a shared level that is called twice", site.span)
-        return result
+        within = env.with_(prefix="", indices=(), for_key=("shared", shared.path), shared=shared, reading=reading)
+        return apply(shared.value, args, kwargs, within, shared.expr, shared.path)
 
     def shared_weight(self, shared: SharedValue, attribute: str, env: Env, site: tree.Expr) -> Node:
         """`emb.weight`: a weight of a shared instance."""
@@ -354,9 +363,3 @@ def _kind(value: Any) -> Any:
         items = [_kind(v) for v in value]  # type: ignore[reportUnknownVariableType]
         return None if None in items else ("list", *items)
     return None
-
-
-def moved(instance: Instance, path: str) -> Instance:
-    """The same instance at another path."""
-    children = tuple((rel, moved(c, f"{path}.{rel}")) for rel, c in instance.children)
-    return replace(instance, path=path, children=children)

@@ -47,12 +47,14 @@ def within(x: Node, name: str) -> Node:
     return ops.leaf("slot", t, x.span, name=name)
 
 
-def called(instance: Instance, rel: str, names: tuple[str, ...], args: tuple[Node, ...], site: tree.Expr) -> Node:
+def called(
+    instance: Instance, rel: str, names: tuple[str, ...], args: tuple[Node, ...], site: tree.Expr, **more: Any
+) -> Node:
     """The call of an instance. Along an unrolled axis its results stand along feature axis 0."""
     assert instance.result is not None
     t = instance.result.type
     if instance.ticks is None:
-        return make("call", args, t, site.span, child=rel, names=names)
+        return make("call", args, t, site.span, child=rel, names=names, **more)
     clock = next((a.type.clock for a in args if a.type.clock), None)
     t = t.with_(clock=clock, shape=(instance.ticks, *t.shape), unrolled=True, batch=True)
     return make("call", args, t, site.span, child=rel, names=names, ticks=instance.ticks)

@@ -37,12 +37,17 @@ class Partial:
 
 @dataclass
 class SharedValue:
-    """`shared e = f(...)`: one instance for many calls, at a path of its own."""
+    """`shared e = f(...)`: one instance for many calls, at a path of its own. calls: how many there are so far, learn
+    the last of them; reads: how often it was only read."""
 
     value: Partial
     path: str
     expr: tree.Expr
-    call: Any = None  # the child's relative path and slots once it exists
+    builder: Any = None  # of the body that it stands in
+    calls: int = 0
+    reads: int = 0
+    learn: Node | None = None
+    result: Node | None = None  # what its instance returns
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,6 +46,20 @@ class Context:
             fits = known is None or known.shape == value.shape
             self.published[name] = value if known is None else known + value if fits else known.mean() + value.mean()
         return now
+
+    def after(self, ticks: int) -> Context:
+        """The same call, that many ticks on: what has been kept so far is the state that it finds."""
+        later = copy.copy(self)
+        later.s, later.t0, later.now = {**self.s, **self.n}, self.t0 + ticks, {}
+        return later
+
+
+def with_shared(w: Mapping[str, Tensor], shared: list[tuple[str, str]]) -> dict[str, Tensor]:
+    """Weights under the paths of further calls too: shared, (path of the call, path of the weights it uses)."""
+    found = dict(w)
+    for path, of in shared:
+        found.update({path + name[len(of) :]: x for name, x in w.items() if name.startswith(of)})
+    return found
 
 
 def fresh_state(

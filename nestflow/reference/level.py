@@ -79,6 +79,20 @@ def begin(frame: Frame, m: Memory) -> Learning:
     return Learning(m, path, before, dict(before), anchor, {}, {}, {})
 
 
+def chunk_began(frame: Frame, m: Memory) -> Tensors:
+    """θ_{a(t)} of a memory of another level, whether that has learned at this tick already or not."""
+    tick, theta = frame.tick, {}
+    for t in m.function.tensors if m.function is not None else ():
+        path = memory_path(frame.learner or "", m.name, t.path)
+        a = tick.before[path]
+        if keeps_anchor(m):
+            a = pick((tick.t - 1) % m.chunk == 0, a, tick.before[path + CHUNK])
+        if m.reset is not None:
+            a = pick((tick.t - 1) % m.reset == 0, tick.start[path], a)
+        theta[t.path] = linked(m, a)
+    return theta
+
+
 def start_anew(frame: Frame, m: Memory, path: str) -> None:
     """1. A reset that is due within a sequence: all that is kept starts again, but what `keep = rule` spares."""
     tick = frame.tick

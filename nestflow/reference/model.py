@@ -164,7 +164,7 @@ class Reference:
         path, state = memory_path(instance.path, m.name, ""), {}
         for t in m.function.tensors if m.function is not None else ():
             if t.learned is not None:
-                w = self.weights[memory_path(instance.path, "", t.learned)]
+                w = self.weights[memory_path(instance.weights_path, "", t.learned)]
                 a = (w if m.heads else w.unsqueeze(0)).unsqueeze(0)
             else:
                 a = begun(t.init, t.shape).to(dtype).to(device).expand(1, m.heads or 1, *t.shape)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Instance
 from nestflow.graph.state import memory_path
 from nestflow.ir.node import Node, walk
@@ -71,6 +70,7 @@ class Frame:
     memo: dict[int, Tensor] = field(default_factory=dict)
     published: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # call -> what it emitted
     raw: dict[int, Any] = field(default_factory=dict)  # what networks of the caller gave
+    learner: str | None = None  # only read: the path of the level whose memories it recalls
 
     def result(self) -> Tensor:
         """What the instance returns at this tick; a level learns first."""
@@ -102,7 +102,7 @@ class Frame:
         if op == "slot":
             return self.slots[node["name"]]
         if op == "weight":
-            w = tick.weights[memory_path(self.instance.path, "", node["path"])]
+            w = tick.weights[memory_path(self.instance.weights_path, "", node["path"])]
             return w[None] if node.type.heads else w[None, None]
         if op == "theta":
             return self.theta[node["tensor"]]
@@ -120,6 +120,8 @@ class Frame:
             return self.short_conv(node, *xs) if op == "short_conv" else self.window(node, xs[0], node["n"])[:, :, 0]
         if op == "call":
             return self.call(node, xs)
+        if op == "beside":
+            return xs[0]
         if op == "emit":  # the sum over the instances; of a value per head, over the heads too
             for name, x in zip(node["names"], xs[1:]):
                 x = x.sum(1, keepdim=True)
@@ -140,12 +142,13 @@ class Frame:
 
     def call(self, node: Node, xs: list[Tensor]) -> Tensor:
         """The result of a child, and apart from others' what it emitted."""
-        child = self.instance.child(node["child"])
+        child, of = self.instance.child(node["child"]), node.get("of")
         inputs = dict(zip(node["names"], xs))
         if child.ticks is not None:
             return self.along(child, node, inputs)
         outside, self.tick.emits = self.tick.emits, {}
-        value = Frame(self.tick, child, inputs).result()
+        learner = None if of is None else self.instance.child(of).path
+        value = Frame(self.tick, child, inputs, learner=learner).result()
         self.published[id(node)], own = dict(self.tick.emits), self.tick.emits
         for name, x in own.items():
             outside[name] = torch.add(*align(outside[name], x)) if name in outside else x
@@ -182,7 +185,7 @@ class Frame:
             return x
         path = memory_path(self.instance.path, "", node["tail"])
         if path in self.tick.tails:
-            raise fail("NF490", "a shared block that looks back and is called twice is not built yet", node.span)
+            raise LookupError(f"`{path}` looks back twice in a tick")
         self.tick.tails.add(path)
         seen = torch.cat([self.tick.state[path].to(x.dtype), x], 2)
         self.tick.put(path, seen[:, :, 1:])
@@ -200,8 +203,11 @@ class Frame:
     def recall(self, node: Node, xs: list[Tensor]) -> Tensor:
         """M(x; θ), θ by the mode of the recall; without a key the state itself (§3.2, 3.3, 3.5)."""
         from nestflow.reference.cache import attend
+        from nestflow.reference.level import chunk_began
 
-        memory = next(m for m in self.instance.memories if m.name == node["memory"])
+        memory = next(m for m in (*self.instance.memories, *self.instance.seen) if m.name == node["memory"])
+        if self.learner is not None and (memory.name, node["mode"]) not in self.states:
+            self.states[memory.name, node["mode"]] = chunk_began(self, memory)
         if memory.cache is not None:
             return attend(self, memory, xs[0])
         theta = self.states[memory.name, node["mode"]]

@@ -234,7 +234,8 @@ _statement(
 _statement(
     "shared",
     "shared NAME = FUNCTION(...)",
-    "Names one instance for many calls: they share its weights.",
+    "Names one instance for many calls: they share its weights, and each call that learns or looks back has a state of "
+    "its own. `m.read(x)` of a shared level only recalls, from the state that the chunk of its one call began with.",
     "shared emb = embed(vocab, dim)",
 )
 _statement(

@@ -13,6 +13,7 @@ SPECS = [
     MEMORY,
     "linear_attention",
     "titans",
+    "titans_mac",
     "titans_mag",
     "titans_mal",
     "hope",
