@@ -359,10 +359,14 @@ class _Y(dict[str, Any]):
 def field_help(name: str, known: tuple[str, ...]) -> str:
     """The field that a misspelt or foreign one stands for."""
     if name in ("lr", "rate", "learning_rate", "beta", "momentum", "weight_decay"):
+        if name == "weight_decay":
+            return (
+                "`weight_decay` belongs to `update`, as in `update adamw(1e-3, weight_decay = 0.1)`; see also `retain`"
+            )
         return f"`{'lr' if 'rate' in name else name}` belongs to `update`: `update gd(lr = 0.1)`"
     if name in ("freeze", "frozen") and "every" in known:
         return "a level that does not learn has `every never`"
-    other = word_for(name)
+    other = word_for(name, "field")
     if other is not None and other.kind == "field" and other.name in (*known, "return"):
         # a forget gate is no `retain`, a frequency no `every`: only these mean just the same
         same = name in ("optimizer", "optimiser", "keys", "values", "queries", "k", "v", "q")

@@ -23,6 +23,7 @@ from nestflow.ir.construct import number
 from nestflow.ir.node import Node, depends, make
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
+from nestflow.vocabulary.fields import word_for
 from nestflow.vocabulary.matrices import KL_RETENTION
 from nestflow.vocabulary.record import WORDS, Word
 
@@ -165,7 +166,9 @@ def _named(m: MemoryBuild, given: Partial, value: Node | None, site: tree.Expr) 
     """`dot`, `l2`, `huber(d)`, `lp(p)`: they compare the recall at the key with the value."""
     word = given.target
     if not isinstance(word, Word) or word.kind != "objective" or word.build is None:
-        known = "`dot`, `l2`, `huber(d)`, `lp(p)`, or an expression in `M(key)` and `value`"
+        other = word_for(given.name, "objective")
+        known = f"nestflow's word is `{other.name}`; or " if other and other.kind == "objective" else ""
+        known += "`dot`, `l2`, `huber(d)`, `lp(p)`, or an expression in `M(key)` and `value`"
         raise m.elab.failure("NF232", f"`{given.name}` is no objective of a memory", site.span, known)
     if value is None:
         message = f"`{given.name}` compares the recall with a `value`, and there is none"

@@ -28,6 +28,8 @@ def explain(f: Failure) -> Diagnostic:
     """The diagnostic for one failure."""
     for rule in (
         _foreign_first_word,
+        _optimizer_as_field,
+        _arguments_without_function,
         _dangling,
         _bare_pipe,
         _reserved,
@@ -87,6 +89,28 @@ def _foreign_first_word(f: Failure) -> Diagnostic | None:
         help = did_you_mean(word.text, OPENERS)
         return Diagnostic("NF117", f"`{word.text}` opens no statement", word.span, help)
     return None
+
+
+def _optimizer_as_field(f: Failure) -> Diagnostic | None:
+    """`optimizer adamw(1e-3)` in a level, where the field is `update`."""
+    braces = sum((t.type == "LBRACE") - (t.type == "RBRACE") for t in f.tokens[: f.start])
+    if f.first.type != "OPTIMIZER" or braces < 1 or f.i == f.start:
+        return None
+    said = "`optimizer` declares one, at the top of a spec"
+    fix = (Edit(f.first.span, "update"),)
+    return Diagnostic("NF117", said, f.first.span, "in a level the field is `update`, as `update adamw(1e-3)`", fix=fix)
+
+
+def _arguments_without_function(f: Failure) -> Diagnostic | None:
+    """`x |> (lr = 1)`."""
+    bracket = f.in_brackets
+    if f.token.type != "ASSIGN" or bracket is None or bracket.type != "LPAR" or f.before is None:
+        return None
+    at = next(i for i, t in enumerate(f.tokens) if t is bracket)
+    if at == f.start or f.tokens[at - 1].type in VALUE_ENDS:
+        return None
+    said = f"`{f.before.text} =` names an argument, and no function stands before this bracket"
+    return Diagnostic("NF101", said, bracket.span, "a call is `f(name = value)`", ())
 
 
 def _exact(f: Failure) -> tuple[Edit, ...]:

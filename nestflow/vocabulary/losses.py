@@ -223,7 +223,7 @@ describe(
     "weights(F, globs..., except = none)",
     "memory",
     "The weights of flow F whose path matches.",
-    also="parameters params model.parameters",
+    also="parameters params",
 )
 describe("rest(F)", "memory", "The weights of F that no other level of that clock owns.")
 describe(
@@ -254,7 +254,7 @@ describe(
     "e, evaluated once for each of n groups of heads, with weights for each; head i of h uses group i·n // h "
     "(grouped-query attention). A `cache` keeps the pairs of groups.",
     "GQA",
-    also="gqa repeat_kv kv_heads",
+    also="repeat_kv kv_heads grouped_query",
 )
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
 describe("before(m)", "special", "The state of a memory before this tick.")
