@@ -36,9 +36,16 @@ RECORDS = ("json", "sarif")
 @click.option("--fix", is_flag=True, help="Mend in the files what has one sure fix, and show the difference.")
 @click.option("--diff", is_flag=True, help="Show what --fix would change; write nothing.")
 @click.option("--shapes", is_flag=True, help="Print the shape of every input, weight, memory and output.")
+@click.option("--no-notes", is_flag=True, help="Tell mistakes only, and no notes.")
 @set_option
 def command(
-    specs: tuple[str, ...], format_: str, fix: bool, diff: bool, shapes: bool, overrides: dict[str, str]
+    specs: tuple[str, ...],
+    format_: str,
+    fix: bool,
+    diff: bool,
+    shapes: bool,
+    no_notes: bool,
+    overrides: dict[str, str],
 ) -> int:
     """Check specs without compiling them: syntax, names, types, shapes, clocks, owners of weights."""
     code, told = 0, []
@@ -49,6 +56,8 @@ def command(
 
             fixed = fix_file(spec, overrides, write=fix and not diff, quiet=format_ in RECORDS)
         graph, found = _check(spec, overrides)
+        if no_notes:
+            found = tuple(d for d in found if d.severity == "error")
         code = MISTAKE if graph is None else code
         told.append((spec, graph is not None, found, fixed))
         if format_ not in RECORDS:
