@@ -15,7 +15,7 @@ from nestflow.bundle.module import Module, revive
 from nestflow.bundle.settings import whole
 from nestflow.bundle.source import load_source
 from nestflow.bundle.state import State
-from nestflow.bundle.step import take_step
+from nestflow.bundle.step import Ticker
 from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objectives
@@ -131,7 +131,7 @@ class Bundle:
             )
         program = load_source(self.optim_source, f"{self.name}_optim")
         with torch.inference_mode(False):  # what it keeps must be changed in place later
-            made: StepOptimizer = program.Optimizer(self.module.weights, total_steps=self._total_steps)
+            made: StepOptimizer = program.Optimizer({**self.module.weights, **self.module.kept}, total_steps=self._total_steps)
         self.module.__dict__["_on_train"] = made.train  # `eval` of a rule: other weights while the module evaluates
         self.module.__dict__["_on_move"] = made.follow_weights
         return made
@@ -187,7 +187,27 @@ class Bundle:
         )
         with torch.inference_mode(False), torch.enable_grad():  # a step learns, whatever the caller switched off
             inputs = {n: x.clone() if x.is_inference() else x for n, x in inputs.items()}
-            return take_step(self.module, optimizer, self._objectives, inputs)
+            return Ticker(self.graph, self.module, optimizer).tick("step", inputs)
+
+    def tick(self, clock: str, batch: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """One tick of a clock that the spec declares and the caller ticks: `b.tick("task")` when a task has ended.
+
+        The levels of that clock, and of clocks that it ticks, learn from the moment. batch: where their objectives read
+        the model's inputs. Returns what `step` does. Raises NF519 for a clock that is not declared or ticks by itself.
+        """
+        own = [c.name for c in self.graph.clocks if c.base == c.name]
+        if clock not in own:
+            known = ", ".join(f"`{n}`" for n in own) or "none"
+            what = "is ticked by another clock" if any(c.name == clock for c in self.graph.clocks) else "is not declared"
+            message = f"the clock `{clock}` {what}"
+            raise fail("NF519", message, help=f"clocks that the caller ticks: {known}; `step` is ticked by `b.step`")
+        optimizer = self.optimizer
+        with torch.inference_mode(False), torch.enable_grad():
+            inputs = None
+            if batch is not None:
+                named = by_name(self.graph.inputs, (), batch)
+                inputs = checked(self.graph.inputs, named, self.module.dtype, self.module.device)
+            return Ticker(self.graph, self.module, optimizer).tick(clock, inputs)
 
     # ---- running
 
@@ -204,6 +224,12 @@ class Bundle:
         from nestflow.reference import Reference
 
         return Reference(self.graph, self.module.weights, networks=self.networks)
+
+    def reference_steps(self) -> Any:
+        """The interpreter of the slow clocks, from these weights on: `step(batch)` and `tick(clock)`, tick by tick."""
+        from nestflow.reference import Slow
+
+        return Slow(self.graph, {**self.module.weights, **self.module.kept})
 
     # ---- files and views
 

@@ -126,7 +126,7 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
 
     spec = (re.sub(r"[^\w.-]", "_", bundle.name) or "spec") + ".nl"
     (folder / spec).write_text(bundle.spec, encoding="utf-8")
-    save_file(_plain(bundle.module.weights), folder / "weights.safetensors")
+    save_file(_plain({**bundle.module.weights, **bundle.module.kept}), folder / "weights.safetensors")
     if buffers := buffers_of(bundle.networks):
         save_file(_plain(buffers), folder / "buffers.safetensors")
     optimizer: Any = None
@@ -315,7 +315,7 @@ def _check_files(path: Path, index: dict[str, Any]) -> None:
 
 
 def _load_weights(bundle: Bundle, tensors: dict[str, Tensor], path: Path) -> None:
-    weights = bundle.module.weights
+    weights = {**bundle.module.weights, **bundle.module.kept}
     lost = [p for p in weights if p not in tensors or tensors[p].shape != weights[p].shape] + [
         p for p in tensors if p not in weights
     ]

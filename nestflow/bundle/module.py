@@ -16,7 +16,8 @@ from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
-from nestflow.graph.model import LevelGraph, WeightSpec
+from nestflow.graph.slow_state import beginning
+from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
 
@@ -56,12 +57,41 @@ class Module(Branch):
                 raise _no_room(graph, spec, e) from None
             weight = nn.Parameter(start, requires_grad=spec.path not in frozen)
             places.append((spec.path, *plant(self, spec.path, weight)))
+        kept: list[tuple[str, nn.Module, str]] = []
+        for spec in graph.kept:  # tensors of levels that are no slow weights
+            start = draw(spec.path, spec.full_shape, spec.init.kind, spec.init.a, spec.init.b, (), seed)
+            own = nn.Parameter(start.to(device=device, dtype=dtype), requires_grad=False)
+            kept.append((spec.path, *plant(self, spec.path, own)))
+        self.__dict__["_kept"] = kept
         # a list hides the modules from nn.Module's own tables: they are in the tree already
         self.__dict__["_places"] = places
         self.__dict__["_graph"] = graph
         self.__dict__["_program"] = program
         self.__dict__["_ahead"] = looks_ahead(graph)
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
+        for level in beginning(graph.step_levels):
+            self.restart(level)
+
+    @property
+    def kept(self) -> dict[str, nn.Parameter]:
+        """Tensors of levels without slots that are no slow weights (`like(outer)`, `scalar`), by path."""
+        found = {}
+        for path, module, leaf in self.__dict__["_kept"]:
+            found[path] = module._parameters[leaf]
+        return found
+
+    @torch.no_grad()
+    def restart(self, level: StepLevel) -> None:
+        """Set a level's tensors to where they start, if it says where."""
+        all_ = {**self.weights, **self.kept}
+        starts = dict(level.start)
+        fresh = {w.path: w for w in level.state}
+        for path in level.weights if level.inner is None else ():
+            if path in starts:
+                all_[path].copy_(all_[starts[path]])
+            elif path in fresh:
+                init = fresh[path].init
+                all_[path].fill_({"zeros": 0.0, "ones": 1.0}.get(init.kind, init.a))
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
@@ -122,12 +152,13 @@ class Module(Branch):
     def __reduce__(self) -> Any:
         """Pickles as its spec, which is compiled again where it is unpickled, and its weights."""
         own = self._own()  # networks carry theirs themselves
-        weights = {p: (w.detach(), w.requires_grad) for p, w in self.weights.items() if p in own}
+        mine = {p: w for p, w in self.weights.items() if p in own} | self.kept
+        weights = {p: (w.detach(), w.requires_grad) for p, w in mine.items()}
         state = {"weights": weights, "training": self.training, "kind": self.__dict__["_fallback"]}
         return _revive_module, (self.__dict__["_origin"],), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        for path, module, leaf in self.__dict__["_places"]:
+        for path, module, leaf in (*self.__dict__["_places"], *self.__dict__["_kept"]):
             if path not in state["weights"]:
                 continue
             weight, learns = state["weights"][path]
@@ -160,13 +191,20 @@ class Module(Branch):
         entry = "metrics" if hasattr(self.__dict__["_program"], "metrics") else "losses"
         return self._fresh(entry, self.bind(args, inputs, all=True), False)
 
-    def objective(self, name: str, inputs: Mapping[str, Tensor], published: dict[str, Tensor] | None = None) -> Tensor:
-        """One objective of a step that learns, on checked inputs. published: takes what `emit` gives."""
-        inputs = dict(inputs)
-        alone = getattr(self.__dict__["_program"], objective_name(name), None)
-        if alone is None:
-            return self._fresh("losses", inputs, True, published)[name]
-        return self._fresh(objective_name(name), inputs, True, published)
+    def objective(
+        self,
+        name: str,
+        inputs: Mapping[str, Tensor],
+        published: dict[str, Tensor] | None = None,
+        beside: Mapping[str, Tensor] | None = None,
+        entry: str | None = None,
+    ) -> Tensor:
+        """One objective of a step that learns, on checked inputs. published: takes what `emit` gives. beside: tensors
+        by path that stand before the module's own. entry: another function of the generated code."""
+        entry = entry or objective_name(name)
+        if hasattr(self.__dict__["_program"], entry):
+            return self._fresh(entry, dict(inputs), True, published, beside)
+        return self._fresh("losses", dict(inputs), True, published, beside)[name]
 
     def emitted(self, *args: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The output, and what `emit` publishes on the way: name -> the sum over the instances, [B, T, ...]."""
@@ -225,11 +263,12 @@ class Module(Branch):
         bound: dict[str, Tensor],
         training: bool | None,
         published: dict[str, Tensor] | None = None,
+        beside: Mapping[str, Tensor] | None = None,
     ) -> Any:
         """Fresh streams, whose state is dropped. The number of rows stays symbolic for `torch.export`."""
-        batch = next(iter(bound.values())).shape[0] if bound else 1
+        batch = next((x.shape[0] for x in bound.values() if x is not None), 1)
         start = self.__dict__["_program"].initial_state(self.weights, batch, *self._kind())
-        return self._compute(entry, bound, start, 0, training, published)[0]
+        return self._compute(entry, bound, start, 0, training, published, beside)[0]
 
     def _compute(
         self,
@@ -239,11 +278,13 @@ class Module(Branch):
         t0: int,
         training: bool | None,
         published: dict[str, Tensor] | None = None,
+        beside: Mapping[str, Tensor] | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
         published: takes what `emit` gave."""
         mode = self.training if training is None else training
-        c = Context(self.weights, tensors, t0, mode, *self._kind(), self.__dict__["_networks"])
+        known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
+        c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"])
         try:
             given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
             result = getattr(self.__dict__["_program"], entry)(c, *given)

@@ -1,4 +1,4 @@
-"""One step of training, by language.md §3.7: the objectives in order, the levels of each together."""
+"""One tick of a clock of slow levels, by language.md §3.7: the objectives in order, the levels of each together."""
 
 from __future__ import annotations
 
@@ -12,45 +12,143 @@ from torch import Tensor
 from nestflow.bundle.grams import InputGrams, terms_of
 from nestflow.bundle.module import Module
 from nestflow.bundle.step_optimizer import StepOptimizer
-from nestflow.graph.model import StepLevel
+from nestflow.diagnostics.core import fail
+from nestflow.emit.model import condition_name, losses_of, objectives
+from nestflow.graph.model import LevelGraph, StepLevel
+from nestflow.ir.node import walk
 
 
-def take_step(
-    module: Module,
-    optimizer: StepOptimizer,
-    objectives: Mapping[str, Sequence[StepLevel]],
-    inputs: Mapping[str, Tensor],
-) -> dict[str, Any]:
-    """One tick of every level of the step clock. The gradients of one objective are taken at one state, then its levels
-    learn; the next objective sees what they have become."""
-    published: dict[str, Tensor] = {}
-    losses: dict[str, float] = {}
-    for name, levels in objectives.items():
-        with _grams(module, optimizer, levels, inputs) as grams:
-            value = module.objective(name, inputs, published)
-        optimizer.input_grams = grams() if grams else {}
-        weights = module.weights
-        owned = [weights[p] for level in levels for p in level.weights if weights[p].requires_grad]
-        gradients = torch.autograd.grad(value, owned, allow_unused=True) if owned else ()
-        for weight, gradient in zip(owned, gradients, strict=True):
-            weight.grad = gradient
-        optimizer._step_levels([level.name for level in levels])
-        for weight in weights.values():
+class Ticker:
+    """What ticks the levels without slots of a bundle: `tick("step", batch)`, `tick("task")`."""
+
+    def __init__(self, graph: LevelGraph, module: Module, optimizer: StepOptimizer) -> None:
+        self.graph, self.module, self.optimizer = graph, module, optimizer
+        groups = objectives(graph).items()
+        # the faster clocks first, otherwise in the order in which the levels read each other
+        self.groups = sorted(groups, key=lambda g: g[1][0].clock.count)
+        self.shown = losses_of(graph)
+        self.asked = {  # (level, what of it) that some objective reads
+            (n["level"], n["what"])
+            for x in graph.step_levels
+            for n in walk(*(y for y in (x.objective, x.when) if y is not None))
+            if n.op == "record" and n["what"] in ("before", "gradient")
+        }
+        self.beside: dict[str, Tensor] = {}
+
+    def tick(self, base: str, inputs: Mapping[str, Tensor] | None) -> dict[str, Any]:
+        """One tick of the clock `base`, and of those that it ticks. inputs: checked; None where the caller has none."""
+        count = self.optimizer.count(base)
+        self.beside = {}
+        published: dict[str, Tensor] = {}
+        losses: dict[str, float] = {}
+        for name, levels in self.groups:
+            due = [x for x in levels if x.clock.base == base and count % x.clock.count == 0]
+            if not due:
+                continue
+            value = self.learn(name, due, inputs, published)
+            if value is not None and name in self.shown:
+                losses[name] = float(value)
+        for clock in self.graph.clocks:
+            if clock.base == base and count % clock.count == 0:
+                self.mark(clock.name)
+        emitted = {n: float(v.detach().float().mean()) for n, v in published.items()}
+        report = self.optimizer.report()
+        return {"loss": next(iter(losses.values()), 0.0), "losses": losses, "levels": report, "emitted": emitted}
+
+    def learn(
+        self, name: str, levels: Sequence[StepLevel], inputs: Mapping[str, Tensor] | None, published: dict[str, Tensor]
+    ) -> Tensor | None:
+        """One tick of levels with one objective: their gradients at one state, then all learn."""
+        for level in levels:
+            if self.optimizer.restarts(level.name):
+                self.module.restart(level)
+                self.optimizer.restart(level.name, level.keep_rule)
+        bringing = [x for x in levels if self.brings(x, inputs)]
+        value = None
+        if bringing or name in self.shown:
+            with self.grams(bringing, inputs or {}) as grams:
+                value = self.gradients(name, bringing, inputs, published)
+            self.optimizer.input_grams = grams() if grams else {}
+        for level in levels:
+            self.remember(level)
+        self.optimizer._step_levels([x.name for x in levels])
+        for weight in (*self.module.weights.values(), *self.module.kept.values()):
             weight.grad = None
-        losses[name] = float(value.detach())
-    emitted = {n: float(v.detach().float().mean()) for n, v in published.items()}
-    return {"loss": next(iter(losses.values())), "losses": losses, "levels": optimizer.report(), "emitted": emitted}
+        for level, did in self.optimizer.report().items():
+            if did["updated"] and any(level == x.name for x in levels):
+                self.mark(level)
+        return value
 
+    def brings(self, level: StepLevel, inputs: Mapping[str, Tensor] | None) -> bool:
+        """Whether the level takes a gradient in this tick."""
+        if level.moment and not self.optimizer.learns_next(level.name):
+            return False
+        if level.when is None:
+            return True
+        with torch.no_grad():
+            given = self.needed(level, inputs)
+            holds = self.module.objective(level.name, given, None, self.beside, condition_name(level.name))
+        return bool(holds)
 
-@contextlib.contextmanager
-def _grams(
-    module: Module, optimizer: StepOptimizer, levels: Sequence[StepLevel], inputs: Mapping[str, Tensor]
-) -> Iterator[Any]:
-    """Watches the inputs of the weights whose rule reads them (dgd)."""
-    wanted = {p: n for p, n in optimizer.needs_inputs.items() if any(p in level.weights for level in levels)}
-    if not wanted:
-        yield None
-        return
-    first = next(level for level in levels if set(level.weights) & set(wanted))
-    with InputGrams(module.weights, wanted, terms_of(first, inputs)) as watch:
-        yield lambda: watch.grams
+    def gradients(
+        self,
+        name: str,
+        levels: Sequence[StepLevel],
+        inputs: Mapping[str, Tensor] | None,
+        published: dict[str, Tensor],
+    ) -> Tensor:
+        """The objective's value; the gradients of the levels' tensors are then in `.grad`."""
+        module = self.module
+        group = dict(self.groups)[name]
+        own = {p: w.detach().requires_grad_() for x in levels for p, w in module.kept.items() if p in x.weights}
+        value = module.objective(name, self.needed(group[0], inputs), published, {**self.beside, **own})
+        tensors = {**module.weights, **module.kept}
+        paths = [p for x in levels for p in x.weights if p in own or tensors[p].requires_grad]
+        if paths and value.requires_grad:
+            wanted = [own.get(p, tensors[p]) for p in paths]
+            for p, g in zip(paths, torch.autograd.grad(value, wanted, allow_unused=True), strict=True):
+                tensors[p].grad = g
+        return value.detach()
+
+    def needed(self, level: StepLevel, inputs: Mapping[str, Tensor] | None) -> Mapping[str, Any]:
+        """The inputs, or none where the level's objective reads none. Raises NF502 where it does."""
+        if inputs is not None:
+            return inputs
+        nodes = [n for n in (level.objective, level.when) if n is not None]
+        read = next((n for n in walk(*nodes) if n.op in ("slot", "call")), None)
+        if read is not None:
+            raise fail(
+                "NF502",
+                f"level `{level.name}` learns from the model's inputs, and this tick brought none",
+                level.span,
+                f'`b.tick("{level.clock.name}", batch)`',
+            )
+        return dict.fromkeys(s.name for s in self.graph.inputs)
+
+    def remember(self, level: StepLevel) -> None:
+        """What later levels of this tick may ask of it: its state before it learns, the gradient that it took."""
+        tensors = {**self.module.weights, **self.module.kept}
+        for path, name in zip(level.weights, level.names, strict=True):
+            grad = tensors[path].grad
+            if (level.name, "before") in self.asked:
+                self.beside[f"before({level.name}).{name}"] = tensors[path].detach().clone()
+            if (level.name, "gradient") in self.asked and grad is not None:
+                self.beside[f"gradient({level.name}).{name}"] = grad.clone()
+
+    def mark(self, what: str) -> None:
+        """A clock has ticked or a level has learned: levels that go by it begin anew at their next tick."""
+        for level in self.graph.step_levels:
+            if level.reset == what and level.inner is None:
+                self.optimizer.mark_restart(level.name)
+
+    @contextlib.contextmanager
+    def grams(self, levels: Sequence[StepLevel], inputs: Mapping[str, Tensor]) -> Iterator[Any]:
+        """Watches the inputs of the weights whose rule reads them (dgd)."""
+        needs = self.optimizer.needs_inputs
+        wanted = {p: n for p, n in needs.items() if any(p in level.weights for level in levels)}
+        if not wanted:
+            yield None
+            return
+        first = next(level for level in levels if set(level.weights) & set(wanted))
+        with InputGrams(self.module.weights, wanted, terms_of(first, inputs)) as watch:
+            yield lambda: watch.grams

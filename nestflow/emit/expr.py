@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from nestflow.emit.layout import Letters
 from nestflow.emit.operand import ATOM, Expr
 from nestflow.emit.ops import CHEAP, OPERATIONS
+from nestflow.emit.records import is_record, reduced, square_root
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import Instance
 from nestflow.ir.node import Node, Type
@@ -162,6 +163,10 @@ class Emitter:
         emit = OPERATIONS.get(node.op)
         if emit is None:
             raise NotImplementedError(f"no emission for `{node.op}`")
+        if node.op in ("sum", "mean", "amax", "amin") and node.args[0].type.like:
+            emit = reduced
+        elif node.op == "sqrt" and is_record(node):
+            emit = square_root
         e: Expr = emit(self, node)
         if node in self.done:  # an operation with several results has assigned itself
             return

@@ -50,17 +50,28 @@ def letters_of(graph: LevelGraph) -> Letters:
 
 
 def objectives(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
-    """The distinct objectives of the levels that learn on the step clock: name of the first such level -> all."""
+    """The distinct objectives of the levels without slots that learn and live on, in the order in which they run: name
+    of the first such level -> all."""
     groups: dict[Node, list[StepLevel]] = {}
     for level in graph.step_levels:
-        if level.objective is not None and level.rule is not None:
+        if level.objective is not None and level.rule is not None and level.inner is None:
             groups.setdefault(level.objective, []).append(level)
     return {levels[0].name: tuple(levels) for levels in groups.values()}
+
+
+def losses_of(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
+    """Those that are written as an objective and belong to a step: what a loop shows as its losses."""
+    return {n: g for n, g in objectives(graph).items() if not g[0].texts.value and g[0].clock.name == "step"}
 
 
 def objective_name(level: str) -> str:
     """The function of an objective, where there are several."""
     return identifier(f"objective_{level}")
+
+
+def condition_name(level: str) -> str:
+    """The function of a level's `when`."""
+    return identifier(f"when_{level}")
 
 
 # ---- functions
@@ -193,6 +204,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     writer.line()
     groups = objectives(graph)
     nodes = {name: levels[0].objective for name, levels in groups.items()}
+    shown = losses_of(graph)
     values: list[str] = []
     for name, node in nodes.items():
         if node is None:
@@ -205,7 +217,16 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             writer.line(f"return {emitter(node).value(node)}")
         writer.line()
         writer.line()
-        values.append(f'"{name}": {objective_name(name)}({arguments})')
+        if name in shown:
+            values.append(f'"{name}": {objective_name(name)}({arguments})')
+    for level in graph.step_levels:
+        if level.when is not None and level.inner is None:
+            with writer.block(f"def {condition_name(level.name)}({arguments}):"):
+                writer.line(f"# when {level.name} takes a gradient")
+                _shared(graph, writer)
+                writer.line(f"return {emitter(level.when).value(level.when)}")
+            writer.line()
+            writer.line()
     with writer.block(f"def losses({arguments}):"):
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
         _shared(graph, writer)
@@ -325,7 +346,13 @@ def _tables(graph: LevelGraph) -> str:
     if shared:
         lines += ["]", "# further calls of a shared level or flow, and where their weights are", "SHARED = ["]
         lines += [f"    {(a + '.', b + '.')!r}," for a, b in shared]
-    return "\n".join([*lines, "]", "", ""])
+    lines += ["]"]
+    read = [n for x in graph.step_levels for n in (x.objective, x.when) if n is not None]
+    if any(n.op == "record" for n in walk(*read)):
+        lines += ["# level without slots, what the paths of its tensors begin with, their names", "LEVELS = {"]
+        lines += [f"    {x.name!r}: ({x.prefix!r}, {x.names!r})," for x in graph.step_levels]
+        lines += ["}"]
+    return "\n".join([*lines, "", ""])
 
 
 def _state_row(s: StateSlot) -> tuple[str, tuple[int, ...], str | None, float | tuple[str, float], str]:

@@ -9,6 +9,7 @@ from nestflow.emit import algebra as A
 from nestflow.emit import images as I
 from nestflow.emit import matrices
 from nestflow.emit import pointwise as P
+from nestflow.emit import records as R
 from nestflow.emit.algebra import BLOCKS, expanded
 from nestflow.emit.layout import head_axis, tick_axis
 from nestflow.emit.operand import ATOM, INFIX, Expr, as_tensor, expr_of, is_python, tensor
@@ -243,6 +244,11 @@ OPERATIONS: dict[str, Operation] = {
     "emit": emit,
     "emitted": emitted,
     "beside": beside,
+    "record": R.record,
+    "total": R.total,
+    "average": R.average,
+    "norm_all": R.norm_all,
+    "norm_w": R.norm_each,
     "cross_entropy": cross_entropy,
     "cross_entropy_terms": cross_entropy,
     "mean_all": mean_all,

@@ -11,12 +11,16 @@ import inspect
 import json
 import re
 import textwrap
+from dataclasses import replace
 
+from nestflow.diagnostics.core import fail
 from nestflow.emit.rule_parts import place
 from nestflow.emit.rule_torch import RuleCode, write_rule
 from nestflow.emit.writer import plain
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
-from nestflow.ir.rule import Rule
+from nestflow.ir import ops
+from nestflow.ir.node import Type
+from nestflow.ir.rule import DgdStep, Rule, SetWeight, Step
 from nestflow.ops.many import METHODS
 
 _RUNTIME = ("nestflow.ops.rules", "nestflow.ops.many", "nestflow.bundle.step_level", "nestflow.bundle.step_optimizer")
@@ -249,9 +253,9 @@ def emit_optim(graph: LevelGraph, standalone: bool = False) -> str:
     Levels with `every never` are not in it. Raises NestflowError NF547: an operation without a step-clock form.
     """
     file = _File()
-    weights = {w.path: w for w in graph.weights}
-    learning = [level for level in graph.step_levels if level.rule is not None]
-    for level, rule in ((x, x.rule) for x in learning):
+    weights = {w.path: w for w in (*graph.weights, *graph.kept)}
+    learning = [level for level in graph.step_levels if level.rule is not None and level.inner is None]
+    for level, rule in ((x, folded(x)) for x in learning):
         if rule is None:
             continue
         code = write_rule(rule)
@@ -289,6 +293,27 @@ def with_runtime(source: str) -> str:
                 own |= set(range(node.lineno - 1, node.end_lineno or node.lineno))
         bodies.append("\n".join(x for i, x in enumerate(lines) if i not in own).strip("\n"))
     return "\n".join([doc, "", head, *sorted(imports), "", "", "\n\n\n".join(bodies), ""])
+
+
+def folded(level: StepLevel) -> Rule | None:
+    """The level's rule with `retain` and `project` as statements of it: the first step is Δ + (r − 1) w, and in the end
+    the weight is set to what `project` makes of it."""
+    rule, w = level.rule, ops.leaf("w", Type(like=True))
+    if rule is None:
+        return None
+    program = list(rule.program)
+    if level.retain is not None:
+        at = next((i for i, s in enumerate(program) if isinstance(s, Step)), None)
+        if any(isinstance(s, DgdStep) for s in program):
+            raise fail("NF547", f"`retain` beside `dgd` in level `{level.name}`", level.span, "decay in another level")
+        less = ops.binary("mul", ops.const(float(level.retain.value) - 1), w)
+        if at is not None:
+            step = program[at]
+            assert isinstance(step, Step)
+            program[at] = replace(step, value=ops.binary("add", step.value, less))
+    if rule.project is not None:
+        program.append(SetWeight(rule.project, rule.span))
+    return replace(rule, program=tuple(program), project=None)
 
 
 def emit_rule(rule: Rule, name: str) -> str:

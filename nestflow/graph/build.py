@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
@@ -75,7 +75,7 @@ class _Top:
         self.elab.collector.stop_on_errors()
         given = networks(self.elab)
         root = self.root(output)
-        weights = absolute_weights(root)
+        weights = absolute_weights(root, self.elab.slow.levels)
         levels = steps.build(weights)
         self.elab.collector.stop_on_errors()
         state = tuple(s for i in root.streamed() for s in state_slots(i))
@@ -110,6 +110,7 @@ class _Top:
             (*(d for d in self.elab.collector.items if d.severity != "error"), *notes(root, levels, output, given)),
             tuple(self.execution),
             spec.doc,
+            tuple(self.elab.clocks.known.values()),
             {"overrides": "", "name": name},
             given,
         )
@@ -186,7 +187,8 @@ class _Top:
             self.once(s.name, s)
             declare(e, s)
         elif isinstance(s, tree.Clock):
-            raise e.not_yet(f"`{type(s).__name__.lower()}`", s.span)
+            self.once(s.name, s)
+            e.clocks.declare(s)
         elif isinstance(s, tree.Field):
             raise e.failure(
                 "NF217",
@@ -251,11 +253,17 @@ class _Top:
         return Instance("", "root", "", slots, output, tuple(r.weights), tuple(r.tails), tuple(r.children.items()))
 
 
-def absolute_weights(root: Instance) -> list[WeightSpec]:
-    """Every slow weight with its absolute path, in order of creation."""
+def absolute_weights(root: Instance, kept: Collection[str] = ()) -> list[WeightSpec]:
+    """Every slow weight with its absolute path, in order of creation. kept: children of the root whose weights are the
+    state of a level, and no slow weights."""
     from dataclasses import replace
 
-    return [replace(w, path=f"{i.path}.{w.path}" if i.path else w.path) for i in root.walk() for w in i.weights]
+    return [
+        replace(w, path=f"{i.path}.{w.path}" if i.path else w.path)
+        for i in root.walk()
+        if i.path.partition(".")[0] not in kept
+        for w in i.weights
+    ]
 
 
 def short_name(spec: tree.Spec) -> str:

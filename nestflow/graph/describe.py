@@ -173,22 +173,27 @@ def _token_text(m: Memory, unit: str) -> str:
 def _step_rows(
     s: StepLevel, weights: dict[str, WeightSpec], at: int
 ) -> list[tuple[tuple[float, float, int], LevelInfo]]:
-    size = sum(weights[p].size for p in s.weights)
-    text = "never" if s.every == 0 else "every step" if s.every == 1 else f"every {s.every} steps"
-    clock = 2.0 if s.every == 0 else 1.0
+    tensors = list(s.state) or [weights[p] for p in s.weights]
+    own = sum(w.size for w in s.state)
+    size = 0 if s.state else sum(w.size for w in tensors)
+    text = step_text(s)
+    # a clock of the caller is slower than steps; a level that begins anew in a step runs before the others
+    clock = 2.0 if s.every == 0 else 1.5 if s.clock.base != "step" else 1.0
+    period = float(s.every * s.clock.count) - (0.75 if s.inner is not None else 0.0)
     slots = s.rule.slots if s.rule else ()
     # what the optimiser's memories keep stands in their own rows
-    own = [weights[p] for p in s.weights]
 
     def keeps(slot: RuleSlot) -> int:
-        each = [kept_by(slot, [w.shape]) * (w.heads or 1) for w in own]
+        each = [kept_by(slot, [w.shape]) * (w.heads or 1) for w in tensors]
         return sum(each) if slot.like != "number" or not each else max(each)
 
     kept = sum(keeps(x) for x in slots if x.name.endswith(".pending"))
     rows = [
         (
-            (clock, float(s.every), at),
-            LevelInfo(s.name, s.name, "step", s.every, text, s.texts, 1, None, size, kept, s.doc, None, s.span),
+            (clock, period, at),
+            LevelInfo(
+                s.name, s.name, s.clock.name, s.every, text, s.texts, 1, None, size, kept + own, s.doc, None, s.span
+            ),
         )
     ]
     for k, slot in enumerate(slots):
@@ -197,11 +202,11 @@ def _step_rows(
         span = slot_span(s.rule, slot.name)
         rows.append(
             (
-                (clock, float(s.every) - 0.5, at + k),
+                (clock, period - 0.5, at + k),
                 LevelInfo(
                     f"{s.name}.{slot.name}",
                     slot.name,
-                    "step",
+                    s.clock.name,
                     s.every,
                     text,
                     _slot_texts(slot, span),
@@ -216,6 +221,16 @@ def _step_rows(
             )
         )
     return rows
+
+
+def step_text(s: StepLevel) -> str:
+    """`every step`, `every 4 rounds`, `5 times in every step, for each task`."""
+    unit = s.clock.name
+    often = "never" if s.every == 0 else f"every {unit}" if s.every == 1 else f"every {s.every} {unit}s"
+    if s.inner is None:
+        return often
+    often = f"{s.inner.rounds} times in {often}" if s.inner.rounds > 1 else often
+    return often + (", for each task" if s.inner.copies == "task" else "")
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -279,6 +294,15 @@ def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> No
         for slot in s.rule.slots if s.rule else ():
             if not slot.name.endswith(".pending"):
                 add("optimises", f"{s.name}.{slot.name}", s.name)  # type: ignore[operator]
+        table = {p: x.name for x in steps for p in x.weights}
+        for source in dict.fromkeys(table[p] for _, p in s.start if p in table):
+            add("initialises", source, s.name, "start")  # type: ignore[operator]
+        for n in walk(s.objective) if s.objective is not None else ():
+            if n.op == "record" and n["level"] != s.name:
+                kind = "generates" if s.texts.value else "context"
+                add(kind, n["level"], s.name, "value" if s.texts.value else "objective")  # type: ignore[operator]
+            elif n.op == "call" and n["child"] in {x.name for x in steps} - {s.name}:
+                add("context", n["child"], s.name, "objective")  # type: ignore[operator]
     owner = {p: s.name for s in steps for p in s.weights}
     for i in level_instances(root):
         for m in i.memories:

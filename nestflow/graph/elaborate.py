@@ -36,6 +36,7 @@ class Elaborator:
     """Turns a Program (declarations, params, overrides) into instances. One object per build; nothing global."""
 
     def __init__(self, program: Any, given: Mapping[str, Any] | None = None) -> None:
+        from nestflow.graph.clocks import Clocks
         from nestflow.graph.templates import Templates
 
         self.program = program
@@ -57,7 +58,10 @@ class Elaborator:
         self.busy: list[str] = []
         self.turns_now = 1
         self._kept: list[Any] = []
-        self.top = Env(self, self.root, self.find_top, "top", specials={"emitted": partial(emitted, self)})
+        self.clocks = Clocks(self)
+        self.slow: Any = None  # SlowNames: the levels without slots, once the declarations are read
+        self.words: dict[str, Callable[..., Any]] = {"emitted": partial(emitted, self)}  # outside flows alone
+        self.top = Env(self, self.root, self.find_top, "top", specials=self.words)
 
     def keep(self, made: Any) -> Any:
         """Hold a tree that substitution made: call sites are told apart by identity, so none may be freed."""
@@ -75,7 +79,8 @@ class Elaborator:
         if name in self.names:
             return self._top_name(name)
         if name in self.declared:
-            return Partial(self.declared[name], name)
+            level = self.slow.find(name) if self.slow is not None else None
+            return level or Partial(self.declared[name], name)
         if name in self.networks:
             return self.networks[name]
         word = lookup(name)
@@ -91,6 +96,9 @@ class Elaborator:
     def find_inside(self, name: str) -> Any:
         """The same from inside a flow, level or optimiser: the model's inputs come in through slots alone."""
         value = self.find_top(name)
+        if self.slow is not None and self.slow.find(name) is not None and name in self.declared:
+            message = f"`{name}` is a level without slots, and is not seen inside a flow, level or optimiser"
+            raise fail("NF243", message, None, "its tensors stand in objectives and in fields of levels without slots")
         if isinstance(value, Node) and depends(value, lambda n: n.op in OUTSIDE):
             what = "an input of the model" if name in self.inputs else "computed from the model's inputs"
             if value.op == "schedule":

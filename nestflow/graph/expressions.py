@@ -182,6 +182,9 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         return value[expr.name]
     if isinstance(value, Node) and value.op == "network_result" and expr.name in networks.FIELDS:
         return networks.field(value, expr.name, env, expr)
+    gradient = getattr(value, "gradient", None)
+    if gradient is not None and expr.name == "g":  # of a level without slots
+        return gradient(expr)
     raise env.elab.failure(
         "NF203",
         f"`{full or expr.name}`: there is no `.{expr.name}` here",
@@ -350,6 +353,9 @@ def apply(value: Any, args: list[Any], kwargs: dict[str, Any], env: Env, site: t
     if isinstance(value, SharedValue):
         return elab.templates.call_shared(value, args, kwargs, env, site)
     if not isinstance(value, Partial):
+        recall = getattr(value, "call", None)
+        if recall is not None:  # a level without slots
+            return recall(args, kwargs, site)
         raise elab.failure("NF204", f"`{base}` is not a function", site.span)
     kwargs = dict(kwargs)
     written = kwargs.pop("name", None)

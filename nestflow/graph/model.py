@@ -225,10 +225,39 @@ class Instance:
 
 
 @dataclass(frozen=True)
+class ClockSpec:
+    """A clock: it ticks once in `count` ticks of `base`, which is "step" or a clock that the caller ticks (its own
+    name)."""
+
+    name: str
+    base: str
+    count: int
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A level that begins anew in every step and learns before the levels that recall it. copies: one for the whole
+    batch, or one for each task (row). rounds: updates in a step. gradient: how slower gradients go through it: through;
+    stop (steps are constants); truncate (through the last `keep` updates); implicit (at the stationary point, by `keep`
+    iterations of cg)."""
+
+    copies: Literal["one", "task"] = "one"
+    rounds: int = 1
+    gradient: Literal["through", "stop", "truncate", "implicit"] = "through"
+    keep: int = 0
+
+
+@dataclass(frozen=True)
 class StepLevel:
-    """A level on the step clock: it owns slow weights. weights: absolute paths. objective: one number over the model's
-    inputs and calls of root flows (the same node object in two levels = one objective). rule None: `every never`
-    (frozen)."""
+    """A level without slots, on the step clock or on one of the spec's own. It owns slow weights, or tensors that are
+    its own. weights: absolute paths of what it learns. objective: one number over the model's inputs, calls of root
+    flows and records (the same node object in two levels = one objective). rule None: `every never` (frozen).
+
+    prefix: the paths begin with it, and what is left is a tensor's name in the level's record. state: its own tensors.
+    start: path -> the tensor that it starts from. clock: what its ticks are counted on. reset: the clock or level after
+    whose ticks or updates it starts again. moment: it sees only the moment at which it learns, and sums nothing.
+    inner: it begins anew in every step. when: a condition; retain: a gate (both None: always, 1)."""
 
     name: str
     every: int
@@ -238,6 +267,21 @@ class StepLevel:
     texts: Texts = Texts()
     doc: str | None = None
     span: Span | None = field(default=None, compare=False)
+    prefix: str = ""
+    state: tuple[WeightSpec, ...] = ()
+    start: tuple[tuple[str, str], ...] = ()
+    clock: ClockSpec = ClockSpec("step", "step", 1)
+    reset: str | None = None
+    keep_rule: bool = False
+    moment: bool = False
+    inner: Inner | None = None
+    when: Node | None = None
+    retain: Node | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of its tensors, as its record has them."""
+        return tuple(p.removeprefix(self.prefix) for p in self.weights)
 
 
 @dataclass(frozen=True)
@@ -362,6 +406,7 @@ class LevelGraph:
     notes: tuple[Diagnostic, ...] = ()
     execution: tuple[tuple[str, Any], ...] = ()
     doc: str | None = None
+    clocks: tuple[ClockSpec, ...] = ()
     texts: Mapping[str, str] = field(
         default_factory=dict[str, str]
     )  # {"nl": canonical spec text to save with a bundle}
@@ -371,6 +416,11 @@ class LevelGraph:
         """The inputs that these expressions of the root read: a class that only a loss compares with is not among
         those of the output."""
         return frozenset(n["name"] for n in walk(*(r for r in roots if r is not None)) if n.op == "slot")
+
+    @property
+    def kept(self) -> tuple[WeightSpec, ...]:
+        """Tensors of levels that are no slow weights and live on from step to step."""
+        return tuple(w for level in self.step_levels if level.inner is None for w in level.state)
 
     def instance(self, path: str) -> Instance:
         return {i.path: i for i in self.root.walk()}[path]

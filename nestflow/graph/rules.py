@@ -138,7 +138,7 @@ class RuleBuilder:
 
     def rule_env(self, env: Env) -> Env:
         env = env.extend(given_names(ops.leaf("g", LIKE)))
-        return env.with_(rule=self)
+        return env.with_(rule=self, specials={})  # `total` and `before` of updates are words of their own
 
     @staticmethod
     def split(expr: tree.Expr) -> tuple[tree.Expr | None, tree.Expr]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
@@ -12,16 +14,32 @@ from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.level import LEVEL_FIELDS, field_help
 from nestflow.graph.memory import written
 from nestflow.graph.memory_learning import CLOCKS
-from nestflow.graph.model import StepLevel, Texts, WeightSpec
+from nestflow.graph.model import ClockSpec, StepLevel, Texts, WeightSpec
 from nestflow.graph.rule_shapes import check_rule
-from nestflow.graph.rules import update_rule
+from nestflow.graph.slow import SlowNames, level_word, records, total_word
+from nestflow.graph.slow_fields import (
+    STEP,
+    check_records,
+    clock_of,
+    condition,
+    drawn_to,
+    gate,
+    inner_of,
+    reset_of,
+    rule_of,
+    weighted,
+)
+from nestflow.graph.slow_state import OWNING, OwnTensors, in_order, is_inner
 from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
-FIELDS = ("every", "memory", "objective", "update")
+FIELDS = (
+    *("every", "memory", "objective", "update", "value", "init", "retain", "project", "when", "weight"),
+    *("reset", "keep", "per", "rounds", "gradient"),
+)
 OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training", "network"])
 
 
@@ -35,6 +53,10 @@ class StepLevels:
         self.rests: dict[str, tree.Level] = {}
         self.objectives: dict[str, Node | None] = {}
         self.shared: dict[str, tuple[str, ...]] = {}
+        self.conditions: dict[str, Node] = {}
+        elab.slow = SlowNames(elab, levels)
+        elab.words |= {word: partial(level_word, elab, word) for word in ("before", "average")}
+        elab.words["total"] = partial(total_word, elab)
 
     def prepare(self) -> None:
         """Evaluate the objectives: they and `output` make the root instances."""
@@ -43,7 +65,19 @@ class StepLevels:
                 fields = self.read(level)
                 self.fields[level.name] = fields
                 f = fields.get("objective")
-                self.objectives[level.name] = None if f is None else self.objective(f)
+                if "value" in fields:
+                    made = drawn_to(self, level, fields)
+                else:
+                    made = None if f is None else self.objective(f)
+                if made is not None and "weight" in fields:
+                    made = weighted(self, fields["weight"], made)
+                self.objectives[level.name] = made
+                if "when" in fields:
+                    self.conditions[level.name] = condition(self, fields["when"])
+                for node, at in ((made, f or fields.get("value")), (self.conditions.get(level.name), fields.get("when"))):
+                    if node is not None and at is not None:
+                        check_records(self, node, at, level.name, is_inner(fields))
+                self.instance_of(level, fields)
             except NestflowError as e:
                 self.elab.collector.take(e)
             except Quiet:
@@ -91,35 +125,55 @@ class StepLevels:
                 "`objective cross_entropy(model(tokens), next(tokens))`",
             )
         node = self.elab.as_node(value, f.value, "`objective`")
+        if node.type.like:
+            return node  # told below: an objective is no record
         if node.type.dtype != "float":
             raise self.elab.failure("NF407", f"an objective is a number with a gradient: this is {node.type}", f.span)
         if (
             not self.elab.collector.errors
             and not self.elab.waiting
-            and not depends(node, lambda n: n.op in ("call", "weight", "network"))
+            and not depends(node, lambda n: n.op in ("call", "weight", "network", "record"))
         ):
             message = "this objective depends on no weight: nothing would be learned"
             raise self.elab.failure("NF407", message, f.span, "`objective cross_entropy(model(tokens), next(tokens))`")
         return node if not node.type.shape and not node.type.batch else ops.mean_all(node, f.span)
 
+    def instance_of(self, level: tree.Level, fields: dict[str, tree.Field]) -> None:
+        """A level whose memory is a function has a copy of it, which its recalls make."""
+        slow = self.elab.slow
+        if slow.kind(level.name) != "function" or level.name in self.elab.root.children or "value" in fields:
+            return
+        text = written(fields["memory"].value)
+        message = f"level `{level.name}` keeps a copy of `{text}`, and is recalled nowhere"
+        help_ = f"its weights themselves: `memory weights({text})`; a copy is recalled by `{level.name}(…)`"
+        raise self.elab.failure("NF226", message, fields["memory"].value.span, help_)
+
     def build(self, weights: list[WeightSpec]) -> tuple[StepLevel, ...]:
         self.shared = {w.path: w.also for w in weights if w.also}
+        keeps = [x for x in self.levels if x.name in self.fields and self.elab.slow.kind(x.name) not in OWNING]
         owned = {
             name: self.owned(level, weights)
             for level in self.levels
-            if (name := level.name) in self.fields and not self.is_rest(level)
+            if (name := level.name) in self.fields and level not in keeps and not self.is_rest(level)
         }
         owned |= {
             level.name: self.rest(level, weights)
             for level in self.levels
-            if level.name in self.fields and self.is_rest(level)
+            if level.name in self.fields and level not in keeps and self.is_rest(level)
         }
+        shapes = {w.path: w for w in weights}
+        own = OwnTensors(self, owned, shapes)
+        for level in keeps:
+            try:
+                owned[level.name] = tuple(w.path for w in own.of(level.name))
+            except NestflowError as e:
+                self.elab.collector.take(e)
         result: list[StepLevel] = []
         for level in self.levels:
             if level.name not in owned:
                 continue
             try:
-                result.append(self.level(level, owned[level.name], weights))
+                result.append(self.level(level, owned[level.name], own))
             except NestflowError as e:
                 self.elab.collector.take(e)
             except Quiet:
@@ -127,7 +181,8 @@ class StepLevels:
         self.elab.collector.stop_on_errors()
         self.check_owners(weights, result)
         self.check_sources(result)
-        return tuple(result)
+        self.check_alike(result)
+        return tuple(in_order(self.elab, result))
 
     def call_of(self, level: tree.Level) -> tuple[str, tree.Expr, tuple[tree.Expr, ...], dict[str, tree.Expr]]:
         """weights or rest, its flow, globs, keywords."""
@@ -272,53 +327,74 @@ class StepLevels:
             self.elab.collector.take(e)
             return ()
 
-    def level(self, level: tree.Level, owned: tuple[str, ...], weights: list[WeightSpec]) -> StepLevel:
-        fields = self.fields[level.name]
-        every = self.every(level, fields.get("every"))
+    def level(self, level: tree.Level, owned: tuple[str, ...], own: OwnTensors) -> StepLevel:
+        fields, name = self.fields[level.name], level.name
+        clock, every = self.every(level, fields.get("every"))
         texts = Texts(
             memory=written(fields["memory"].value),
+            value=written(getattr(fields.get("value"), "value", None)),
             objective=written(getattr(fields.get("objective"), "value", None)),
             update=written(getattr(fields.get("update"), "value", None)),
+            retain=written(getattr(fields.get("retain"), "value", None)),
+        )
+        prefix, state = own.prefix(name), own.known.get(name, ())
+        reset, spare = None, False
+        if "reset" in fields:
+            reset, spare = reset_of(self, fields["reset"], fields.get("keep"))
+        inner = inner_of(self, level, fields, reset)
+        start = own.start(level, fields.get("init"), inner)
+        made = StepLevel(
+            name, every, owned, None, None, texts, level.doc, level.span, prefix, state, start, clock, reset, spare
         )
         if every == 0:
-            return StepLevel(level.name, 0, owned, None, None, texts, level.doc, level.span)
+            return made
         if "update" not in fields:
             raise self.elab.failure(
                 "NF234", f"level `{level.name}` needs an `update`", level.span, "`update adamw(3e-4)`, or `every never`"
             )
         if self.objectives.get(level.name) is None and not self.may_wait(level, fields):
-            raise self.elab.failure(
-                "NF232", f"level `{level.name}` needs an `objective`", level.span, "`objective loss`"
-            )
-        rule = self.rule(fields["update"], owned, weights)
-        return StepLevel(level.name, every, owned, self.objectives.get(level.name), rule, texts, level.doc, level.span)
+            help_ = "`objective loss`" if not state else "`value outer`, or an `objective`"
+            raise self.elab.failure("NF232", f"level `{level.name}` needs an `objective`", level.span, help_)
+        rule = self.rule(fields, level, owned, own)
+        return replace(
+            made,
+            objective=self.objectives.get(name),
+            rule=rule,
+            moment=clock.name != "step" or written(fields["update"].value) == "replace",
+            inner=inner,
+            when=self.conditions.get(name),
+            retain=gate(self, fields["retain"]) if "retain" in fields else None,
+        )
 
     def may_wait(self, level: tree.Level, fields: dict[str, tree.Field]) -> bool:
         """A level on a network needs no objective: the caller's `backward()` brings its gradients. One that is written
         may be unknown, where the network that would say its type is not there."""
+        if self.elab.slow.kind(level.name) not in OWNING:
+            return False
         missing = any(v.facts is None for v in self.elab.networks.values())
         name = self.call_of(level)[1]
         on_network = isinstance(name, tree.Name) and name.name in self.elab.networks
         return missing if "objective" in fields else on_network
 
-    def rule(self, f: tree.Field, owned: tuple[str, ...], weights: list[WeightSpec]) -> Rule:
+    def rule(self, fields: dict[str, tree.Field], level: tree.Level, owned: tuple[str, ...], own: OwnTensors) -> Rule:
         """The optimiser of the level. It sees gradients, weights and counts, and nothing of the batch."""
-        rule = update_rule(self.elab, f, self.elab.top)
+        f = fields["update"]
+        rule = rule_of(self, level, fields)
         outside = next((n for n in walk(*rule.nodes()) if n.op in OUTSIDE), None)
         if outside is not None:
             message = "an update on the step clock sees gradients and weights, and this reads the model or its inputs"
             help_ = "rates are numbers or schedules: `cosine(3e-4, warmup = 100)`"
             raise self.elab.failure("NF415", message, outside.span or f.span, help_)
-        mine = set(owned)
-        shapes = {w.shape: w.path for w in reversed(weights) if w.path in mine}
+        shapes = {own.shapes[p].shape: p for p in reversed(owned)}
         check_rule(self.elab, rule, shapes, f)
         return rule
 
-    def every(self, level: tree.Level, f: tree.Field | None) -> int:
+    def every(self, level: tree.Level, f: tree.Field | None) -> tuple[ClockSpec, int]:
+        """The clock that the level's ticks are counted on, and N: it learns at their multiples."""
         if f is None:
-            return 1
+            return STEP, 1
         if isinstance(f.value, tree.Name) and f.value.name == "never":
-            return 0
+            return STEP, 0
         if f.unit is None:
             count = written(f.value)
             unit = "step" if count == "1" else "steps"
@@ -328,23 +404,39 @@ class StepLevels:
             help_ = f"add a unit: `{count} {unit}`"
             raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
         unit = f.unit.removesuffix("s")
-        if unit == "token":
+        clock = clock_of(self, f)
+        if clock is None and unit == "token":
             raise self.elab.not_yet("a loss of the whole model on the token clock", f.span)
-        if unit != "step" or f.of is not None:
+        if clock is None:
             where = f.unit_span or f.span
-            if unit in CLOCKS or f.of is not None:
+            if unit in CLOCKS and f.of is None and unit not in ("task", "round"):
                 raise self.elab.not_yet(f"the clock `{f.unit}`", where)
-            help_ = did_you_mean(unit, CLOCKS) or "weights learn by steps: `every 4 steps`"
-            raise self.elab.failure("NF401", f"`{f.unit}` is no clock", where, help_)
+            near = did_you_mean(unit, [*CLOCKS, *self.elab.clocks.known])
+            declare = f"declare it: `clock {unit}`" if unit in ("task", "round") else near
+            raise self.elab.failure("NF401", f"`{f.unit}` is no clock", where, declare or "`every 4 steps`")
         n = integer(f.value, self.elab.top, "`every`")
         if not 1 <= n <= 10**9:
             raise self.elab.failure(
                 "NF406",
-                f"`every` is at least 1 step and at most 10^9, and this is {n}",
+                f"`every` is at least 1 {clock.name} and at most 10^9, and this is {n}",
                 f.span,
                 "`every never` freezes a level",
             )
-        return n
+        return clock, n
+
+    def check_alike(self, levels: list[StepLevel]) -> None:
+        """Records that meet in one expression have the same tensors."""
+        names = {x.name: x.names for x in levels}
+        for level in levels:
+            for node in (level.objective, level.when):
+                for t in (n for n in walk(node) if n.op == "total") if node is not None else ():
+                    met = [r for r in records(t) if r["level"] in names]
+                    other = next((r for r in met if set(names[r["level"]]) != set(names[met[0]["level"]])), None)
+                    if other is not None:
+                        message = f"`{met[0]['level']}` and `{other['level']}` keep different tensors, and meet here"
+                        help_ = f"`memory like({met[0]['level']})` keeps the same"
+                        self.elab.collector.error("NF301", message, other.span or level.span, help_)
+        self.elab.collector.stop_on_errors()
 
     def check_sources(self, levels: list[StepLevel]) -> None:
         """Gradients come from objectives or from the caller's own `backward()`: one step cannot wait for both."""

@@ -119,9 +119,11 @@ class Templates:
         overrides: dict[str, Any],
         env: Env,
         site: tree.Expr,
+        rel: str | None = None,
     ) -> Node:
-        """Outside flows every mention of a flow means its one root instance."""
-        rel = value.name
+        """Outside flows every mention of a flow means its one root instance. rel: the name of a level whose memory the
+        flow is, which has a copy of it."""
+        rel = rel or value.name
         known = self.elab.root.children.get(rel)
         if known is not None:
             inputs = {k: v for k, v in slots.items() if self.is_input(v)}

@@ -1,4 +1,4 @@
-"""What instances publish beside their results: `emit` and `emitted`."""
+"""What stands outside flows: what instances publish beside their results, and the tensors of levels (records)."""
 
 from __future__ import annotations
 
@@ -20,3 +20,13 @@ def emitted(name: str, calls: tuple[Node, ...], types: list[Type], span: Span | 
     base = carried(*(t.with_(heads=None) for t in types))
     shape = broadcast_shapes(*(t.shape for t in types))
     return make("emitted", calls, base.with_(dtype="float", shape=shape), span, name=name)
+
+
+def record(level: str, what: str = "now", span: Span | None = None) -> Node:
+    """The tensors of a level as one value, like w."""
+    return make("record", (), Type(like=True), span, level=level, what=what)
+
+
+def total(x: Node, span: Span | None = None) -> Node:
+    """Σ over all tensors of a record: one number."""
+    return make("total", (x,), Type(), span)

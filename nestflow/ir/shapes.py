@@ -55,6 +55,8 @@ def carried(*types: Type) -> Type:
             if heads is not None and heads != t.heads:
                 raise ShapeError(f"{heads} heads meet {t.heads} heads")
             heads = t.heads
+        if clock and t.clock and clock != t.clock:
+            raise ShapeError(f"a value along the axis {clock} meets one along {t.clock}")
         clock = clock or t.clock
     return Type(
         batch=any(t.batch for t in types),

@@ -9,6 +9,8 @@ from nestflow.ir.shapes import ShapeError, carried
 
 
 def _ticks(x: Node, what: str) -> None:
+    if x.type.clock == "N":
+        raise ShapeError(f"{what} looks along the token axis, and N counts examples, which have no order: {x.type}")
     if not x.type.clock:
         raise ShapeError(
             f"{what} looks along the token axis, and this value has none: {x.type}", "`float[T, 8]` has it"
@@ -68,7 +70,7 @@ def merge_heads(x: Node, span: Span | None = None) -> Node:
 
 
 def next_(x: Node, span: Span | None = None) -> Node:
-    if not x.type.clock:
+    if x.type.clock != "T":
         raise ShapeError("next needs a value with a token axis")
     return make("next", (x,), x.type.with_(short=x.type.short + 1), span)
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nestflow.ir.node import Node
+from nestflow.ir.node import Node, walk
 from nestflow.reference.networks import Networks
 from nestflow.reference.values import align, apply, leaf
+
+
+Records = Callable[[str, str], Mapping[str, Tensor]]
+"""(level, "now" | "before" | "gradient" | "copies") -> its tensors by name."""
+
+
+def in_records(node: Node) -> bool:
+    """Whether the value is one for each tensor of a record."""
+    return node.op == "record" or (node.op != "total" and any(in_records(a) for a in node.args))
 
 
 class Loss:
@@ -25,8 +34,10 @@ class Loss:
         dtype: torch.dtype,
         device: torch.device,
         networks: Networks | None = None,
+        records: Records | None = None,
     ) -> None:
         self.networks, self.raw = networks, dict[int, Any]()
+        self.records = records
         self.weights, self.inputs, self.memo, self.dtype, self.device = weights, inputs, dict(known), dtype, device
 
     def eval(self, node: Node) -> Tensor:
@@ -41,6 +52,8 @@ class Loss:
             return x if node.type.clock else x.unsqueeze(1)
         if op == "weight":
             return self.weights[node["path"]][None, None]
+        if op == "total":
+            return self.total(node)
         known = leaf(node, self.dtype, self.device)
         if known is not None:
             return known
@@ -62,6 +75,37 @@ class Loss:
         if op == "sum_features":
             return xs[0].flatten(2).sum(-1) if xs[0].ndim > 2 else xs[0]
         return apply(node, xs, self.dtype)
+
+    def each(self, node: Node, name: str, memo: dict[int, Tensor]) -> Tensor:
+        """An expression in records, for the tensor `name` of them: [1, 1, *shape]."""
+        if not in_records(node):
+            return self.eval(node)
+        if id(node) not in memo:
+            if node.op == "record":
+                if self.records is None:
+                    raise LookupError("no levels are known here")
+                memo[id(node)] = self.records(node["level"], node["what"])[name][None, None]
+            elif node.op == "average":  # over the copies, the first axis of the tensor
+                memo[id(node)] = self.each(node.args[0], name, memo).mean(2)
+            else:
+                xs = [self.each(a, name, memo) for a in node.args]
+                if node.op == "sqrt":  # as in an update: the derivative is 0 where the value is
+                    zero = xs[0] == 0
+                    memo[id(node)] = torch.where(zero, 0.0, torch.where(zero, 1.0, xs[0]).sqrt())
+                elif node.op == "norm_w":
+                    memo[id(node)] = torch.linalg.vector_norm(xs[0]).reshape(1, 1)
+                else:
+                    memo[id(node)] = apply(node, xs, self.dtype)
+        return memo[id(node)]
+
+    def total(self, node: Node) -> Tensor:
+        """Σ over all tensors of the records."""
+        leaf_ = next(n for n in walk(node) if n.op == "record")
+        if self.records is None:
+            raise LookupError("no levels are known here")
+        names = self.records(leaf_["level"], leaf_["what"])
+        parts = [self.each(node.args[0], name, {}).sum() for name in names]
+        return torch.stack(parts).sum().reshape(1, 1)
 
     def cross_entropy(self, node: Node, p: Tensor, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """The mean of −log softmax(p)[y] over the unmasked terms; 0 where none is left. Or each of them."""

@@ -18,7 +18,7 @@ from nestflow.graph.state import CHUNK, keeps_anchor, memory_path, state_slots
 from nestflow.ir.node import Node, walk
 from nestflow.reference.cache import Whole
 from nestflow.reference.level import slot_path
-from nestflow.reference.loss import Loss
+from nestflow.reference.loss import Loss, Records
 from nestflow.reference.networks import Networks
 from nestflow.reference.rule import pick, start_slots
 from nestflow.reference.tick import Frame, Tensors, Tick
@@ -73,8 +73,8 @@ class Reference:
         known, device = self._kind({})
         return self._outside(self._start(batch, dtype or known, device))
 
-    def loss(self, objective: Node, inputs: Mapping[str, Tensor]) -> Tensor:
-        """An objective of the whole model: one number."""
+    def loss(self, objective: Node, inputs: Mapping[str, Tensor], records: Records | None = None) -> Tensor:
+        """An objective of the whole model: one number. records: the tensors of levels that it names."""
         given = self._inputs((), inputs)
         calls = [n for n in walk(objective) if n.op in ("call", "emitted")]
         per_tick = [values for values, _ in self._ticks(None, given, calls)] if calls else []
@@ -82,7 +82,8 @@ class Reference:
             id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)
             for n, vs in zip(calls, zip(*per_tick))
         }
-        return Loss(self.weights, given, known, *self._kind(given), self.networks).eval(objective).reshape(())
+        kind = self._kind(given)
+        return Loss(self.weights, given, known, *kind, self.networks, records).eval(objective).reshape(())
 
     def _ticks(
         self, state: Mapping[str, Tensor] | None, inputs: Tensors, roots: Sequence[Node], starts: Tensor | None = None

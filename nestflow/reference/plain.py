@@ -33,18 +33,20 @@ def run_rule(
     heads: Collection[str] = (),
     w0: Tensors | None = None,
     gram: Tensors | None = None,
+    retain: float = 1.0,
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """One update of plain tensors by path: the new weights and the new memories of the rule (none changed in place).
 
     updates: which update this is, from 1. n_ticks: how many ticks g sums. ticks: what a schedule counts (default:
     updates times every). heads: paths whose first axis is the head axis, which ndim, rows, cols, norm(w) and
-    Newton–Schulz do not see. gram: K [.., in, in] of the weights that multiply an input (only dgd)."""
+    Newton–Schulz do not see. retain: what A is multiplied by before the step is added. gram: K [.., in, in] of the weights that multiply an input (only dgd)."""
     ones = []
     for p, x in w.items():
         h = p in heads
         k = _lift(gram[p], h) if gram and p in gram else None
         now, start = _lift(x, h), _lift((w0 or w)[p], h)
-        ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k))
+        keep = (lambda x: x) if retain == 1 else (lambda x: retain * x)
+        ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k, keep))
     at = updates * every if ticks is None else ticks
     Update(rule, ones, torch.tensor([[updates]]), n_ticks, at, every, run_length, per_copy=False).run()
     return (

@@ -9,7 +9,6 @@ LATER = frozenset(
         "precondition",
         "es",
         "ticks",
-        "average",
         "gram",
         "dropout",
         "noise",

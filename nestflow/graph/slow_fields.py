@@ -1,0 +1,282 @@
+"""Fields of a level without slots: what it is drawn towards, when it begins anew, how its steps are kept in bounds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.arguments import bind
+from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.model import ClockSpec, Inner
+from nestflow.graph.rules import update_rule
+from nestflow.graph.scope import Site
+from nestflow.graph.slow import reaches_record, records
+from nestflow.graph.slow_state import is_inner
+from nestflow.graph.values import Partial
+from nestflow.ir import ops
+from nestflow.ir.node import Node, Type, walk
+from nestflow.ir.rule import Rule, SetWeight, Step
+from nestflow.language import tree
+from nestflow.vocabulary.record import Word
+
+if TYPE_CHECKING:
+    from nestflow.graph.steps import StepLevels
+
+LIKE = Type(like=True)
+GRADIENTS = "`through`, `stop`, `truncate(n)` or `implicit(cg, iters = 10)`"
+STEP = ClockSpec("step", "step", 1)
+
+
+def state_of(s: StepLevels, level: tree.Level, span: Any) -> Node:
+    """The level's own tensors, as its objective sees them."""
+    value = s.elab.slow.find(level.name)
+    assert value is not None
+    return value.state_node(tree.Name(level.name, span=span))
+
+
+def drawn_to(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) -> Node:
+    """The objective of a memory without a key that has a `value`: `dot` unless written (§3.3)."""
+    elab, f = s.elab, fields["value"]
+    own = state_of(s, level, f.span)
+    v = elab.as_node(evaluate(f.value, elab.top), f.value, "`value`")
+    if own.type.like and not v.type.like and not v.type.is_number:
+        message = f"`{level.name}` keeps a tensor for each weight, and this is {v.type}"
+        raise elab.failure("NF301", message, f.span, "`value outer`: the tensors of another level")
+    if not own.type.like and (v.type.like or ops.broadcast(v.type.shape, own.type.shape) != own.type.shape):
+        message = f"`{level.name}` is {own.type}, and its value is {v.type}"
+        raise elab.failure("NF301", message, f.span, "the value has the shape of the memory")
+    if v.type.batch:
+        message = "this value differs from row to row, and the level has one state for all"
+        raise elab.failure("NF311", message, f.span, "`mean(…)` of it is one number")
+    if not is_inner(fields):  # a constant in this step, also where it was made from the level's own tensors
+        v = ops.stop(v)
+    e = fields["objective"].value if "objective" in fields else None
+    names = {"M": own, "value": v}
+    made = ops.unary("neg", ops.binary("mul", own, v)) if e is None else evaluate(e, elab.top.extend(names))
+    if isinstance(made, Partial) and isinstance(made.target, Word) and made.target.kind == "objective" and e is not None:
+        made = named_objective(s, made, own, v, e)
+    node = elab.as_node(made, e or f.value, "`objective`")
+    if reaches_record(node):
+        return ops.total(node, f.span)
+    return ops.reduce("sum", node) if node.type.shape else node
+
+
+def named_objective(s: StepLevels, partial: Partial, own: Node, v: Node, e: tree.Expr) -> Node:
+    """`l2`, `huber(δ)`, … between the state and the value."""
+    word = partial.target
+    assert isinstance(word, Word)
+    if word.name == "dot":
+        return ops.unary("neg", ops.binary("mul", own, v))
+    if word.build is None:
+        raise s.elab.not_yet(f"`{word.name}` on the step clock", e.span)
+    given = bind(word, [own, v, *partial.args], dict(partial.kwargs), s.elab, e) if word.name == "l2" else None
+    site = Site(s.elab.top, word.name, e, word.name)
+    if given is not None:
+        return word.build(site, *given)
+    return word.build(site, own, v, *bind(word, list(partial.args), dict(partial.kwargs), s.elab, e))
+
+
+def check_records(s: StepLevels, node: Node, f: tree.Node, own: str, inner: bool) -> None:
+    """An objective is one number, and what it reads of other levels is one copy."""
+    elab = s.elab
+    if reaches_record(node):
+        message = "this objective is a record, one tensor for each weight, and an objective is one number"
+        raise elab.failure("NF407", message, f.span, "`total(…)` sums over the tensors")
+    averaged = {id(n.args[0]) for n in walk(node) if n.op == "average"}
+    for r in records(node):
+        name = r["level"]
+        if elab.slow.per_task(name) and name != own and id(r) not in averaged:
+            message = f"`{name}` has a copy for each task, and stands here as one"
+            raise elab.failure("NF237", message, r.span or f.span, f"`average({name})` is the mean over the copies")
+        if name == own and r["what"] in ("before", "copies") and inner:
+            raise elab.failure("NF237", f"`{name}` begins anew in every step: it has no state before it", f.span)
+
+
+# --- when, weight, retain, project ------------------------------------------------------------------------
+
+
+def condition(s: StepLevels, f: tree.Field) -> Node:
+    node = s.elab.as_node(evaluate(f.value, s.elab.top), f.value, "`when`")
+    if node.type.dtype != "bool" or node.type.batch or not node.type.is_number:
+        message = f"`when` of a level without slots is one condition for the whole batch, and this is {node.type}"
+        raise s.elab.failure("NF305", message, f.span, "`when loss > 0.1`")
+    return node
+
+
+def weighted(s: StepLevels, f: tree.Field, objective: Node) -> Node:
+    """`weight e`: the gradient times e, which is constant in it."""
+    node = s.elab.as_node(evaluate(f.value, s.elab.top), f.value, "`weight`")
+    if node.type.batch or not node.type.is_number or node.type.dtype == "bool":
+        raise s.elab.failure("NF322", f"`weight` of a level without slots is a number: this is {node.type}", f.span)
+    return ops.binary("mul", ops.stop(node), objective)
+
+
+def gate(s: StepLevels, f: tree.Field) -> Node:
+    node = s.elab.as_node(evaluate(f.value, s.elab.top), f.value, "`retain`")
+    if node.op != "const":
+        raise s.elab.not_yet("a `retain` that is no constant on the step clock", f.span)
+    return node
+
+
+def projected(s: StepLevels, f: tree.Field) -> Node:
+    """`project ball(10)`, or an expression in w."""
+    from nestflow.graph.projection import _named  # the same reading as on the token clock
+
+    elab = s.elab
+    names = {"w": ops.leaf("w", LIKE), "w0": ops.leaf("w0", LIKE)}
+    # a projection stands where a rule does: words of updates are known in it
+    env = elab.top.extend(names).with_(rule=s)
+    value = _named(f.value, names["w"], env)
+    value = evaluate(f.value, env) if value is None else value
+    if isinstance(value, Partial) or not elab.as_node(value, f.value, "`project`").type.like:
+        message = "`project` gives the new weight"
+        raise elab.failure("NF323", message, f.span, "`project ball(10)`, or an expression in `w`: `w / norm(w)`")
+    return value
+
+
+def rule_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) -> Rule:
+    """The level's update; `replace` and `prox` know their step from its value."""
+    from nestflow.graph.memory import written
+
+    f = fields["update"]
+    stage = f.value.function if isinstance(f.value, tree.Call) else f.value
+    word = stage.name if isinstance(stage, tree.Name) else ""
+    g, text = ops.leaf("g", LIKE), written(f.value)
+    if word == "replace":
+        if "value" not in fields or "objective" in fields:
+            message = "`replace` puts the value in the memory's place: it takes a `value` and no objective"
+            raise s.elab.failure("NF408", message, f.span, "`value outer; update replace`")
+        rule = Rule(text, (), (SetWeight(ops.unary("neg", g), f.value.span),), (), g, None, f.span)
+    elif word == "prox":
+        rule = prox(s, f, fields, g, text)
+    else:
+        rule = update_rule(s.elab, f, s.elab.top)
+    if "project" in fields:
+        rule = replace(rule, project=projected(s, fields["project"]))
+    return rule
+
+
+def prox(s: StepLevels, f: tree.Field, fields: dict[str, tree.Field], g: Node, text: str) -> Rule:
+    """argmin ½‖A − v‖² + ‖A − A₋‖²/(2 lr) = A₋ − lr/(1 + lr) · (A₋ − v)."""
+    e = fields["objective"].value if "objective" in fields else None
+    if "value" not in fields or not (isinstance(e, tree.Name) and e.name == "l2"):
+        message = "`prox` on this clock solves `l2` of a memory that has a `value`"
+        raise s.elab.failure("NF408", message, f.span, "`value outer; objective l2; update prox(0.1)`")
+    args = [evaluate(a, s.elab.top) for a in f.value.args] if isinstance(f.value, tree.Call) else []
+    kwargs = {k: evaluate(v, s.elab.top) for k, v in f.value.kwargs} if isinstance(f.value, tree.Call) else {}
+    word = s.elab.find_top("prox")
+    (lr,) = bind(word.target, args, kwargs, s.elab, f.value)
+    rate = s.elab.as_node(lr, f.value)
+    if rate.op != "const" or not float(rate.value) > 0:
+        raise s.elab.failure("NF304", "the rate of `prox` on this clock is a number above 0", f.span, "`prox(0.1)`")
+    k = float(rate.value) / (1 + float(rate.value))
+    return Rule(text, (), (Step(ops.binary("mul", ops.const(-k), g), f.value.span),), (), g, None, f.span)
+
+
+# --- clock, reset, copies, gradient -----------------------------------------------------------------------
+
+
+def clock_of(s: StepLevels, f: tree.Field) -> ClockSpec | None:
+    """The clock of `every n UNIT`; None where no clock has the name."""
+    unit = f.unit or ""
+    if f.of is not None:
+        if unit.removesuffix("s") != "update":
+            return None
+        if f.of not in s.elab.slow.levels:
+            help_ = did_you_mean(f.of, s.elab.slow.levels) or "the name of a level without slots"
+            raise s.elab.failure("NF401", f"`{f.of}` is no level whose updates could be counted", f.span, help_)
+        other = s.elab.slow.field(f.of, "every")
+        if other is None:
+            return replace(STEP, name=f"update of {f.of}")
+        base = clock_of(s, other)
+        if base is None or (isinstance(other.value, tree.Name) and other.value.name == "never"):
+            raise s.elab.failure("NF401", f"`{f.of}` has no updates that could be counted", f.span)
+        n = integer(other.value, s.elab.top, "`every`")
+        return ClockSpec(f"update of {f.of}", base.base, base.count * n)
+    for name in (unit, unit.removesuffix("s")):
+        if name in s.elab.clocks.known:
+            return s.elab.clocks.known[name]
+    return STEP if unit.removesuffix("s") == "step" else None
+
+
+def reset_of(s: StepLevels, f: tree.Field, keep: tree.Field | None) -> tuple[str | None, bool]:
+    """("step" | a clock | a level | None, whether the rule's state is spared)."""
+    elab, e = s.elab, f.value
+    known = ["step", *elab.clocks.known, *elab.slow.levels]
+    help_ = "`reset never`, `reset each(step)`, or each of: " + ", ".join(known[1:] or ["a clock or level of the spec"])
+    spare = keep is not None
+    if isinstance(e, tree.Name) and e.name == "never":
+        return None, spare
+    word = e.function.name if isinstance(e, tree.Call) and isinstance(e.function, tree.Name) else ""
+    if word == "where":
+        raise elab.not_yet("`reset where(…)` on the step clock", f.span)
+    if not isinstance(e, tree.Call) or word != "each" or len(e.args) != 1 or not isinstance(e.args[0], tree.Name):
+        raise elab.failure("NF231", "`reset` says when the memory goes back to its start", f.span, help_)
+    for k, v in e.kwargs:
+        if k != "keep" or not (isinstance(v, tree.Name) and v.name == "rule"):
+            raise elab.failure("NF231", "a reset can spare the state of the rule", v.span, "`keep = rule`")
+        spare = True
+    name = e.args[0].name
+    if name not in known:
+        raise elab.failure("NF231", f"`{name}` is no clock or level", e.args[0].span, did_you_mean(name, known) or help_)
+    return name, spare
+
+
+def inner_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], reset: str | None) -> Inner | None:
+    """What it is to begin anew in every step; None for a level that lives on."""
+    elab = s.elab
+    copies = per(s, fields["per"]) if "per" in fields else "one"
+    if reset != "step":
+        for name in ("rounds", "gradient"):
+            if name in fields:
+                message = f"`{name}` belongs to a level that begins anew in every step, and `{level.name}` lives on"
+                raise elab.failure("NF231", message, fields[name].span, "`reset each(step)`")
+        if copies == "task":
+            message = f"`{level.name}` has a copy for each task of a batch, and the next batch has other tasks"
+            raise elab.failure("NF231", message, fields["per"].span, "`reset each(step)`")
+        return None
+    rounds = integer(fields["rounds"].value, elab.top, "`rounds`") if "rounds" in fields else 1
+    if not 1 <= rounds <= 10_000:
+        message = f"`rounds` is at least 1 and at most 10,000, and this is {rounds}"
+        raise elab.failure("NF406", message, fields["rounds"].span)
+    inner = Inner("task" if copies == "task" else "one", rounds)
+    return gradient_of(s, fields["gradient"], inner) if "gradient" in fields else inner
+
+
+def per(s: StepLevels, f: tree.Field) -> str:
+    word = f.value.name if isinstance(f.value, tree.Name) else ""
+    if word in ("task", "model"):
+        return word
+    if word in ("worker", "level", "stream", "sequence"):
+        raise s.elab.not_yet(f"`per {word}` on the step clock", f.span)
+    help_ = did_you_mean(word, ["task", "model"]) or "`per task`: a copy for each row of the batch"
+    raise s.elab.failure("NF231", "`per` says for what there are copies", f.span, help_)
+
+
+def gradient_of(s: StepLevels, f: tree.Field, inner: Inner) -> Inner:
+    elab, e = s.elab, f.value
+    name = e.function if isinstance(e, tree.Call) else e
+    word = name.name if isinstance(name, tree.Name) else ""
+    args, kwargs = (list(e.args), dict(e.kwargs)) if isinstance(e, tree.Call) else ([], {})
+    if word in ("through", "stop") and not args and not kwargs:
+        return replace(inner, gradient=word)  # type: ignore[arg-type]
+    if word == "truncate" and len(args) == 1 and not kwargs:
+        n = integer(args[0], elab.top, "the updates that gradients go through")
+        if not 0 <= n:
+            raise elab.failure("NF406", f"gradients go through 0 updates or more, and this is {n}", f.span)
+        return replace(inner, gradient="truncate", keep=min(n, inner.rounds))
+    if word == "implicit":
+        method = args[0] if args else tree.Name("cg")
+        iters = args[1] if len(args) > 1 else kwargs.pop("iters", None)
+        if kwargs or len(args) > 2 or not (isinstance(method, tree.Name) and method.name == "cg"):
+            raise elab.failure("NF231", "`implicit` solves by `cg`", f.span, "`gradient implicit(cg, iters = 10)`")
+        n = 10 if iters is None else integer(iters, elab.top, "`iters`")
+        if not 1 <= n <= 10_000:
+            raise elab.failure("NF406", f"`iters` is at least 1 and at most 10,000, and this is {n}", f.span)
+        return replace(inner, gradient="implicit", keep=n)
+    help_ = did_you_mean(word, ["through", "stop", "truncate", "implicit"]) or GRADIENTS
+    raise elab.failure("NF231", "`gradient` says how slower gradients go through the level", f.span, help_)
+
+
+__all__ = ["check_records", "clock_of", "condition", "drawn_to", "gate", "inner_of", "reset_of", "rule_of", "weighted"]

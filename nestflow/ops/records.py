@@ -1,0 +1,120 @@
+"""Records: one tensor for each weight of a level. Arithmetic and torch's functions act on all of them, name by name."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestflow.ops.runtime import Context
+
+
+class Record(dict[str, Tensor]):
+    """Tensors by name. `a * b`, `torch.sqrt(a)`, `a.sum()` are done tensor by tensor; beside a record, a number or a
+    tensor without axes is the same for all of its tensors."""
+
+    def each(self, function: Callable[..., Any], *others: Any) -> Record:
+        """function(tensor, other, ...) for each name; others: records, or the same value for all."""
+        return Record({n: function(x, *(o[n] if isinstance(o, Record) else o for o in others)) for n, x in self.items()})
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = next(a for a in args if isinstance(a, Record))
+        at: Callable[[Any, str], Any] = lambda a, n: a[n] if isinstance(a, Record) else a  # noqa: E731
+        return Record({n: func(*(at(a, n) for a in args), **(kwargs or {})) for n in names})
+
+    def sum(self) -> Record:
+        """Σ of each tensor."""
+        return self.each(torch.sum)
+
+    def mean(self) -> Record:
+        return self.each(torch.mean)
+
+    def detach(self) -> Record:
+        return self.each(torch.Tensor.detach)
+
+    def fact(self, name: str) -> Record:
+        """ndim, rows or cols of each tensor."""
+        known: dict[str, Callable[[Tensor], int]] = {
+            "ndim": lambda x: x.ndim,
+            "rows": lambda x: x.shape[0] if x.ndim else 1,
+            "cols": lambda x: x[0].numel() if x.ndim else 1,
+        }
+        return self.each(lambda x: torch.tensor(known[name](x), device=x.device))
+
+
+def _act(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Record, other: Any) -> Record:
+        return self.each(function, other)
+
+    return method
+
+
+def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
+    def method(self: Record, other: Any) -> Record:
+        return self.each(lambda x, o: function(o, x), other)
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow", "mod", "floordiv", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"):
+    _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
+    setattr(Record, f"__{_name}__", _act(_function))
+    if _name not in ("lt", "le", "gt", "ge", "eq", "ne"):
+        setattr(Record, f"__r{_name}__", _reflected(_function))
+setattr(Record, "__neg__", lambda self: self.each(operator.neg))  # noqa: B010
+setattr(Record, "__invert__", lambda self: self.each(operator.invert))  # noqa: B010
+
+
+def record(c: Context, level: tuple[str, Sequence[str]], what: str = "") -> Record:
+    """The tensors of a level: as they are; `before(NAME).` the tick; or `gradient(NAME).` that it took in it (zeros
+    where it took none)."""
+    prefix, names = level
+    now = {n: c.w[prefix + n] for n in names}
+    if not what:
+        return Record(now)
+    absent: Callable[[Tensor], Tensor] = torch.zeros_like if what.startswith("gradient") else (lambda x: x)
+    return Record({n: c.w[what + n] if what + n in c.w else absent(x) for n, x in now.items()})
+
+
+def total(x: Record | Tensor) -> Tensor:
+    """Σ over all tensors."""
+    if not isinstance(x, Record):
+        return x.sum()
+    return torch.stack([v.sum() for v in x.values()]).sum()
+
+
+def norm_all(x: Record) -> Tensor:
+    """√Σ x² over all tensors, with the derivative 0 where all are 0."""
+    squares = total(x.each(torch.square))
+    none = squares == 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, squares).sqrt())
+
+
+def norm_each(x: Record) -> Record:
+    """The norm of each tensor."""
+    return x.each(lambda v: torch.linalg.vector_norm(v) if v.ndim else v.abs())
+
+
+def safe_sqrt(x: Any) -> Any:
+    """√x with the derivative 0 where x = 0."""
+    if isinstance(x, Record):
+        return x.each(safe_sqrt)
+    none = x == 0
+    return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
+
+
+def average(x: Record) -> Record:
+    """The mean over the copies of a level, one for each task: the first axis."""
+    return x.each(lambda v: v.mean(0))
+
+
+def by_prefix(prefix: str, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a record by absolute path."""
+    return {prefix + n: v for n, v in x.items()}
+
+
+__all__ = ["Record", "average", "by_prefix", "norm_all", "norm_each", "record", "safe_sqrt", "total"]
