@@ -131,7 +131,9 @@ class Bundle:
             )
         program = load_source(self.optim_source, f"{self.name}_optim")
         with torch.inference_mode(False):  # what it keeps must be changed in place later
-            made: StepOptimizer = program.Optimizer({**self.module.weights, **self.module.kept}, total_steps=self._total_steps)
+            made: StepOptimizer = program.Optimizer(
+                {**self.module.weights, **self.module.kept}, total_steps=self._total_steps
+            )
         self.module.__dict__["_on_train"] = made.train  # `eval` of a rule: other weights while the module evaluates
         self.module.__dict__["_on_move"] = made.follow_weights
         return made
@@ -198,7 +200,9 @@ class Bundle:
         own = [c.name for c in self.graph.clocks if c.base == c.name]
         if clock not in own:
             known = ", ".join(f"`{n}`" for n in own) or "none"
-            what = "is ticked by another clock" if any(c.name == clock for c in self.graph.clocks) else "is not declared"
+            what = (
+                "is ticked by another clock" if any(c.name == clock for c in self.graph.clocks) else "is not declared"
+            )
             message = f"the clock `{clock}` {what}"
             raise fail("NF519", message, help=f"clocks that the caller ticks: {known}; `step` is ticked by `b.step`")
         optimizer = self.optimizer

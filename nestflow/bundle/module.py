@@ -16,8 +16,8 @@ from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
-from nestflow.graph.slow_state import beginning
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
+from nestflow.graph.slow_state import beginning
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
 

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from nestflow.bundle.step_clocks import Clocked
 from nestflow.bundle.step_level import (
     NEEDS_INPUTS,
     Fact,
@@ -31,7 +32,7 @@ from nestflow.ops.many import Many, bunches
 from nestflow.ops.rules import state_dtype, zeros
 
 
-class StepOptimizer(torch.optim.Optimizer):
+class StepOptimizer(Clocked, torch.optim.Optimizer):
     """`Optimizer(weights, total_steps=None, **settings)`.
 
     weights: a mapping or pairs from name to parameter (a single level also takes parameters or torch's param groups).
@@ -344,50 +345,6 @@ class StepOptimizer(torch.optim.Optimizer):
                 if isinstance(kept, Tensor) and not (kept.ndim == 0 and kept.dtype == torch.float64):
                     dtype = state_dtype(w.dtype) if kept.is_floating_point() else kept.dtype
                     state[name] = kept.to(device=w.device, dtype=dtype)
-
-    # --- clocks and restarts -----------------------------------------------------------------------------
-
-    def count(self, clock: str) -> int:
-        """One more tick of a clock; how many it has had."""
-        ticks = self.param_groups[0].setdefault("clock_ticks", {})
-        ticks[clock] = ticks.get(clock, 0) + 1
-        return ticks[clock]
-
-    def _groups_of(self, level: str) -> list[dict[str, Any]]:
-        return [g for g in self.param_groups if g["level"] == level]
-
-    def learns_next(self, level: str) -> bool:
-        """Whether the level learns at its next tick."""
-        return any((g["ticks"] + 1) % g["every"] == 0 for g in self._groups_of(level))
-
-    def restarts(self, level: str) -> bool:
-        """Whether the level begins anew at its next tick."""
-        return any(g.get("restart", False) for g in self._groups_of(level))
-
-    def mark_restart(self, level: str) -> None:
-        for g in self._groups_of(level):
-            g["restart"] = True
-
-    @torch.no_grad()
-    def restart(self, name: str, keep_rule: bool = False) -> None:
-        """The level begins anew: sums, counts and (unless spared) the rule's memories, for weights as they are now."""
-        level = self._level[name]
-        for g in self._groups_of(name):
-            g["restart"] = False
-            g["n_ticks"] = g["ticks"] = 0
-            if not keep_rule:
-                g["updates"] = 0
-            for w, fact in zip(g["params"], self._facts(level, g)):
-                state = self.state[w]
-                for kept in ("pending", "pending_gram"):
-                    if kept in state:
-                        state[kept].zero_()
-                if level.every > 1:
-                    state["pending_ticks"] = 0
-                if not keep_rule:
-                    state["step"] = 0
-                    for slot, start in level.slots(w, fact).items():
-                        state[slot].copy_(start)
 
     # --- evaluation, report, checkpoints ----------------------------------------------------------------
 

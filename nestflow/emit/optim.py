@@ -23,7 +23,13 @@ from nestflow.ir.node import Type
 from nestflow.ir.rule import DgdStep, Rule, SetWeight, Step
 from nestflow.ops.many import METHODS
 
-_RUNTIME = ("nestflow.ops.rules", "nestflow.ops.many", "nestflow.bundle.step_level", "nestflow.bundle.step_optimizer")
+_RUNTIME = (
+    "nestflow.ops.rules",
+    "nestflow.ops.many",
+    "nestflow.bundle.step_level",
+    "nestflow.bundle.step_clocks",
+    "nestflow.bundle.step_optimizer",
+)
 _HEAD = '''"""{title}
 
 {about}

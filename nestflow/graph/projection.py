@@ -25,7 +25,7 @@ def projection(m: MemoryBuild) -> Node | None:
         return None
     names = {name: ops.leaf(name, LIKE) for name in ("w", "w0", "w_chunk")}
     env = m.env("project").extend({**names, "t": ops.leaf("updates", Type("int"))})
-    value = _named(f.value, names["w"], env)
+    value = named(f.value, names["w"], env)
     if value is None:
         value = evaluate(f.value, env)
     if isinstance(value, Partial):
@@ -40,7 +40,7 @@ def projection(m: MemoryBuild) -> Node | None:
     return node
 
 
-def _named(expr: tree.Expr, w: Node, env: Env) -> Any:
+def named(expr: tree.Expr, w: Node, env: Env) -> Any:
     """A projection by its name, with w put in front; None for any other expression."""
     name = expr.function if isinstance(expr, tree.Call) else expr
     if not isinstance(name, tree.Name):

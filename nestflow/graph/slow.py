@@ -148,9 +148,9 @@ def level_word(
 ) -> Node:
     """`before(m)` and `average(m)` of a level."""
     name = args[0].name if len(args) == 1 and not piped and isinstance(args[0], tree.Name) else ""
-    value = elab.slow.find(name) if elab.slow is not None else None
+    value: LevelValue | None = elab.slow.find(name)
     if value is None or kwargs:
-        known = ", ".join(f"`{n}`" for n in elab.slow.levels) if elab.slow is not None else ""
+        known = ", ".join(f"`{n}`" for n in elab.slow.levels)
         message = f"`{word}` takes the name of a level without slots"
         raise elab.failure("NF237", message, site.span, f"the levels: {known or 'none'}")
     if word == "before":

@@ -5,10 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.arguments import bind
 from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.memory import written
+from nestflow.graph.memory_learning import CLOCKS
 from nestflow.graph.model import ClockSpec, Inner
+from nestflow.graph.projection import named
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.slow import reaches_record, records
@@ -54,7 +58,12 @@ def drawn_to(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) ->
     e = fields["objective"].value if "objective" in fields else None
     names = {"M": own, "value": v}
     made = ops.unary("neg", ops.binary("mul", own, v)) if e is None else evaluate(e, elab.top.extend(names))
-    if isinstance(made, Partial) and isinstance(made.target, Word) and made.target.kind == "objective" and e is not None:
+    if (
+        isinstance(made, Partial)
+        and isinstance(made.target, Word)
+        and made.target.kind == "objective"
+        and e is not None
+    ):
         made = named_objective(s, made, own, v, e)
     node = elab.as_node(made, e or f.value, "`objective`")
     if reaches_record(node):
@@ -121,13 +130,11 @@ def gate(s: StepLevels, f: tree.Field) -> Node:
 
 def projected(s: StepLevels, f: tree.Field) -> Node:
     """`project ball(10)`, or an expression in w."""
-    from nestflow.graph.projection import _named  # the same reading as on the token clock
-
     elab = s.elab
     names = {"w": ops.leaf("w", LIKE), "w0": ops.leaf("w0", LIKE)}
     # a projection stands where a rule does: words of updates are known in it
     env = elab.top.extend(names).with_(rule=s)
-    value = _named(f.value, names["w"], env)
+    value = named(f.value, names["w"], env)
     value = evaluate(f.value, env) if value is None else value
     if isinstance(value, Partial) or not elab.as_node(value, f.value, "`project`").type.like:
         message = "`project` gives the new weight"
@@ -137,8 +144,6 @@ def projected(s: StepLevels, f: tree.Field) -> Node:
 
 def rule_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) -> Rule:
     """The level's update; `replace` and `prox` know their step from its value."""
-    from nestflow.graph.memory import written
-
     f = fields["update"]
     stage = f.value.function if isinstance(f.value, tree.Call) else f.value
     word = stage.name if isinstance(stage, tree.Name) else ""
@@ -200,6 +205,42 @@ def clock_of(s: StepLevels, f: tree.Field) -> ClockSpec | None:
     return STEP if unit.removesuffix("s") == "step" else None
 
 
+def every_of(s: StepLevels, f: tree.Field | None) -> tuple[ClockSpec, int]:
+    """The clock that the level's ticks are counted on, and N: it learns at their multiples."""
+    if f is None:
+        return STEP, 1
+    if isinstance(f.value, tree.Name) and f.value.name == "never":
+        return STEP, 0
+    if f.unit is None:
+        count = written(f.value)
+        unit = "step" if count == "1" else "steps"
+        if count.removesuffix("s") in ("step", "token"):
+            help_ = f"say how many: `every 1 {count.removesuffix('s')}`"
+            raise s.elab.failure("NF402", "`every` needs a number", f.span, help_)
+        help_ = f"add a unit: `{count} {unit}`"
+        raise s.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
+    unit = f.unit.removesuffix("s")
+    clock = clock_of(s, f)
+    if clock is None and unit == "token":
+        raise s.elab.not_yet("a loss of the whole model on the token clock", f.span)
+    if clock is None:
+        where = f.unit_span or f.span
+        if unit in CLOCKS and f.of is None and unit not in ("task", "round"):
+            raise s.elab.not_yet(f"the clock `{f.unit}`", where)
+        near = did_you_mean(unit, [*CLOCKS, *s.elab.clocks.known])
+        declare = f"declare it: `clock {unit}`" if unit in ("task", "round") else near
+        raise s.elab.failure("NF401", f"`{f.unit}` is no clock", where, declare or "`every 4 steps`")
+    n = integer(f.value, s.elab.top, "`every`")
+    if not 1 <= n <= 10**9:
+        raise s.elab.failure(
+            "NF406",
+            f"`every` is at least 1 {clock.name} and at most 10^9, and this is {n}",
+            f.span,
+            "`every never` freezes a level",
+        )
+    return clock, n
+
+
 def reset_of(s: StepLevels, f: tree.Field, keep: tree.Field | None) -> tuple[str | None, bool]:
     """("step" | a clock | a level | None, whether the rule's state is spared)."""
     elab, e = s.elab, f.value
@@ -219,7 +260,9 @@ def reset_of(s: StepLevels, f: tree.Field, keep: tree.Field | None) -> tuple[str
         spare = True
     name = e.args[0].name
     if name not in known:
-        raise elab.failure("NF231", f"`{name}` is no clock or level", e.args[0].span, did_you_mean(name, known) or help_)
+        raise elab.failure(
+            "NF231", f"`{name}` is no clock or level", e.args[0].span, did_you_mean(name, known) or help_
+        )
     return name, spare
 
 
@@ -263,7 +306,7 @@ def gradient_of(s: StepLevels, f: tree.Field, inner: Inner) -> Inner:
         return replace(inner, gradient=word)  # type: ignore[arg-type]
     if word == "truncate" and len(args) == 1 and not kwargs:
         n = integer(args[0], elab.top, "the updates that gradients go through")
-        if not 0 <= n:
+        if not n >= 0:
             raise elab.failure("NF406", f"gradients go through 0 updates or more, and this is {n}", f.span)
         return replace(inner, gradient="truncate", keep=min(n, inner.rounds))
     if word == "implicit":
@@ -279,4 +322,15 @@ def gradient_of(s: StepLevels, f: tree.Field, inner: Inner) -> Inner:
     raise elab.failure("NF231", "`gradient` says how slower gradients go through the level", f.span, help_)
 
 
-__all__ = ["check_records", "clock_of", "condition", "drawn_to", "gate", "inner_of", "reset_of", "rule_of", "weighted"]
+__all__ = [
+    "STEP",
+    "check_records",
+    "condition",
+    "drawn_to",
+    "every_of",
+    "gate",
+    "inner_of",
+    "reset_of",
+    "rule_of",
+    "weighted",
+]

@@ -182,6 +182,21 @@ def in_order(elab: Any, levels: list[StepLevel]) -> list[StepLevel]:
     return [table[n] for n in done]
 
 
+def check_alike(elab: Any, levels: list[StepLevel]) -> None:
+    """Records that meet in one expression have the same tensors."""
+    names = {x.name: x.names for x in levels}
+    for level in levels:
+        for node in (level.objective, level.when):
+            for t in (n for n in walk(node) if n.op == "total") if node is not None else ():
+                met = [r for r in records(t) if r["level"] in names]
+                other = next((r for r in met if set(names[r["level"]]) != set(names[met[0]["level"]])), None)
+                if other is not None:
+                    message = f"`{met[0]['level']}` and `{other['level']}` keep different tensors, and meet here"
+                    help_ = f"`memory like({met[0]['level']})` keeps the same"
+                    elab.collector.error("NF301", message, other.span or level.span, help_)
+    elab.collector.stop_on_errors()
+
+
 def beginning(levels: Sequence[StepLevel]) -> list[StepLevel]:
     """The levels that are set to their starts when a model is made, each after the one that it starts from.
 
@@ -213,4 +228,4 @@ def beginning(levels: Sequence[StepLevel]) -> list[StepLevel]:
     return done
 
 
-__all__ = ["OWNING", "OwnTensors", "beginning", "in_order", "is_inner", "named_by", "records"]
+__all__ = ["OWNING", "OwnTensors", "beginning", "check_alike", "in_order", "is_inner", "named_by", "records"]

@@ -7,29 +7,26 @@ from functools import partial
 from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
-from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
-from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.expressions import evaluate
 from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.level import LEVEL_FIELDS, field_help
 from nestflow.graph.memory import written
-from nestflow.graph.memory_learning import CLOCKS
-from nestflow.graph.model import ClockSpec, StepLevel, Texts, WeightSpec
+from nestflow.graph.model import StepLevel, Texts, WeightSpec
 from nestflow.graph.rule_shapes import check_rule
-from nestflow.graph.slow import SlowNames, level_word, records, total_word
+from nestflow.graph.slow import SlowNames, level_word, total_word
 from nestflow.graph.slow_fields import (
-    STEP,
     check_records,
-    clock_of,
     condition,
     drawn_to,
+    every_of,
     gate,
     inner_of,
     reset_of,
     rule_of,
     weighted,
 )
-from nestflow.graph.slow_state import OWNING, OwnTensors, in_order, is_inner
+from nestflow.graph.slow_state import OWNING, OwnTensors, check_alike, in_order, is_inner
 from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, walk
@@ -74,7 +71,10 @@ class StepLevels:
                 self.objectives[level.name] = made
                 if "when" in fields:
                     self.conditions[level.name] = condition(self, fields["when"])
-                for node, at in ((made, f or fields.get("value")), (self.conditions.get(level.name), fields.get("when"))):
+                for node, at in (
+                    (made, f or fields.get("value")),
+                    (self.conditions.get(level.name), fields.get("when")),
+                ):
                     if node is not None and at is not None:
                         check_records(self, node, at, level.name, is_inner(fields))
                 self.instance_of(level, fields)
@@ -181,7 +181,7 @@ class StepLevels:
         self.elab.collector.stop_on_errors()
         self.check_owners(weights, result)
         self.check_sources(result)
-        self.check_alike(result)
+        check_alike(self.elab, result)
         return tuple(in_order(self.elab, result))
 
     def call_of(self, level: tree.Level) -> tuple[str, tree.Expr, tuple[tree.Expr, ...], dict[str, tree.Expr]]:
@@ -329,7 +329,7 @@ class StepLevels:
 
     def level(self, level: tree.Level, owned: tuple[str, ...], own: OwnTensors) -> StepLevel:
         fields, name = self.fields[level.name], level.name
-        clock, every = self.every(level, fields.get("every"))
+        clock, every = every_of(self, fields.get("every"))
         texts = Texts(
             memory=written(fields["memory"].value),
             value=written(getattr(fields.get("value"), "value", None)),
@@ -388,55 +388,6 @@ class StepLevels:
         shapes = {own.shapes[p].shape: p for p in reversed(owned)}
         check_rule(self.elab, rule, shapes, f)
         return rule
-
-    def every(self, level: tree.Level, f: tree.Field | None) -> tuple[ClockSpec, int]:
-        """The clock that the level's ticks are counted on, and N: it learns at their multiples."""
-        if f is None:
-            return STEP, 1
-        if isinstance(f.value, tree.Name) and f.value.name == "never":
-            return STEP, 0
-        if f.unit is None:
-            count = written(f.value)
-            unit = "step" if count == "1" else "steps"
-            if count.removesuffix("s") in ("step", "token"):
-                help_ = f"say how many: `every 1 {count.removesuffix('s')}`"
-                raise self.elab.failure("NF402", "`every` needs a number", f.span, help_)
-            help_ = f"add a unit: `{count} {unit}`"
-            raise self.elab.failure("NF402", "`every` needs a unit", f.span, help_, fix=add_after(f.value, f" {unit}"))
-        unit = f.unit.removesuffix("s")
-        clock = clock_of(self, f)
-        if clock is None and unit == "token":
-            raise self.elab.not_yet("a loss of the whole model on the token clock", f.span)
-        if clock is None:
-            where = f.unit_span or f.span
-            if unit in CLOCKS and f.of is None and unit not in ("task", "round"):
-                raise self.elab.not_yet(f"the clock `{f.unit}`", where)
-            near = did_you_mean(unit, [*CLOCKS, *self.elab.clocks.known])
-            declare = f"declare it: `clock {unit}`" if unit in ("task", "round") else near
-            raise self.elab.failure("NF401", f"`{f.unit}` is no clock", where, declare or "`every 4 steps`")
-        n = integer(f.value, self.elab.top, "`every`")
-        if not 1 <= n <= 10**9:
-            raise self.elab.failure(
-                "NF406",
-                f"`every` is at least 1 {clock.name} and at most 10^9, and this is {n}",
-                f.span,
-                "`every never` freezes a level",
-            )
-        return clock, n
-
-    def check_alike(self, levels: list[StepLevel]) -> None:
-        """Records that meet in one expression have the same tensors."""
-        names = {x.name: x.names for x in levels}
-        for level in levels:
-            for node in (level.objective, level.when):
-                for t in (n for n in walk(node) if n.op == "total") if node is not None else ():
-                    met = [r for r in records(t) if r["level"] in names]
-                    other = next((r for r in met if set(names[r["level"]]) != set(names[met[0]["level"]])), None)
-                    if other is not None:
-                        message = f"`{met[0]['level']}` and `{other['level']}` keep different tensors, and meet here"
-                        help_ = f"`memory like({met[0]['level']})` keeps the same"
-                        self.elab.collector.error("NF301", message, other.span or level.span, help_)
-        self.elab.collector.stop_on_errors()
 
     def check_sources(self, levels: list[StepLevel]) -> None:
         """Gradients come from objectives or from the caller's own `backward()`: one step cannot wait for both."""

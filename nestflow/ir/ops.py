@@ -50,8 +50,8 @@ Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: 
   mean_all(x) mean over features, batch and ticks; sum_features
 emit(x, values...; names)           x; the values are published under the names (`emit aux = e`)
 emitted(calls...; name)             outside flows: what those calls published under a name, summed over the instances
-record(; level, what)               outside flows: the tensors of a level, like w. what: "now"; "before" this tick; "gradient"
-                                    that it took in this tick; "copies": as "now", one for each task
+record(; level, what)               outside flows: the tensors of a level, like w. what: "now"; "before" this tick;
+                                    "gradient" that it took in this tick; "copies": as "now", one for each task
 average(x)                          a record's mean over its copies
 total(x)                            Σ over all tensors of a record: a number
 Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(slot_new, retain; slot);

@@ -18,7 +18,9 @@ class Record(dict[str, Tensor]):
 
     def each(self, function: Callable[..., Any], *others: Any) -> Record:
         """function(tensor, other, ...) for each name; others: records, or the same value for all."""
-        return Record({n: function(x, *(o[n] if isinstance(o, Record) else o for o in others)) for n, x in self.items()})
+        return Record(
+            {n: function(x, *(o[n] if isinstance(o, Record) else o for o in others)) for n, x in self.items()}
+        )
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,7 +62,23 @@ def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow", "mod", "floordiv", "lt", "le", "gt", "ge", "eq", "ne", "and", "or"):
+for _name in (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "pow",
+    "mod",
+    "floordiv",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "eq",
+    "ne",
+    "and",
+    "or",
+):
     _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
     setattr(Record, f"__{_name}__", _act(_function))
     if _name not in ("lt", "le", "gt", "ge", "eq", "ne"):

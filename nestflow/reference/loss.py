@@ -13,7 +13,6 @@ from nestflow.ir.node import Node, walk
 from nestflow.reference.networks import Networks
 from nestflow.reference.values import align, apply, leaf
 
-
 Records = Callable[[str, str], Mapping[str, Tensor]]
 """(level, "now" | "before" | "gradient" | "copies") -> its tensors by name."""
 

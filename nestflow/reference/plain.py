@@ -39,7 +39,9 @@ def run_rule(
 
     updates: which update this is, from 1. n_ticks: how many ticks g sums. ticks: what a schedule counts (default:
     updates times every). heads: paths whose first axis is the head axis, which ndim, rows, cols, norm(w) and
-    Newton–Schulz do not see. retain: what A is multiplied by before the step is added. gram: K [.., in, in] of the weights that multiply an input (only dgd)."""
+    Newton–Schulz do not see.
+    retain: what A is multiplied by before the step is added.
+    gram: K [.., in, in] of the weights that multiply an input (only dgd)."""
     ones = []
     for p, x in w.items():
         h = p in heads

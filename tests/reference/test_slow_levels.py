@@ -31,7 +31,8 @@ SPECS = {
     "teacher of weights before": OUTER
     + "level teacher { every 2 steps; memory like(net); value before(outer); objective l2; update adam(0.01) }",
     "rounds and seasons": OUTER
-    + """level slow { every 1 round; memory like(outer); value outer; objective l2; update nesterov(0.7, 0.9); init outer }
+    + """level slow { every 1 round; memory like(outer); value outer; objective l2
+          update nesterov(0.7, 0.9); init outer }
         level slower { every 1 season; memory like(slow); value slow; update replace; init slow }
         level fast { every 1 step; memory like(outer); value outer.g; update gd(1); reset each(round) }
         level kept { every 1 step; memory like(outer); value outer.g; update adam(0.1)
