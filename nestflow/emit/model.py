@@ -236,11 +236,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         writer.line("return {" + ", ".join(values) + "}")
     writer.line()
     writer.line()
-<<<<<<< HEAD
-    _emit_metrics(graph, nodes, arguments, emitter, writer)
-=======
-    _emit_metrics({n: x for n, x in nodes.items() if n in shown}, arguments, emitter, writer)
->>>>>>> 55ad204 (Levels without slots: rooms under their limit)
+    _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, arguments, emitter, writer)
     fresh = writer.use("nestflow.ops.runtime", "fresh_state")
     with writer.block("def initial_state(w, batch, dtype, device):"):
         writer.line("# the state of streams that begin, [batch, ...] by path")
