@@ -9,6 +9,7 @@ LATER = frozenset(
         "precondition",
         "es",
         "ticks",
+        "average",
         "gram",
         "dropout",
         "noise",

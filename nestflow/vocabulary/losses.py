@@ -92,17 +92,6 @@ describe(
     also="aux_loss auxiliary_loss",
 )
 
-describe(
-    "average(level)",
-    "loss",
-    "The mean over the copies of a level (`per task`): Reptile's `value average(task)`.",
-)
-describe(
-    "before(m)",
-    "loss",
-    "The state of a level, or of an optimiser's memory, as it was before this tick.",
-)
-
 # --- distributions ------------------------------------------------------------------------------------
 
 
