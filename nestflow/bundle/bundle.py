@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestflow._python import allowed
 from nestflow.bundle.inputs import by_name, checked
 from nestflow.bundle.module import Module, revive
 from nestflow.bundle.settings import whole
@@ -77,7 +78,7 @@ class Bundle:
         self.extra: dict[str, Any] = {}
         self.networks = dict(networks or {})
         self.module = Module(graph, load_source(source, graph.name), seed, dtype, device, self.networks)
-        self.module.__dict__["_origin"] = (graph.name, spec, self.overrides, seed, self.networks)
+        self.module.__dict__["_origin"] = (graph.name, spec, self.overrides, seed, self.networks, allowed())
         self._objectives = objectives(graph)
         self._total_steps: int | None = None
 
@@ -274,6 +275,12 @@ class Bundle:
                 "NF565",
                 f"`{self.name}` runs on a network of yours (`{net}`), which no file of ours holds",
                 help="ship the bundle (`b.save`) beside the code of the network",
+            )
+        if "nestflow.ops.python" in self.source:
+            raise fail(
+                "NF565",
+                f"`{self.name}` runs Python functions of yours, which no file of ours holds",
+                help="ship the bundle (`b.save`) beside their code",
             )
         return emit_standalone(self.graph, self.plan)
 

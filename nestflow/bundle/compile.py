@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from nestflow._python import allowed, allowing
 from nestflow.graph.model import LevelGraph
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def compile(
     dtype: Any = None,
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
+    allow_python: bool = False,
     **params: Any,
 ) -> Bundle:
     """Compile a spec: `nestflow.compile("hope", dim=256)`.
@@ -33,6 +35,7 @@ def compile(
     a mapping, for names like `seed` that this function has itself.
     dtype: a floating type of torch or its name ("float32" by default; the network's, where one is given).
     seed: of the weights, drawn from (seed, path).
+    allow_python: the spec may run the Python functions that it names, `py("pkg.mod:fn")`; not if it is a stranger's.
     Raises NestflowError with every mistake that was found.
     """
     from nestflow.bundle.networks import split
@@ -40,10 +43,11 @@ def compile(
 
     given, networks = split({**(overrides or {}), **params})
     kind = None if dtype is None else dtype_of(dtype)
-    return compile_program(target, given, dtype=kind, device=device, seed=whole(seed, "`seed`"), networks=networks)
+    with allowing(allow_python or allowed()):
+        return compile_program(target, given, dtype=kind, device=device, seed=whole(seed, "`seed`"), networks=networks)
 
 
-def check(target: Target, **params: Any) -> LevelGraph:
+def check(target: Target, *, allow_python: bool = False, **params: Any) -> LevelGraph:
     """The level graph of a spec, without compiling it. Raises NestflowError with every mistake that was found.
 
     params: the spec's, and its networks (`net=model`): without them what depends on their parameters is not checked.
@@ -53,12 +57,13 @@ def check(target: Target, **params: Any) -> LevelGraph:
     from nestflow.graph.build import build
     from nestflow.language.resolve import load
 
-    if "torch" not in sys.modules:  # then none of the values is a network
-        return build(load(target, params))
-    from nestflow.bundle.networks import facts_of, split
+    with allowing(allow_python or allowed()):
+        if "torch" not in sys.modules:  # then none of the values is a network
+            return build(load(target, params))
+        from nestflow.bundle.networks import facts_of, split
 
-    given, networks = split(params)
-    return build(load(target, given), facts_of(networks))
+        given, networks = split(params)
+        return build(load(target, given), facts_of(networks))
 
 
 def compile_program(

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from nestflow._python import allowed, allowing
 from nestflow._version import __version__
 from nestflow.bundle.codec import pack, unpack
 from nestflow.bundle.networks import buffers_of
@@ -187,13 +188,19 @@ def _digest(file: Path) -> str:
 # ---- loading
 
 
-def load(path: str | os.PathLike[str], *, device: torch.device | str | None = None, **networks: Any) -> Bundle:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: torch.device | str | None = None,
+    allow_python: bool = False,
+    **networks: Any,
+) -> Bundle:
     """The bundle that `save` wrote: same weights, optimizer, clocks and schedules, bit for bit.
 
-    networks: the caller's, where the spec declares any (`net=model`); their parameters and buffers are set to those
-    that were saved. Raises NestflowError: NF512 (no bundle there, or a file of it is missing), NF513 (a file is
-    truncated or changed), NF514 (written by a newer nestflow, or for a spec with other weights), NF560 and NF561
-    (networks).
+    allow_python: its spec may run the Python functions that it names. networks: the caller's, where the spec declares
+    any (`net=model`); their parameters and buffers are set to those that were saved. Raises NestflowError: NF512 (no
+    bundle there, or a file of it is missing), NF513 (a file is truncated or changed), NF514 (written by a newer
+    nestflow, or for a spec with other weights), NF560 and NF561 (networks), NF570 (Python that was not allowed).
     """
     from nestflow.bundle.compile import compile_program
 
@@ -206,14 +213,15 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     if wrong is not None:
         what = f"`{wrong}` is to be a network, an `nn.Module`, and this is a {type(networks[wrong]).__name__}"
         raise fail("NF561", what, help="params were settled when the spec was compiled")
-    bundle = compile_program(
-        str(path / index["spec"]),
-        index["overrides"],
-        dtype=None if networks else getattr(torch, index["dtype"]),
-        device=device,
-        seed=index["seed"],
-        networks=networks,
-    )
+    with allowing(allow_python or allowed()):
+        bundle = compile_program(
+            str(path / index["spec"]),
+            index["overrides"],
+            dtype=None if networks else getattr(torch, index["dtype"]),
+            device=device,
+            seed=index["seed"],
+            networks=networks,
+        )
     _load_weights(bundle, _tensors(path / "weights.safetensors"), path)
     if (path / "buffers.safetensors").exists():
         _load_buffers(networks, _tensors(path / "buffers.safetensors"), path)

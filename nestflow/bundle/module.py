@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nestflow._python import allowing
 from nestflow.bundle.inputs import by_name, checked
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
@@ -141,7 +142,7 @@ class Module(Branch):
         networks = copy.deepcopy(self.__dict__["_networks"], memo)
         made = Module(self.__dict__["_graph"], self.__dict__["_program"], 0, *self._kind(), networks)
         origin = self.__dict__.get("_origin")
-        made.__dict__["_origin"] = origin and (*origin[:4], networks)
+        made.__dict__["_origin"] = origin and (*origin[:4], networks, *origin[5:])
         memo[id(self)] = made
         made.load_state_dict(self.state_dict())
         for path, weight in self.weights.items():
@@ -354,15 +355,16 @@ def _no_room(graph: LevelGraph, spec: WeightSpec, e: Exception) -> Exception:
     )
 
 
-Origin = tuple[str, str, Mapping[str, Any], int, Mapping[str, nn.Module]]
+Origin = tuple[str, str, Mapping[str, Any], int, Mapping[str, nn.Module], bool]
 
 
 def revive(origin: Origin) -> Any:
-    """The bundle of a spec's text: (name, text, overrides, seed, networks of the caller)."""
+    """The bundle of a spec's text: (name, text, overrides, seed, networks, may it run Python)."""
     from nestflow.bundle.compile import compile_program
 
-    name, text, overrides, seed, networks = origin
-    return compile_program(text, overrides, dtype=None, device=None, seed=seed, name=name, networks=networks)
+    name, text, overrides, seed, networks, python = origin
+    with allowing(python):
+        return compile_program(text, overrides, dtype=None, device=None, seed=seed, name=name, networks=networks)
 
 
 def _revive_module(origin: Origin) -> Module:

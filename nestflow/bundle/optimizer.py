@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from nestflow._python import allowed, allowing
 from nestflow.bundle.source import load_source
 from nestflow.bundle.step_level import NEEDS_INPUTS, mistake
 from nestflow.bundle.step_optimizer import StepOptimizer
@@ -35,11 +36,18 @@ def optimizer(target: str | Mapping[str, Any], params: Iterable[Any] | None = No
     Raises NestflowError for an unknown name or setting, for networks that are not as the spec says (NF440 to NF446,
     NF560, NF561), and for a rule that needs more than gradients (dgd).
     """
-    from nestflow.graph.build import optimizer_rule
-
     if isinstance(target, str) and target.rpartition(".")[2] == "dgd":
         raise mistake("NF543", *NEEDS_INPUTS)
     own = {k: settings.pop(k) for k in ("total_steps", "foreach") if k in settings}
+    with allowing(bool(settings.pop("allow_python", False)) or allowed()):
+        return _made(target, params, own, settings)
+
+
+def _made(
+    target: str | Mapping[str, Any], params: Iterable[Any] | None, own: dict[str, Any], settings: dict[str, Any]
+) -> StepOptimizer:
+    from nestflow.graph.build import optimizer_rule
+
     if params is None:
         return _of_levels(target, own, settings)
     rule = optimizer_rule(target, dict(settings))

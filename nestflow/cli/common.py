@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,15 +27,36 @@ def parse_sets(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
 
 
 def set_option(f: Callable[..., Any]) -> Callable[..., Any]:
-    """The option `--set NAME=VALUE`, given to the command as `overrides`."""
+    """The options `--set NAME=VALUE`, given to the command as `overrides`, and `--allow-python`."""
+    return python_option(
+        click.option(
+            "--set",
+            "overrides",
+            multiple=True,
+            metavar="NAME=VALUE",
+            callback=parse_sets,
+            help="Set a param; may be repeated.",
+        )(f)
+    )
+
+
+def python_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The option `--allow-python`: what the command reads may run the Python functions that it names."""
     return click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="NAME=VALUE",
-        callback=parse_sets,
-        help="Set a param; may be repeated.",
+        "--allow-python",
+        is_flag=True,
+        expose_value=False,
+        callback=_allow_python,
+        help='Let the spec run the Python functions that it names, py("pkg.mod:fn").',
     )(f)
+
+
+def _allow_python(ctx: click.Context, param: click.Parameter, given: bool) -> None:
+    from nestflow import _python
+
+    _python.allow(given)
+    if given and "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # functions of yours lie where you work
 
 
 def spec_of(target: str) -> str:

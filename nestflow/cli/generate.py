@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from nestflow.cli.common import find_bundle
+from nestflow.cli.common import find_bundle, python_option
 
 
 @click.command("generate", epilog="Example: nestflow generate out/hope/bundle --prompt 'To be' --tokens 300")
@@ -19,6 +19,7 @@ from nestflow.cli.common import find_bundle
 )
 @click.option("--top-k", type=click.IntRange(1), help="Draw from the k likeliest only.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed, the same text.")
+@python_option
 def command(bundle: Path, prompt: str, tokens: int, temperature: float, top_k: int | None, seed: int) -> None:
     """Continue a prompt, byte by byte, the memories learning while they read.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nestflow.emit import algebra as A
 from nestflow.emit import images as I
 from nestflow.emit import matrices
+from nestflow.emit import outside
 from nestflow.emit import pointwise as P
 from nestflow.emit import records as R
 from nestflow.emit.algebra import BLOCKS, expanded
@@ -119,28 +120,6 @@ def emitted(em: Emitter, node: Node) -> Expr:
     return expr_of(" + ".join(terms), ATOM if len(terms) == 1 else 10)
 
 
-def network(em: Emitter, node: Node) -> Expr:
-    """A call of a network of the caller: what it gives, as it gives it."""
-    use = em.writer.use("nestflow.ops.networks", "network")
-    parts = [em.done[a] if a.type.dtype != "bool" or not is_python(a) else as_tensor(em, a) for a in node.args]
-    inputs = ", ".join(f"{n!r}: {p.text}" for n, p in zip(node["names"], parts, strict=True))
-    constants = ", ".join(f"{n!r}: {v!r}" for n, v in node["constants"])
-    path = f"{em.prefix} + " if em.prefix else ""
-    tails = ", ".join(f"{n!r}: {path}{t!r}" for n, t in zip(node["names"], node["tails"], strict=True) if t)
-    e = expr_of(f"{use}(c, {node['network']!r}, {{{inputs}}}, {{{constants}}}, {{{tails}}})", ATOM, *parts)
-    em.assign(node, e, "given")
-    return e
-
-
-def network_result(em: Emitter, node: Node) -> Expr:
-    """The tensor in what a network gave."""
-    use = em.writer.use("nestflow.ops.networks", "network_result")
-    raw, t = node.args[0], node.type
-    ticks = em.ticks if t.clock else "None"
-    text = f"{em.done[raw].text}, {raw['network']!r}, {node['field']!r}, {t.shape!r}, {t.dtype!r}"
-    return expr_of(f"{use}({text}, {em.batch}, {ticks}, {em.t0})", ATOM, em.done[raw])
-
-
 def beside(em: Emitter, node: Node) -> Expr:
     """The first value; the others are computed for what they keep."""
     first, *others = node.args
@@ -238,8 +217,7 @@ OPERATIONS: dict[str, Operation] = {
     "window": window,
     "rope": rope,
     "call": call,
-    "network": network,
-    "network_result": network_result,
+    **outside.OPERATIONS,
     "recall": recall,
     "emit": emit,
     "emitted": emitted,

@@ -379,6 +379,11 @@ class Tensors:
     def _write_fill(self, node: Node) -> Text:
         return Text(f"torch.{node['kind']}_like(w)", ATOM, True)
 
+    def _write_py(self, node: Node) -> Text:
+        parts = [self.text(a).text if not is_number(a) else self.number(a).text for a in node.args]
+        text = ", ".join([repr(node["target"]), repr(node["form"]), "fact.heads", *parts])
+        return Text(f"{self.helper('python_step')}({text})")
+
     def _write_newton_schulz(self, node: Node) -> Text:
         defaults = {"iters": 5, "coefficients": (3.4445, -4.7750, 2.0315), "eps": 1e-7}
         extra = "".join(f", {k}={node.get(k)!r}" for k, v in defaults.items() if node.get(k, v) not in (v, None))

@@ -194,6 +194,9 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
 
 
 def _index(expr: tree.Index, env: Env) -> Any:
+    from nestflow.graph.networks import NetworkValue
+    from nestflow.graph.python import PyFunction
+
     value = evaluate(expr.value, env)
     if len(expr.items) != 1:
         raise env.elab.failure("NF313", "an index has one entry: feature axis 0", expr.span)
@@ -206,7 +209,7 @@ def _index(expr: tree.Index, env: Env) -> Any:
         if not value:
             raise env.elab.failure("NF313", "this list is empty", expr.span)
         return value[i % len(value)]
-    if isinstance(value, (Partial, SharedValue)):
+    if isinstance(value, (Partial, SharedValue, NetworkValue, PyFunction)):
         return value
     return ops.index(env.elab.as_node(value, expr.value), i, expr.span)
 
@@ -342,12 +345,16 @@ def called_name(function: tree.Expr, value: Any, env: Env) -> str:
 
 def apply(value: Any, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Any:
     """Call a value. A template or word without its first input becomes a Partial."""
-    from nestflow.graph import networks
+    from nestflow.graph import networks, python
 
     elab = env.elab
     for a in (*args, *kwargs.values()):
         if isinstance(a, Node):
             networks.known(a, elab, site)
+    if isinstance(value, Partial) and isinstance(value.target, Word) and value.target.name == "py":
+        return python.reach(args, dict(kwargs), env, site)
+    if isinstance(value, python.PyFunction):
+        return python.call(value, args, dict(kwargs), env, site)
     if isinstance(value, networks.NetworkValue):
         return networks.call(value, args, dict(kwargs), env, site)
     if isinstance(value, SharedValue):

@@ -156,7 +156,11 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
         raise m.elab.failure("NF407", f"an objective is a number with a gradient, and this is {node.type}", site.span)
     if not node.type.is_number or node.type.shape:
         node = ops.reduce("sum", node)
-    if not depends(node, lambda n: n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"):
+    own = lambda n: n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"  # noqa: E731
+    if depends(node, lambda n: n.op == "py" and depends(n, own)):
+        message = f"the objective of `{m.name}` goes through Python, and its gradient is taken by the compiler"
+        raise m.elab.failure("NF574", message, site.span, "write the objective in the language")
+    if not depends(node, own):
         message = f"the objective of `{m.name}` does not recall it: it would never learn"
         raise m.elab.failure("NF407", message, site.span, "use `M(key)` in it")
     return node

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nestflow.graph.arguments import bind
 from nestflow.graph.expressions import default_of, evaluate
+from nestflow.graph.python import PyFunction
+from nestflow.graph.python import call as call_python
 from nestflow.graph.rule_body import LIKE, Program, RuleMemory, given_names
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import Partial, is_list, is_record
@@ -121,6 +123,8 @@ class RuleBuilder:
     def step(self, expr: tree.Expr, env: Env, site: tree.Node) -> Node:
         """An expression for the step, in `g` and `w`."""
         value: Any = evaluate(expr, env)
+        if isinstance(value, PyFunction):  # without its first input it takes g, as an optimiser does
+            value = call_python(value, [ops.leaf("g", LIKE)], {}, env, expr)
         if is_list(value) and value and self.memory is not None:
             value = self.memory.shared(value, expr, "`update`")
         if is_list(value) or is_record(value):

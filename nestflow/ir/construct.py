@@ -45,6 +45,14 @@ def _index(args: tuple[Node, ...], like: Node) -> Node:
     return ops.index(args[0], like["item"], like.span)
 
 
+def _python(args: tuple[Node, ...], like: Node) -> Node:
+    shape = next((a.type.shape for a, old in zip(args, like.args) if old.type.like), like.type.shape)
+    type_ = ops.carried(*(a.type for a in args)).with_(dtype=like.type.dtype, shape=shape)
+    if any(a.type.like for a in args):
+        type_ = like.type
+    return make("py", args, type_, like.span, **dict(like.attrs))
+
+
 def _conv(args: tuple[Node, ...], like: Node) -> Node:
     return ops.short_conv(args[0], args[1], args[2] if len(args) > 2 else None, like["n"], like["tail"], like.span)
 
@@ -81,6 +89,7 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "merge_heads": lambda a, n: ops.merge_heads(a[0], n.span),
     "next": lambda a, n: ops.next_(a[0], n.span),
     "stop": lambda a, n: ops.stop(a[0], n.span),
+    "py": lambda a, n: _python(a, n),
     "newton_schulz": lambda a, n: make("newton_schulz", a, a[0].type, n.span, **dict(n.attrs)),
     "norm_w": lambda a, n: make("norm_w", a, a[0].type.with_(like=False, shape=()), n.span),
     "norm_all": lambda a, n: make("norm_all", a, a[0].type.with_(like=False, shape=()), n.span),

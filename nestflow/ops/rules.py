@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestflow.ops.python import python_step as python_step
+
 QUINTIC = (3.4445, -4.7750, 2.0315)
 
 

@@ -19,6 +19,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.ir.node import Node
 from nestflow.reference import images
 from nestflow.reference.matrices import MATRICES, matrices
+from nestflow.reference.python import python
 
 
 def align(*xs: Tensor) -> list[Tensor]:
@@ -226,6 +227,8 @@ def apply(node: Node, xs: list[Tensor], dtype: torch.dtype) -> Tensor:
         return embed(xs[0], xs[1], node)
     if op == "poly":
         return poly(as_float(xs[0], dtype), xs[1], node["p"])
+    if op == "py":
+        return python(node, xs)
     if op == "newton_schulz":
         return newton_schulz(xs[0], node["iters"], node["coefficients"], node["eps"], node.get("dtype"))
     if op in ("patches", "conv2d", "max_pool", "upsample"):

@@ -14,7 +14,6 @@ LATER = frozenset(
         "dropout",
         "noise",
         "bernoulli",
-        "py",
         "sophia",
         "deep_momentum",
         "plastic",

@@ -207,6 +207,11 @@ describe(
     "memory",
     "M() is the state, a vector, zeros; n is the value's width. Its bare name is the state too.",
 )
+describe(
+    "py(target, inputs...)",
+    "special",
+    'A Python function of yours, "pkg.mod:fn", if you allow it: its tensors have rows first, then features.',
+)
 describe("scalar()", "memory", "M() is the state, a number, zero.")
 describe("like(w)", "memory", "M() is the state, of w's shape, zeros: what optimisers keep.")
 describe(

@@ -1,0 +1,1 @@
+"""`py("pkg.mod:fn")`: Python functions of the user."""
