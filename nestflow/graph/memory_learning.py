@@ -156,7 +156,10 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
         raise m.elab.failure("NF407", f"an objective is a number with a gradient, and this is {node.type}", site.span)
     if not node.type.is_number or node.type.shape:
         node = ops.reduce("sum", node)
-    own = lambda n: n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"  # noqa: E731
+
+    def own(n: Node) -> bool:
+        return n.op == "recall" and n["memory"] == m.name and n["mode"] == "objective"
+
     if depends(node, lambda n: n.op == "py" and depends(n, own)):
         message = f"the objective of `{m.name}` goes through Python, and its gradient is taken by the compiler"
         raise m.elab.failure("NF574", message, site.span, "write the objective in the language")

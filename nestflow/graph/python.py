@@ -107,9 +107,11 @@ def _shown(f: PyFunction, given: list[tuple[str | None, Any]], elab: Any, site: 
     """dtype and feature shape of the result, from two calls with rows of zeros."""
     import torch
 
+    random: Any = torch.random
+
     def run(rows: int) -> Any:
         values = [(n, v if not isinstance(v, Node) else _zeros(v.type, rows)) for n, v in given]
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), random.fork_rng(devices=[]):
             return f.function(*(v for n, v in values if n is None), **{n: v for n, v in values if n is not None})
 
     try:
