@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from nestflow.emit import algebra as A
 from nestflow.emit import images as I
-from nestflow.emit import matrices
-from nestflow.emit import outside
+from nestflow.emit import matrices, outside
 from nestflow.emit import pointwise as P
 from nestflow.emit import records as R
 from nestflow.emit.algebra import BLOCKS, expanded
