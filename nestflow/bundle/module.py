@@ -72,6 +72,8 @@ class Module(Branch):
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
         for level in beginning(graph.step_levels):
             self.restart(level)
+        if networks and not any(net.training for net in networks.values()):
+            self.train(False)  # networks that come in eval mode stay in it
 
     @property
     def kept(self) -> dict[str, nn.Parameter]:

@@ -282,6 +282,12 @@ def optimizer_rule(target: Any, arguments: dict[str, Any]) -> Rule:
     from nestflow.language.resolve import load
 
     program = load(target)
+    net = next((s for s in program.body if isinstance(s, tree.Extern)), None)
+    if net is not None:
+        message = (
+            f"`{short_name(program.spec)}` has levels on a network of yours, `{net.name}`, and takes no parameters"
+        )
+        raise fail("NF560", message, None, f"`nestflow.optimizer(spec, {net.name}=model)`")
     found = [s for s in program.body if isinstance(s, tree.Optimizer)]
     name = short_name(program.spec)
     template = next((t for t in found if t.name == name), found[0] if len(found) == 1 else None)

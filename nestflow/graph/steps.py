@@ -277,8 +277,9 @@ class StepLevels:
         """What to say of a glob that names nothing: what is near, or what is there."""
         names = [n for own in inside.values() for n in own]
         help_ = did_you_mean(glob, names) or "its weights are " + ", ".join(names[:4]) + ", …"
-        if names and all(n.startswith("module.") for n in names):
-            help_ = f"all its names begin with `module.`: give what the wrapper holds, `{flow}=model.module`"
+        for wrapper in ("module", "_orig_mod"):
+            if names and all(n.startswith(f"{wrapper}.") for n in names):
+                help_ = f"all its names begin with `{wrapper}.`: give what the wrapper holds, `{flow}=model.{wrapper}`"
         return {"message": f"`{glob}` matches no weight of `{flow}`", "help": help_}
 
     def claimed(self, paths: list[str], level: tree.Level) -> None:

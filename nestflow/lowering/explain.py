@@ -103,6 +103,8 @@ def explain(target: Any) -> str:
     for s in plan.graph.step_levels:
         steps = f"every {s.every} step" + "s" * (s.every > 1)
         how = "frozen: it never learns" if s.rule is None else f"one torch optimizer, {len(s.weights)} weights, {steps}"
+        waits = any(not n.given for n in plan.graph.networks) and not s.weights
+        how = how.replace("0 weights", "weights of a network of yours") if waits else how
         blocks.append(f"{s.name}\n  how        {how}")
     return "\n\n".join(blocks) if blocks else "nothing here learns or remembers: plain functions"
 

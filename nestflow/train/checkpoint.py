@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ FOLDER = "checkpoints"
 _STEP = re.compile(r"step-(\d+)$")
 
 
-def load_bundle(path: Path) -> Any:
+def load_bundle(path: Path, **networks: Any) -> Any:
     """`nestflow.load`, imported late: it brings in the whole compiler."""
     from importlib import import_module
 
-    return import_module("nestflow").load(path)
+    return import_module("nestflow").load(path, **networks)
 
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
@@ -53,7 +54,7 @@ def find_checkpoint(path: str | Path) -> tuple[Path, Path]:
     return found[-1][1], path
 
 
-def load_newest(path: str | Path) -> tuple[Any, Path, Path]:
+def load_newest(path: str | Path, networks: Mapping[str, Any] | None = None) -> tuple[Any, Path, Path]:
     """(bundle, its checkpoint, the run's folder): the newest checkpoint of a run that is whole, or the one named.
 
     A damaged one is named in a warning and set aside under another name, so that the run can write its step again.
@@ -61,12 +62,12 @@ def load_newest(path: str | Path) -> tuple[Any, Path, Path]:
     """
     newest, run = find_checkpoint(path)
     if newest == Path(path):
-        return load_bundle(newest), newest, run
+        return load_bundle(newest, **(networks or {})), newest, run
     first: NestflowError | None = None
     damaged: list[Path] = []
     for _, where in reversed(checkpoints(run)):
         try:
-            bundle = load_bundle(where)
+            bundle = load_bundle(where, **(networks or {}))
         except NestflowError as e:
             if not {d.code for d in e.diagnostics} <= DAMAGE:
                 raise

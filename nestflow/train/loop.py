@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ def train(
     on_step: OnStep | None = None,
     show: bool = True,
     console: Any = None,
+    networks: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> History:
     """Train a bundle on bytes of text, or on examples.
@@ -45,6 +46,7 @@ def train(
     checkpoint_every, keep). out: a folder for `log.jsonl` and checkpoints; None writes nothing.
     resume: a folder that an earlier run wrote, or one checkpoint in it: weights, optimiser, clocks, data position and
     random state go on bit for bit, and `bundle` may be None. overwrite: drop an earlier run in `out`.
+    networks: those of the spec (`extern`), by name, to resume with.
 
     SIGINT and SIGTERM end the run after the step, with a checkpoint (`History.interrupted`).
     Raises NestflowError: NF520 to NF522 (text), NF530 to NF535 (examples), NF524 (settings), NF525 (checkpoints),
@@ -54,7 +56,10 @@ def train(
     if isinstance(data, (str, Path)):
         given["data"] = str(data)
     own = None if data is None or isinstance(data, (str, Path)) else data
-    run = _resume(own, given, out, resume) if resume is not None else _start(bundle, own, given, out, overwrite)
+    if resume is not None:
+        run = _resume(own, given, out, resume, networks)
+    else:
+        run = _start(bundle, own, given, out, overwrite)
     run.on_step = on_step
     source = run.source
     note = token_levels_line(run.bundle.graph, source.length) if source.length else ""
@@ -80,9 +85,15 @@ def _start(bundle: Any, own: Data | None, given: dict[str, Any], out: Any, overw
     return run
 
 
-def _resume(own: Data | None, given: dict[str, Any], out: Any, resume: str | Path) -> _Run:
+def _resume(
+    own: Data | None,
+    given: dict[str, Any],
+    out: Any,
+    resume: str | Path,
+    networks: Mapping[str, Any] | None = None,
+) -> _Run:
     """A run as its last checkpoint left it."""
-    bundle, where, folder = ckpt.load_newest(resume)
+    bundle, where, folder = ckpt.load_newest(resume, networks)
     state = (getattr(bundle, "extra", None) or {}).get("train")
     if not state:
         raise fail("NF525", f"`{where}` was not written by `train`: it has no training state to resume")

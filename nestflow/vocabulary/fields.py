@@ -264,7 +264,12 @@ _statement("emit", "emit NAME = EXPRESSION", "Publishes a value of a flow or lev
 _statement(
     "clock", "clock NAME = N steps", "A clock that another clock, or the caller, ticks.", "clock round = 500 steps"
 )
-_statement("extern", "extern NAME", "A network of yours whose weights levels may own.", "extern net")
+_statement(
+    "extern",
+    "extern NAME(inputs) : type",
+    "A network of yours, an `nn.Module`: levels own its weights, and with its inputs named it is called.",
+    "extern net",
+)
 _statement(
     "extends",
     "extends SPEC { changes }",

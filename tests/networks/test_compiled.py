@@ -191,3 +191,94 @@ def test_checked_without_the_network() -> None:
         assert code(lambda s=spec: nestflow.compile(s)) == "NF560"
     assert code(lambda: nestflow.check(MODEL.replace("layers.0.**", "layers.[0-1].**"))) == "NF238"
     assert code(lambda: nestflow.check(MODEL.replace("adam", "adma"))) == "NF201"
+
+
+def test_a_run_with_a_network_resumes_bit_for_bit(tmp_path: Path) -> None:
+    from nestflow.train import train
+
+    spec = HEAD.replace(f"[0, {VOCAB})", "[0, 256)").replace("\ninput", "\nparam vocab = 256\ninput")
+    spec += (
+        "extern net(input_ids) : float[T, 256]\noutput net(tokens)\nloss = cross_entropy(net(tokens), next(tokens))\n"
+    )
+    spec += 'level a { every 2 steps; memory weights(net, "0.**"); objective loss; update adam(1e-2) }\n'
+    spec += "level b { memory rest(net); objective loss; update adam(1e-2) }\n"
+    spec = spec.replace("input_ids", "input")
+
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 256))
+
+    settings: dict[str, object] = {"batch": 2, "length": 16, "eval_every": 0, "checkpoint_every": 3, "show": False}
+    text = b"so many words, so few of them meant. " * 40
+    whole = train(nestflow.compile(spec, net=net()), text, 6, out=tmp_path / "whole", **settings)  # type: ignore[arg-type]
+    train(nestflow.compile(spec, net=net()), text, 3, out=tmp_path / "cut", **settings)  # type: ignore[arg-type]
+    assert code(lambda: train(None, text, 6, resume=tmp_path / "cut", show=False)) == "NF560"
+    again = train(None, text, 6, resume=tmp_path / "cut", show=False, networks={"net": net()})
+    assert again.losses == whole.losses
+    assert_same_state(again.bundle.module, whole.bundle.module)
+
+
+def test_a_teacher_that_comes_in_eval_mode_and_is_frozen_stays_as_it_is() -> None:
+    spec = """nestflow 1
+input x : float[T, 4]
+extern teacher(input) : float[T, 3]
+extern student(input)
+output student(x)
+loss = mean(square(student(x) - stop(teacher(x))))
+level learns { memory weights(student); objective loss; update adam(1e-2) }
+level holds { every never; memory rest(teacher) }
+"""
+    torch.manual_seed(0)
+    teacher = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(8, 3))
+    b, x = nestflow.compile(spec, teacher=teacher, student=nn.Linear(4, 3)), torch.randn(2, 5, 4)
+    kept = copy.deepcopy(teacher)
+    losses = [b.step({"x": x})["loss"] for _ in range(3)]
+    assert losses[0] > losses[1] > losses[2]
+    teacher.eval(), kept.eval()  # step() has put all in training mode; the forward took the frozen part back
+    assert_same_state(teacher, kept)
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
+    moved = copy.deepcopy(net.state_dict())
+    spec = "nestflow 1\ninput x : float[4]\nextern net(input) : float[4]\noutput net(x)\n"
+    spec += "level a { memory weights(net); objective mean(square(net(x))); update adam(1e-2) }\n"
+    b = nestflow.compile(spec, net=net)
+    assert not b.module.training
+    b.module(x=torch.randn(3, 4))
+    assert all(torch.equal(moved[n], v) for n, v in net.state_dict().items())
+    b.step({"x": torch.randn(3, 4)})
+    assert b.module.training and net.training and int(net[1].num_batches_tracked) == 1
+    with torch.no_grad():
+        b.stream(1).feed(x=torch.randn(1, 4))  # a stream evaluates, whatever the mode is, and puts it back
+    assert net.training and int(net[1].num_batches_tracked) == 1
+
+
+def test_dgd_reads_the_inputs_of_a_network() -> None:
+    """Beside the same network written in the language."""
+    head = "nestflow 1\ninput x : float[T, 4]\ninput v : float[T, 3]\n"
+    level = "level a { memory weights(net); objective mean(square(net(x) - v)); update dgd(0.1) }\noutput net(x)\n"
+    net = nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3, bias=False)).double()
+    b = nestflow.compile(head + "extern net(input) : float[T, 3]\n" + level, net=net)
+    own = nestflow.compile(head + "flow net(x) { return linear(tanh(linear(x, 5)), 3) }\n" + level, dtype="float64")
+    with torch.no_grad():
+        for w, p in zip(own.module.weights.values(), net.parameters(), strict=True):
+            w.copy_(p)
+    x, v = torch.randn(2, 6, 4).double(), torch.randn(2, 6, 3).double()
+    for _ in range(3):
+        assert b.step({"x": x, "v": v})["loss"] == pytest.approx(own.step({"x": x, "v": v})["loss"], rel=1e-12)
+    for w, p in zip(own.module.weights.values(), net.parameters(), strict=True):
+        torch.testing.assert_close(w, p)
+
+
+def test_yaml_says_the_same() -> None:
+    yaml = f"""
+nestflow: 1
+inputs: {{tokens: "int[T] in [0, {VOCAB})"}}
+extern: {{"net(input_ids, scale = 2.0)": "float[T, {VOCAB}]", other: null}}
+output: net(tokens)
+levels:
+  a: {{memory: weights(net), objective: "cross_entropy(net(tokens), next(tokens))", update: adam(1e-3)}}
+  b: {{every: never, memory: rest(other)}}
+"""
+    b = nestflow.compile(yaml, net=causal(), other=nn.Linear(2, 2).double())
+    assert [(n.name, n.inputs) for n in b.graph.networks] == [("net", ("input_ids", "scale")), ("other", None)]
+    torch.testing.assert_close(b.module(tokens=tokens()), b.module.net(tokens(), 2.0))

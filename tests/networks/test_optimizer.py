@@ -153,6 +153,7 @@ def test_mistakes_are_told() -> None:
     assert code(lambda: nestflow.optimizer(LEVELS, net=3)) == "NF561"
     assert code(lambda: nestflow.optimizer(LEVELS, net=nn.Linear)) == "NF561"
     assert code(lambda: nestflow.optimizer("adam")) == "NF544"
+    assert code(lambda: nestflow.optimizer("cms_stack", causal().parameters())) == "NF560"
     lazy = nn.Sequential(nn.LazyLinear(3))
     assert code(lambda: nestflow.optimizer(LEVELS, net=lazy)) == "NF561"
     lost = 'nestflow 1\nextern net\nlevel a { memory weights(net, "emb.**"); update gd(0.1) }\n'
