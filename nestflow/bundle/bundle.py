@@ -47,6 +47,12 @@ class Stream:
         which = sorted({whole(r, "a row") for r in given})
         self.state = self.state.restart(which, self.module.initial_state(len(which)).tensors)
 
+    def begin_sequence(self, rows: Iterable[int] | int | None = None) -> None:
+        """A new sequence begins in these rows (all of them by default). What is kept `per stream` goes on; all else
+        begins anew, as in `reset`."""
+        given = range(self.batch) if rows is None else rows if isinstance(rows, Iterable) else [rows]
+        self.state = self.module.begin_sequence(self.state, [whole(r, "a row") for r in given])
+
     @property
     def t(self) -> tuple[int, ...]:
         """Ticks that each row has seen."""

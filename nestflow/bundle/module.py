@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -177,7 +177,7 @@ class Module(Branch):
     def bind(self, args: tuple[Any, ...], inputs: Mapping[str, Any], all: bool = False) -> dict[str, Tensor]:
         """The inputs as checked tensors, in the order of the spec. all: also those that the output does not read."""
         graph: LevelGraph = self.__dict__["_graph"]
-        values = by_name(graph.inputs, args, inputs, None if all else graph.read_by(graph.output))
+        values = by_name(graph.inputs, args, inputs, None if all else graph.needed)
         if torch.compiler.is_compiling():  # traced code takes tensors as they are: the checks read values
             return values
         return checked(graph.inputs, values, *self._kind())
@@ -226,6 +226,26 @@ class Module(Branch):
         """The state of streams that begin; gradients reach the learned starts through it."""
         dtype, device = self._kind()
         return State.of(self.__dict__["_program"].initial_state(self.weights, batch, dtype, device), batch)
+
+    @torch.no_grad()
+    def begin_sequence(self, state: State, rows: Iterable[int] | None = None) -> State:
+        """The state with a new sequence begun in these rows (all by default); what is kept `per stream` goes on.
+
+        Raises NF507 for rows that the state has not.
+        """
+        self._same_spec(state)
+        which = sorted(set(range(state.batch) if rows is None else rows))
+        slots = self.__dict__["_graph"].state
+        kept = {s.path for s in slots if s.per != "sequence"}
+        begun = []
+        for part in state.of_rows(which):
+            tensors = part.tensors
+            if kept and hasattr(self.__dict__["_program"], "finish"):
+                tensors = self._compute("finish", {}, tensors, part.t, None, age=part.age)[1]
+            fresh = self.__dict__["_program"].initial_state(self.weights, len(part.rows), *self._kind())
+            tensors = {p: tensors[p] if p in kept else x for p, x in fresh.items()}
+            begun.append(Group(part.rows, 0, tensors, part.place[1] if kept else None))
+        return state.replaced(begun) if begun else state
 
     def run(
         self, state: State | None = None, *args: Any, training: bool | None = None, **inputs: Any
@@ -282,12 +302,13 @@ class Module(Branch):
         training: bool | None,
         published: dict[str, Tensor] | None = None,
         beside: Mapping[str, Tensor] | None = None,
+        age: int | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
         published: takes what `emit` gave."""
         mode = self.training if training is None else training
         known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
-        c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"])
+        c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)
         try:
             given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
             result = getattr(self.__dict__["_program"], entry)(c, *given)
@@ -328,9 +349,9 @@ class Module(Branch):
             if len(state.groups) > 1:
                 which = torch.tensor(g.rows, device=self.device)
                 part = {n: x[which] for n, x in bound.items()}
-            out, tensors = self._compute("forward", part, g.tensors, g.t, training)
+            out, tensors = self._compute("forward", part, g.tensors, g.t, training, age=g.age)
             outs.append(out)
-            groups.append(Group(g.rows, g.t + ticks, tensors))
+            groups.append(g.moved(ticks, tensors))
         if len(outs) == 1:
             return outs[0], State(tuple(groups))
         order = [r for g in groups for r in g.rows]

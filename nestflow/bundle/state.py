@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,11 +13,22 @@ from nestflow.diagnostics.core import fail
 
 @dataclass(frozen=True)
 class Group:
-    """Rows (indices in the batch) at one position. t: ticks seen. tensors: [rows, ...] by path."""
+    """Rows (indices in the batch) at one position. t: ticks seen of their sequences, age: of their streams (None: the
+    same). tensors: [rows, ...] by path."""
 
     rows: tuple[int, ...]
     t: int
     tensors: dict[str, Tensor]
+    age: int | None = None
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Rows at the same place are computed together."""
+        return self.t, self.t if self.age is None else self.age
+
+    def moved(self, ticks: int, tensors: dict[str, Tensor]) -> Group:
+        """The same rows after some ticks."""
+        return Group(self.rows, self.t + ticks, tensors, None if self.age is None else self.age + ticks)
 
 
 @dataclass(frozen=True)
@@ -61,45 +72,56 @@ class State:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> State:
         """The state with each tensor changed."""
-        return State(tuple(Group(g.rows, g.t, {p: change(x) for p, x in g.tensors.items()}) for g in self.groups))
+        return State(tuple(replace(g, tensors={p: change(x) for p, x in g.tensors.items()}) for g in self.groups))
 
     def detach(self) -> State:
         """The same state, cut off from the gradients of earlier calls."""
         return self.map(lambda x: x.detach())
 
+    def of_rows(self, rows: Iterable[int]) -> list[Group]:
+        """The rows given, by the groups that they are in. Raises NF507."""
+        wanted = set(rows)
+        if any(not 0 <= r < self.batch for r in wanted):
+            raise fail("NF507", f"rows {sorted(wanted)} of a state with {self.batch} rows")
+        found = [(g, [i for i, r in enumerate(g.rows) if r in wanted]) for g in self.groups]
+        return [_take(g, which) for g, which in found if which]
+
+    def replaced(self, new: Iterable[Group]) -> State:
+        """The state with other values in the rows of the groups given."""
+        groups = tuple(new)
+        rows = {r for g in groups for r in g.rows}
+        found = [(g, [i for i, r in enumerate(g.rows) if r not in rows]) for g in self.groups]
+        return State(_merge((*(_take(g, which) for g, which in found if which), *groups)))
+
     def restart(self, rows: Iterable[int], fresh: dict[str, Tensor]) -> State:
         """The state with some rows begun anew. fresh: tensors of that many rows at their start. Raises NF507."""
         new = tuple(sorted(set(rows)))
-        if any(not 0 <= r < self.batch for r in new):
-            raise fail("NF507", f"rows {list(new)} of a state with {self.batch} rows")
-        kept = []
-        for g in self.groups:
-            stay = [i for i, r in enumerate(g.rows) if r not in new]
-            if len(stay) == len(g.rows):
-                kept.append(g)
-            elif stay:
-                kept.append(_take(g, stay))
-        return State(_merge((*kept, Group(new, 0, fresh)))) if new else self
+        self.of_rows(new)
+        return self.replaced([Group(new, 0, fresh)]) if new else self
 
 
 def _take(g: Group, which: list[int]) -> Group:
-    return Group(
-        tuple(g.rows[i] for i in which), g.t, {p: x[torch.tensor(which, device=x.device)] for p, x in g.tensors.items()}
-    )
+    return g if len(which) == len(g.rows) else _ordered(g, which)
+
+
+def _ordered(g: Group, which: list[int]) -> Group:
+    tensors = {p: x[torch.tensor(which, device=x.device)] for p, x in g.tensors.items()}
+    return Group(tuple(g.rows[i] for i in which), g.t, tensors, g.age)
 
 
 def _merge(groups: tuple[Group, ...]) -> tuple[Group, ...]:
     """Groups at the same position become one, its rows in order."""
-    by_t: dict[int, list[Group]] = {}
+    by_place: dict[tuple[int, int], list[Group]] = {}
     for g in groups:
-        by_t.setdefault(g.t, []).append(g)
+        by_place.setdefault(g.place, []).append(g)
     merged = []
-    for t in sorted(by_t, reverse=True):
-        same = by_t[t]
+    for place in sorted(by_place, reverse=True):
+        same = by_place[place]
         if len(same) == 1:
             merged.append(same[0])
             continue
         rows = tuple(r for g in same for r in g.rows)
-        joined = Group(rows, t, {p: torch.cat([g.tensors[p] for g in same]) for p in same[0].tensors})
-        merged.append(_take(joined, sorted(range(len(rows)), key=rows.__getitem__)))
+        tensors = {p: torch.cat([g.tensors[p] for g in same]) for p in same[0].tensors}
+        joined = replace(same[0], rows=rows, tensors=tensors)
+        merged.append(_ordered(joined, sorted(range(len(rows)), key=rows.__getitem__)))
     return tuple(merged)

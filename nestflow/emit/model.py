@@ -194,17 +194,24 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             reuse=False,
         )
 
+    groups = objectives(graph)
+    nodes = {name: levels[0].objective for name, levels in groups.items()}
+    shown = losses_of(graph)
+    reading = None
+    if graph.reading:
+        from nestflow.emit.reading import ReadingCode
+
+        reading = ReadingCode(graph, writer, letters, slots)
+        reading.write((graph.output,), tuple(nodes.values()), *((n,) for n in nodes.values()))
+        emitter = reading.opened
     with writer.block(f"def forward({arguments}):"):
         writer.line("# the output of the spec")
-        _shared(graph, writer)
+        shared_weights(graph, writer)
         writer.line(
             f"return {emitter(graph.output).value(graph.output)}" if graph.output is not None else "return None"
         )
     writer.line()
     writer.line()
-    groups = objectives(graph)
-    nodes = {name: levels[0].objective for name, levels in groups.items()}
-    shown = losses_of(graph)
     values: list[str] = []
     for name, node in nodes.items():
         if node is None:
@@ -213,7 +220,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             break
         with writer.block(f"def {objective_name(name)}({arguments}):"):
             writer.line(f"# what {' and '.join(level.name for level in groups[name])} minimise")
-            _shared(graph, writer)
+            shared_weights(graph, writer)
             writer.line(f"return {emitter(node).value(node)}")
         writer.line()
         writer.line()
@@ -223,13 +230,13 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         if level.when is not None and level.inner is None:
             with writer.block(f"def {condition_name(level.name)}({arguments}):"):
                 writer.line(f"# when {level.name} takes a gradient")
-                _shared(graph, writer)
+                shared_weights(graph, writer)
                 writer.line(f"return {emitter(level.when).value(level.when)}")
             writer.line()
             writer.line()
     with writer.block(f"def losses({arguments}):"):
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
-        _shared(graph, writer)
+        shared_weights(graph, writer)
         if len(groups) == 1:
             em = emitter(*nodes.values())
             values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
@@ -237,6 +244,12 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     writer.line()
     writer.line()
     _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, arguments, emitter, writer)
+    if reading is not None:
+        reading.finish()
+    _emit_start(writer)
+
+
+def _emit_start(writer: Writer) -> None:
     fresh = writer.use("nestflow.ops.runtime", "fresh_state")
     with writer.block("def initial_state(w, batch, dtype, device):"):
         writer.line("# the state of streams that begin, [batch, ...] by path")
@@ -256,7 +269,7 @@ def _emit_metrics(
         return
     with writer.block(f"def metrics({arguments}):"):
         writer.line("# the losses, and of each cross entropy how many classes had the largest score, of how many")
-        _shared(graph, writer)
+        shared_weights(graph, writer)
         em = emitter(*nodes.values())
         em.plan(*(n for n in nodes.values() if n is not None), *(a for n in scored.values() for s in n for a in s.args))
         values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
@@ -276,7 +289,7 @@ def scores(objective: Node | None) -> list[Node]:
     return [n for n in walk(objective) if n.op.startswith("cross_entropy")] if objective is not None else []
 
 
-def _shared(graph: LevelGraph, writer: Writer) -> None:
+def shared_weights(graph: LevelGraph, writer: Writer) -> None:
     """Further calls of a shared instance find its weights at their own paths."""
     if shared_paths(graph.root):
         writer.line(f"c.w = {writer.use('nestflow.ops.runtime', 'with_shared')}(c.w, SHARED)")
@@ -321,6 +334,7 @@ def _header(graph: LevelGraph, writer: Writer, letters: Letters) -> str:
         "",
         "from __future__ import annotations",
         "",
+        *(f"import {m}" for m in sorted(writer.modules)),
         "import torch",
         "import torch.nn.functional as F",
     ]

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import textwrap
+from collections.abc import Iterable
 from dataclasses import replace
 
 from nestflow.diagnostics.core import fail
@@ -166,8 +167,11 @@ def _comment(text: str) -> str:
     return " ".join(plain(text).split())
 
 
-class _File:
-    def __init__(self) -> None:
+class RuleFile:
+    """Classes of update rules as they are written, one for each level. taken: names that no class may have."""
+
+    def __init__(self, taken: Iterable[str] = (), unit: str = "step") -> None:
+        self.taken, self.unit = frozenset(taken), unit
         self.blocks: list[str] = []
         self.helpers: set[str] = set()
         self.math = False
@@ -190,12 +194,14 @@ class _File:
         """One level's class."""
         title = class_name(name)
         base_title, n = title, 1
-        while title in self.classes:
+        while title in self.classes or title in self.taken:
             n += 1
             title = f"{base_title}{n}"
         functions = "\n".join(_functions(code))
         base = self.known.setdefault(_without_places(functions), title)
-        summary = f"every {every} step{'s' if every != 1 else ''}: {rule.text}" if weights is not None else rule.text
+        summary = (
+            f"every {every} {self.unit}{'s' if every != 1 else ''}: {rule.text}" if weights is not None else rule.text
+        )
         lines = [f"class {title}({'Level' if base == title else base}):" + (f"  # {note}" if note else "")]
         lines += _docstring([summary, *(doc or "").splitlines()])
         lines += ["", f"    name = {_quoted(name)}"]
@@ -258,7 +264,7 @@ def emit_optim(graph: LevelGraph, standalone: bool = False) -> str:
     standalone: what it would import from nestflow is written into it, so that it needs torch alone.
     Levels with `every never` are not in it. Raises NestflowError NF547: an operation without a step-clock form.
     """
-    file = _File()
+    file = RuleFile()
     weights = {w.path: w for w in (*graph.weights, *graph.kept)}
     learning = [level for level in graph.step_levels if level.rule is not None and level.inner is None]
     for level, rule in ((x, folded(x)) for x in learning):
@@ -324,11 +330,11 @@ def folded(level: StepLevel) -> Rule | None:
 
 def emit_rule(rule: Rule, name: str) -> str:
     """The source of a module whose class `Optimizer(params, **settings)` puts one rule on any parameters."""
-    file = _File()
+    file = RuleFile()
     code = write_rule(rule)
     file.level(rule, "optimizer", 1, None, [], [], code, place(rule.span), None)
     about = "Written by nestflow from the spec; the code that runs. w, g: a weight and its gradient."
     return file.text(f"The optimizer `{_comment(name)}`.", about, True)
 
 
-__all__ = ["compress", "emit_optim", "emit_rule"]
+__all__ = ["RuleFile", "compress", "emit_optim", "emit_rule"]

@@ -89,7 +89,7 @@ def _model(graph: LevelGraph, seed: int) -> str:
     from nestflow.emit.writer import identifier, plain, short_name
 
     names = [identifier(i.name) for i in graph.inputs]
-    read = graph.read_by(graph.output)
+    read = graph.needed
     needed = [n for n, i in zip(names, graph.inputs, strict=True) if i.name in read]
     ticked = [n for n, i in zip(names, graph.inputs, strict=True) if i.type.clock and i.name in read]
     return _MODEL.format(

@@ -28,6 +28,7 @@ RESERVED = frozenset(
         "forward",
         "losses",
         "metrics",
+        "finish",
         "initial_state",
         "Context",
         "Model",
@@ -50,6 +51,7 @@ class Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.imports: dict[str, set[str]] = {}
+        self.modules: set[str] = set()  # imported whole
         self.functions: dict[int, str] = {}  # id(instance) -> the function that computes it
         self._instances: list[Instance] = []  # keeps ids alive
         self._taken: set[str] = set(RESERVED)

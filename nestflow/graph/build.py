@@ -12,7 +12,7 @@ from nestflow.graph.body import items_of
 from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
-from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, WeightSpec
+from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, StepLevel, TokenLevel, WeightSpec
 from nestflow.graph.names import check_name, check_slots
 from nestflow.graph.networks import NetworkFacts, check_given, declare, networks
 from nestflow.graph.notes import notes
@@ -20,9 +20,12 @@ from nestflow.graph.rules import RuleBuilder
 from nestflow.graph.state import state_slots
 from nestflow.graph.steps import StepLevels
 from nestflow.graph.substitute import substitute
+from nestflow.graph.token_loss import TokenLevels, on_tokens
+from nestflow.graph.token_state import reading_slots
+from nestflow.graph.token_terms import check_around
 from nestflow.graph.unused import check_unused
 from nestflow.graph.values import Abort, Quiet
-from nestflow.ir.node import Node
+from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
@@ -67,32 +70,50 @@ class _Top:
             for t in self.elab.declared.values()
             if isinstance(t, tree.Level) and t.slots is None  # a level with slots is called in a flow
         ]
-        steps = StepLevels(self.elab, standing)
+        tokens = TokenLevels(self.elab, [x for x in standing if on_tokens(x)])
+        steps = StepLevels(self.elab, [x for x in standing if not on_tokens(x)])
         output = self.evaluate_output()
         steps.prepare()
+        tokens.prepare()
         self.elab.collector.stop_on_errors()
         check_unused(self.elab)
         self.elab.collector.stop_on_errors()
         given = networks(self.elab)
         root = self.root(output)
         weights = absolute_weights(root, self.elab.slow.levels)
+        reading = tokens.settle(weights)
+        if reading:
+            check_around(self.elab, root, [x.terms for x in reading], output, reading[0].span)
+        steps.elsewhere = set(tokens.owner)
         levels = steps.build(weights)
+        if reading and not levels:
+            tokens.check_owners(weights, reading)
+        reading = tokens.started(reading, weights, levels)
         self.elab.collector.stop_on_errors()
         state = tuple(s for i in root.streamed() for s in state_slots(i))
-        return self.graph(root, output, levels, weights, state, given)
+        learning = tuple(x for x in reading if not x.idle)
+        state += reading_slots(learning, self.reading_inputs(reading, output), state, weights)
+        return self.graph(root, output, levels, weights, state, given, reading)
+
+    def reading_inputs(self, reading: tuple[TokenLevel, ...], output: Node | None) -> tuple[InputSpec, ...]:
+        """The inputs of a segment that is run again."""
+        roots = [x.terms for x in reading] + ([] if output is None else [output])
+        read = {n["name"] for n in walk(*roots) if n.op == "slot"}
+        return tuple(i for i in self.inputs if i.name in read)
 
     def graph(
         self,
         root: Instance,
         output: Node | None,
-        levels: Any,
+        levels: tuple[StepLevel, ...],
         weights: list[WeightSpec],
         state: tuple[StateSlot, ...],
         given: tuple[Network, ...],
+        reading: tuple[TokenLevel, ...],
     ) -> LevelGraph:
         spec = self.program.spec
         name = short_name(spec)
-        info = describe.levels(root, levels, weights, state)
+        info = describe.levels(root, levels, weights, state, reading)
         return LevelGraph(
             name,
             spec.source,
@@ -105,7 +126,7 @@ class _Top:
             tuple(weights),
             state,
             info,
-            describe.edges(root, levels, output, weights),
+            describe.edges(root, levels, output, weights, reading),
             describe.flows(root, given),
             (*(d for d in self.elab.collector.items if d.severity != "error"), *notes(root, levels, output, given)),
             tuple(self.execution),
@@ -113,6 +134,7 @@ class _Top:
             tuple(self.elab.clocks.known.values()),
             {"overrides": "", "name": name},
             given,
+            reading,
         )
 
     # declarations ----------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
 
-from nestflow.diagnostics.core import Span
+from nestflow.graph.describe_rules import reading_edges, reading_rows, slot_span, slot_texts
 from nestflow.graph.model import (
     Edge,
     FlowBox,
@@ -18,12 +18,12 @@ from nestflow.graph.model import (
     Network,
     StateSlot,
     StepLevel,
-    Texts,
+    TokenLevel,
     WeightSpec,
 )
 from nestflow.graph.state import state_slots
 from nestflow.ir.node import Node, walk
-from nestflow.ir.rule import Rule, RuleSlot, SlotUpdate
+from nestflow.ir.rule import RuleSlot
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 _CALL = re.compile(r"@\d+(?=\.|$)")
@@ -55,7 +55,11 @@ def level_instances(root: Instance) -> list[Instance]:
 
 
 def levels(
-    root: Instance, steps: tuple[StepLevel, ...], weights: list[WeightSpec], state: tuple[StateSlot, ...]
+    root: Instance,
+    steps: tuple[StepLevel, ...],
+    weights: list[WeightSpec],
+    state: tuple[StateSlot, ...],
+    tokens: tuple[TokenLevel, ...] = (),
 ) -> tuple[LevelInfo, ...]:
     """Fastest first: attention, then the token clock, then the step clock, frozen weights last."""
     rows: list[tuple[tuple[float, float, int], LevelInfo]] = []
@@ -72,6 +76,8 @@ def levels(
             )
             rows += _memory_rows(name, first, m, len(group), slow, len(rows))
     by_path = {w.path: w for w in weights}
+    for x in tokens:
+        rows += reading_rows(x, by_path, len(rows))
     for s in steps:
         rows += _step_rows(s, by_path, len(rows))
     rows.sort(key=lambda r: r[0])
@@ -121,7 +127,7 @@ def _memory_rows(
                     "token",
                     m.every,
                     _token_text(m, unit),
-                    _slot_texts(slot, span),
+                    slot_texts(slot, span),
                     count,
                     m.heads,
                     0,
@@ -133,24 +139,6 @@ def _memory_rows(
             )
         )
     return rows
-
-
-def slot_span(rule: Rule | None, name: str) -> Span | None:
-    """Where an optimiser's memory is written."""
-    return next((s.span for s in (rule.program if rule else ()) if isinstance(s, SlotUpdate) and s.slot == name), None)
-
-
-def _slot_texts(slot: RuleSlot, span: Span | None) -> Texts:
-    """The fields of an optimiser's memory as they stand in its text, for the pictures."""
-    found: dict[str, str] = {}
-    for line in re.split(r"[;\n]", span.text.partition("{")[2].rpartition("}")[0]) if span is not None else ():
-        word, _, rest = line.partition("#")[0].strip().partition(" ")
-        if word in ("key", "value", "objective", "update", "retain"):
-            found.setdefault(word, rest.strip())
-    kind = "like(w)" if slot.like == "w" else "scalar"
-    if slot.like == "tensor" and span is not None:  # as it is written
-        kind = re.split(r"[{\n]", span.text.partition(":")[2])[0].strip() or "tensor"
-    return Texts(memory=kind, **found)
 
 
 def kept_by(slot: RuleSlot, shapes: list[tuple[int, ...]]) -> int:
@@ -209,7 +197,7 @@ def _step_rows(
                     s.clock.name,
                     s.every,
                     text,
-                    _slot_texts(slot, span),
+                    slot_texts(slot, span),
                     1,
                     None,
                     0,
@@ -244,7 +232,11 @@ def _size(shape: tuple[int, ...]) -> int:
 
 
 def edges(
-    root: Instance, steps: tuple[StepLevel, ...], output: Node | None, weights: list[WeightSpec]
+    root: Instance,
+    steps: tuple[StepLevel, ...],
+    output: Node | None,
+    weights: list[WeightSpec],
+    tokens: tuple[TokenLevel, ...] = (),
 ) -> tuple[Edge, ...]:
     """The four kinds of edge, each once per pair of rows."""
     found: dict[tuple[str, str, str], str] = {}
@@ -257,12 +249,13 @@ def edges(
                 labels.append(label)
             found[(kind, source, target)] = ", ".join(labels)
 
-    for source, target in _context(root, steps):
+    for source, target in _context(root, (*steps, *tokens)):
         add("context", source, target)
     for i in level_instances(root):
         for m in i.memories:
             _level_edges(i, m, add)
     _step_edges(root, steps, add)
+    reading_edges(steps, tokens, add)
     return tuple(Edge(k, s, t, label) for (k, s, t), label in found.items())  # type: ignore[arg-type]
 
 
@@ -322,7 +315,7 @@ def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> No
                     add("generates", s, row_name(i, m), "projections")  # type: ignore[operator]
 
 
-def _own_parts(root: Instance, steps: tuple[StepLevel, ...]) -> dict[str, str]:
+def _own_parts(root: Instance, steps: tuple[StepLevel | TokenLevel, ...]) -> dict[str, str]:
     """Flow instances that are the memory of a slow level (a continuum's MLPs): instance path -> level.
 
     Only levels whose weights all lie in such flows count; who owns the rest of a model is no stage of its own.
@@ -356,7 +349,7 @@ def _own_parts(root: Instance, steps: tuple[StepLevel, ...]) -> dict[str, str]:
     return {path: name for path, name in parts.items() if name in whole}
 
 
-def _context(root: Instance, steps: tuple[StepLevel, ...]) -> list[tuple[str, str]]:
+def _context(root: Instance, steps: tuple[StepLevel | TokenLevel, ...]) -> list[tuple[str, str]]:
     """Which level's output reaches which level's input (as rows), without those that a level in between explains."""
     parts = _own_parts(root, steps)
     pairs: dict[tuple[str, str], None] = {}

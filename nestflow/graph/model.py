@@ -285,6 +285,34 @@ class StepLevel:
 
 
 @dataclass(frozen=True)
+class TokenLevel:
+    """A level on the token clock that owns weights of the model and learns from the model's own loss while it reads.
+
+    Each copy (`per`: row, stream or the whole model) has its own values of `weights` (absolute paths). terms: the loss
+    at one tick, a number with the token axis (one tick of look-ahead at most). every: tokens; the shortest of all
+    such levels is the segment. retain: what the copy is multiplied with as it learns (None: 1). starts: the slow
+    weight that each begins from. reset: "sequence", "never", or the name of the slower level after whose updates it
+    goes back to its start; then init may name the level whose state that is, of which `sources` are the weights."""
+
+    name: str
+    every: int
+    weights: tuple[str, ...]
+    terms: Node
+    rule: Rule
+    retain: Node | None = None
+    per: Literal["sequence", "stream", "model"] = "sequence"
+    reset: str = "sequence"
+    keep_rule: bool = False
+    starts: tuple[str, ...] = ()
+    init: str | None = None
+    sources: tuple[str, ...] = ()
+    idle: bool = False  # its rate is 0: the model stays the plain one, bit for bit
+    texts: Texts = Texts()
+    doc: str | None = None
+    span: Span | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
 class InputSpec:
     """A model input. type: clock "T" where it has the token axis; low/high: inclusive bounds of ints, or None."""
 
@@ -411,6 +439,18 @@ class LevelGraph:
         default_factory=dict[str, str]
     )  # {"nl": canonical spec text to save with a bundle}
     networks: tuple[Network, ...] = ()
+    token_levels: tuple[TokenLevel, ...] = ()  # weights that learn while the module reads
+
+    @property
+    def reading(self) -> tuple[TokenLevel, ...]:
+        """The levels that change weights while the module reads."""
+        return tuple(x for x in self.token_levels if not x.idle)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The inputs that a call of the module needs: those of the output, and of losses that it learns from as it
+        reads."""
+        return self.read_by(self.output, *(x.terms for x in self.reading))
 
     def read_by(self, *roots: Node | None) -> frozenset[str]:
         """The inputs that these expressions of the root read: a class that only a loss compares with is not among

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from nestflow.graph.expressions import evaluate
 from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.level import LEVEL_FIELDS, field_help
 from nestflow.graph.memory import written
-from nestflow.graph.model import StepLevel, Texts, WeightSpec
+from nestflow.graph.model import StepLevel, Texts, TokenLevel, WeightSpec
 from nestflow.graph.rule_shapes import check_rule
 from nestflow.graph.slow import SlowNames, level_word, total_word
 from nestflow.graph.slow_fields import (
@@ -43,8 +44,11 @@ OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "tr
 class StepLevels:
     """All levels of the step clock at once: ownership is settled among them."""
 
+    clock = "step"
+
     def __init__(self, elab: Any, levels: list[tree.Level]) -> None:
         self.elab, self.levels = elab, levels
+        self.elsewhere: set[str] = set()  # weights that a level on another clock owns
         self.fields: dict[str, dict[str, tree.Field]] = {}
         self.owner: dict[str, tree.Level] = {}
         self.rests: dict[str, tree.Level] = {}
@@ -292,7 +296,7 @@ class StepLevels:
             related = (Related(other.span, f"`{other.name}` owns it here"),) if other.span else ()
             self.elab.collector.error(
                 "NF411",
-                f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the step clock: "
+                f"`{paths[0]}`{more} {'has' if len(paths) == 1 else 'have'} two owners on the {self.clock} clock: "
                 f"`{other.name}` and `{level.name}`",
                 level.span,
                 '`rest(F)` takes what no other level owns; `except = "glob"` leaves some out',
@@ -402,11 +406,11 @@ class StepLevels:
         related = (Related(other.span, "this one has"),) if other.span else ()
         raise self.elab.failure("NF447", message, bare[0].span, help_, related)
 
-    def check_owners(self, weights: list[WeightSpec], levels: list[StepLevel]) -> None:
+    def check_owners(self, weights: list[WeightSpec], levels: Sequence[StepLevel | TokenLevel]) -> None:
         """A weight with no owner is an error, once any level learns weights."""
         if not levels:
             return
-        lost = [w for w in weights if w.path not in self.owner]
+        lost = [w for w in weights if w.path not in self.owner and w.path not in self.elsewhere]
         if lost:
             names = ", ".join(f"`{w.path}`" for w in lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
             flow = lost[0].path.split(".")[0]

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nestflow.graph.model import LevelGraph, Memory
+from nestflow.graph.model import LevelGraph, Memory, TokenLevel
 from nestflow.graph.state import state_tensors
+from nestflow.graph.token_state import shortest
 from nestflow.lowering.cost import half_life, multiply_adds, states
 from nestflow.lowering.plan import LevelPlan, MemoryPlan, Plan, lower
 
@@ -100,6 +101,7 @@ def explain(target: Any) -> str:
     """The text of `nestflow explain SPEC`, one block for each memory and each level of the step clock."""
     plan = plan_of(target)
     blocks = [text_of(e) for e in explanations(plan)]
+    blocks += [reading_text(x, plan.graph) for x in plan.graph.token_levels]
     for s in plan.graph.step_levels:
         steps = f"every {s.every} step" + "s" * (s.every > 1)
         how = "frozen: it never learns" if s.rule is None else f"one torch optimizer, {len(s.weights)} weights, {steps}"
@@ -107,6 +109,28 @@ def explain(target: Any) -> str:
         how = how.replace("0 weights", "weights of a network of yours") if waits else how
         blocks.append(f"{s.name}\n  how        {how}")
     return "\n\n".join(blocks) if blocks else "nothing here learns or remembers: plain functions"
+
+
+def reading_text(x: TokenLevel, graph: LevelGraph) -> str:
+    """A level whose weights learn while the module reads: what its copies and its gradients cost."""
+    if x.idle:
+        return f"{x.name}\n  how        its rate is 0: the plain model, bit for bit"
+    size = shortest(graph.reading)
+    numbers = sum(math.prod(w.full_shape) for w in graph.weights if w.path in set(x.weights))
+    slots = sum(s.like == "w" for s in x.rule.slots)
+    each = {"sequence": "sequence", "stream": "stream", "model": "module"}[x.per]
+    return "\n".join(
+        [
+            x.name,
+            f"  how        the call is cut in segments of {size} tokens; each row runs on copies of its own; "
+            "one gradient of the model's loss for each segment",
+            f"  learns     {len(x.weights)} weights, every {x.every} token{'s' * (x.every > 1)}, "
+            f"by {x.rule.text}; its steps are constants for slower levels",
+            f"  cost       {numbers * (2 + slots):,} numbers for each {each}: the weights, the sum of their gradients"
+            + (f", {slots} of the rule" if slots else "")
+            + "; a backward pass through the model for each token",
+        ]
+    )
 
 
 def text_of(e: Explanation) -> str:

@@ -14,8 +14,8 @@ class Context:
     """One call of generated code.
 
     w: slow weights by path. s: state of the stream before the call, by path. n: the state after it, filled by the code.
-    t0: ticks the rows have seen. training: whether this is the forward pass of a step that learns.
-    networks: those of the caller, by name.
+    t0: ticks the rows have seen in their sequences, age0 in their streams.
+    training: whether this is the forward pass of a step that learns. networks: those of the caller, by name.
     """
 
     def __init__(
@@ -27,8 +27,10 @@ class Context:
         dtype: torch.dtype,
         device: torch.device,
         networks: Mapping[str, Any] | None = None,
+        age0: int | None = None,
     ) -> None:
         self.networks = networks or {}
+        self.age0 = t0 if age0 is None else age0
         self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device
         self.n: dict[str, Tensor] = {}
         self.now: dict[str, Tensor] = {}
@@ -46,6 +48,12 @@ class Context:
             fits = known is None or known.shape == value.shape
             self.published[name] = value if known is None else known + value if fits else known.mean() + value.mean()
         return now
+
+    def part(self, **changes: Any) -> Context:
+        """The same call with other weights, state or ticks seen."""
+        one = copy.copy(self)
+        one.__dict__.update(changes)
+        return one
 
     def after(self, ticks: int) -> Context:
         """The same call, that many ticks on: what has been kept so far is the state that it finds."""

@@ -16,6 +16,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Init, Instance, LevelGraph, Memory
 from nestflow.graph.state import CHUNK, keeps_anchor, memory_path, state_slots
 from nestflow.ir.node import Node, walk
+from nestflow.reference import reading
 from nestflow.reference.cache import Whole
 from nestflow.reference.level import slot_path
 from nestflow.reference.loss import Loss, Records
@@ -39,13 +40,13 @@ class Reference:
     ) -> None:
         self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
-        self.heads = {s.path: s.heads for i in graph.root.streamed() for s in state_slots(i)} | {TICKS: None}
+        self.heads = {s.path: s.heads for s in graph.state} | {TICKS: None, reading.AGE: None}
 
     # running ---------------------------------------------------------------------------------------
 
     def __call__(self, *args: Tensor, **inputs: Tensor) -> Tensor:
         """The output for whole sequences from a fresh stream, [B, T, ...]; differentiable in weights and inputs."""
-        given = self._inputs(args, inputs, self.graph.read_by(self._output()))
+        given = self._inputs(args, inputs, self.graph.needed)
         (output,) = zip(*(values for values, _ in self._ticks(None, given, [self._output()])))
         return self._stacked(self._output(), output)
 
@@ -56,7 +57,7 @@ class Reference:
 
         state: absolute path -> [B, (heads,) *shape], and "@t". No gradient crosses the call (§3.9). starts: [B, T]
         bool, true where a row's new sequence begins (§3.1)."""
-        given, outputs = self._inputs((), inputs, self.graph.read_by(self._output())), []
+        given, outputs = self._inputs((), inputs, self.graph.needed), []
         before = None if state is None else {p: x.detach() for p, x in state.items()}
         after: Tensors = {}
         for values, after in self._ticks(before, given, [self._output()], starts):  # noqa: B007
@@ -92,6 +93,10 @@ class Reference:
         batch, (dtype, device) = self._batch(inputs), self._kind(inputs)
         start = self._start(batch, dtype, device)
         now = dict(start) if state is None else self._inside(state)
+        if self.graph.reading:
+            now.setdefault(reading.AGE, now[TICKS])
+            yield from reading.read(self, now, start, inputs, roots, starts)
+            return
         length = self._length(inputs)
         first = torch.zeros(batch, length, dtype=torch.int64, device=device)
         whole = Whole(first if starts is None else starts.to(device).long().cumsum(1))
@@ -142,7 +147,8 @@ class Reference:
     def _start(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
         """1. Reset: A := init, and all that is kept begins again. Tensors are [B, H, *shape]."""
         state: Tensors = {TICKS: torch.zeros(batch, 1, dtype=torch.int64, device=device)}
-        return state | self._begin(self.graph.root.streamed(), batch, dtype, device)
+        state |= self._begin(self.graph.root.streamed(), batch, dtype, device)
+        return state | reading.start(self, state, batch, dtype, device) if self.graph.reading else state
 
     def _begun(self, instance: Instance, tick: Tick) -> Tensors:
         """The same of what runs along patches inside a tick, and of all below it."""

@@ -139,8 +139,9 @@ _field(
 )
 _field(
     "init",
-    "init zeros | learned | learned(DISTRIBUTION)",
-    "How the memory starts. Default: zeros for a matrix, `learned` (a slow weight) for networks.",
+    "init zeros | learned | learned(DISTRIBUTION) | LEVEL",
+    "How the memory starts. Default: zeros for a matrix, `learned` (a slow weight) for networks. Weights that learn "
+    "while the module reads start as the model does, or from the state of a slower such level.",
     "init learned(normal(0.02))",
     "start initial initialize",
 )
@@ -160,13 +161,18 @@ _field(
 )
 _field(
     "reset",
-    "reset each(sequence) | each(chunk) | each(MEMORY) | where(CONDITION)",
+    "reset each(sequence) | each(chunk) | each(MEMORY) | where(CONDITION) | never",
     "When the memory goes back to its start: with each sequence (the default on the token clock), at the first tick of "
-    "each chunk, at the first tick after each update of another memory of the level, or where a condition holds.",
+    "each chunk, at the first tick after each update of another memory of the level, or where a condition holds. "
+    "`never` needs `per stream` or `per model`.",
     "reset each(chunk, keep = rule)",
 )
 _field(
-    "per", "per sequence | model", "How many copies of the memory there are. Default: one per sequence.", "per model"
+    "per",
+    "per sequence | stream | model",
+    "How many copies there are: one for each sequence (the default), one for each stream (it goes on when a new "
+    "sequence begins in its row), or one that all sequences write.",
+    "per stream",
 )
 _field("keep", "keep rule", "A reset spares the state of the update rule.", "keep rule")
 

@@ -95,7 +95,11 @@ CHANGES: list[tuple[str, str, str]] = [
     ("no unit", "every 1 token", "every 1"),
     ("unknown unit", "every 1 token", "every 1 fortnight"),
     ("step clock inside a flow", "every 1 token", "every 1 step"),
-    ("token clock on the weights", "level outer { every 1 step", "level outer { every 1 token"),
+    (
+        "weights that nobody keeps",
+        "level outer { every 1 step",
+        "level outer { reset never; every 1 token",
+    ),
     ("chunk is no multiple of every", "every 1 token", "every 3 tokens"),
     ("chunk of zero", "chunk 4", "chunk 0"),
     ("chunk of a fraction", "chunk 4", "chunk 2.5"),

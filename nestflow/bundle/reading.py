@@ -1,0 +1,373 @@
+"""Weights that learn while the module reads: what a generated module with such levels runs a call with.
+
+The shortest period cuts the stream in segments. Each row has its own copies of the weights (with `per model` all rows
+share one), so the generated code runs row by row on a segment. When all terms of the loss in a segment are known (with
+`next`, on reading the token after it), their sum's gradient is taken in the copies, everything from before the segment
+constant, and the levels that are due learn. A segment that earlier calls began is run again for its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestflow.bundle.step_level import Level, fact_of
+from nestflow.ops.runtime import Context
+
+Inputs = list[Tensor | None]  # by the spec's inputs; None where the call was given none
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One level: its rule (a generated class), and how its copies begin.
+
+    starts: the slow weight of each. slots: state name and name in the rule's code of each memory of the rule, and
+    its start where that is a number. reset: a slower level's name, or "". sources: of its weights, where it is begun
+    from that level's state. gated: the model's `gates` has a factor for it."""
+
+    rule: type[Level]
+    weights: tuple[str, ...]
+    starts: tuple[str, ...]
+    slots: tuple[tuple[str, str, float | None], ...] = ()
+    reset: str = ""
+    keep_rule: bool = False
+    sources: tuple[str, ...] = ()
+    gated: bool = False
+    sets: bool = False  # its rule says what the weight becomes, whatever retain would leave of it
+
+    @property
+    def name(self) -> str:
+        return self.rule.name
+
+    @property
+    def every(self) -> int:
+        return self.rule.every
+
+    def path(self, weight: str) -> str:
+        """Where the state has this level's copies of a weight."""
+        return f"{self.name}.{weight}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The levels of a module that learn while it reads, and its generated functions.
+
+    ticks(c, inputs...): the values of the model at each tick. terms(c, inputs..., values...): by level, one number a
+    tick. gates(c): by level. ahead: ticks that the loss looks ahead. inputs: (name, whether it has ticks). values: the
+    token axis of each. kept: state that goes on beyond a sequence. shared: all rows have one copy."""
+
+    size: int
+    ahead: int
+    shared: bool
+    inputs: tuple[tuple[str, bool], ...]
+    values: tuple[int | None, ...]
+    levels: tuple[Kept, ...]
+    kept: tuple[str, ...]
+    own: int  # values that `terms` takes, the first of all
+    ticks: Callable[..., Sequence[Tensor]]
+    terms: Callable[..., dict[str, Tensor]]
+    gates: Callable[[Context], dict[str, Any]]
+
+    def giving(self, ticks: Callable[..., Sequence[Tensor]], values: tuple[int | None, ...]) -> Reading:
+        """The same levels, and more values of the model."""
+        return replace(self, ticks=ticks, values=values)
+
+    def position(self, level: Kept, age: int) -> int:
+        """Ticks since the level's last reset, when `age` ticks of the stream have been read."""
+        slow = next((x for x in self.levels if x.name == level.reset), None)
+        return age if slow is None else (self.position(slow, age) - 1) % slow.every + 1
+
+
+def read(reading: Reading, c: Context, *inputs: Tensor | None) -> list[Tensor]:
+    """The values of the model at every tick of a call; the state after it is in `c.n`."""
+    with torch.inference_mode(False):
+        return Reader(reading, c).read([None if x is None else _usable(x) for x in inputs])
+
+
+def end_sequence(reading: Reading, c: Context, *inputs: Tensor | None) -> None:
+    """The rows' sequences end here: the open segment's gradient so far joins the sums that a stream keeps."""
+    with torch.inference_mode(False):
+        reader = Reader(reading, c, still=list(inputs))
+        reader.learn(None)
+        reader.finish()
+
+
+def _of(inputs: Inputs, rows: slice) -> Inputs:
+    return [None if x is None else x[rows] for x in inputs]
+
+
+def _usable(x: Tensor) -> Tensor:
+    return x.clone() if x.is_inference() else x
+
+
+@dataclass
+class Reader:
+    """One call. s: the state as it goes on, [B, ...] by path. t, age: ticks of the sequence and of the stream."""
+
+    reading: Reading
+    c: Context
+    s: dict[str, Tensor] = field(default_factory=dict)
+    fresh: bool = False  # the next segment begins, and the state says so not yet
+    still: Inputs = field(default_factory=list)  # inputs without ticks: as this call gives them
+    full: bool = False  # a segment has all its ticks, and its last term waits for the next token
+
+    def __post_init__(self) -> None:
+        self.s = {p: _usable(x) for p, x in self.c.s.items()}
+        self.t, self.age = self.c.t0, self.c.age0
+        self.full = bool(self.reading.ahead and self.age and self.t and self.age % self.reading.size == 0)
+        ending = "@segment"
+        self.snapshots = [p.removesuffix(ending) for p in self.s if p.endswith(ending)]
+        self.snapshots = [p for p in self.snapshots if p in self.s]
+        self.rows = next(iter(self.s.values())).shape[0]
+        self.grad = torch.is_grad_enabled()
+
+    # the call --------------------------------------------------------------------------------------
+
+    def read(self, inputs: Inputs) -> list[Tensor]:
+        """Segment by segment."""
+        self.still = self.ticked(inputs, lambda x: None)
+        ticks, size, ahead = self.length(inputs), self.reading.size, self.reading.ahead
+        pieces: list[list[Tensor]] = []
+        at = 0
+        while at < ticks:
+            if self.full:  # a segment is full: its last term waited for this tick
+                self.learn(self.ticked(inputs, lambda x, at=at: x[:, at : at + 1]))
+            n = self.age % size
+            end = min(at + size - n, ticks)
+            part = self.ticked(inputs, lambda x, at=at, end=end: x[:, at:end])
+            complete = n + end - at == size and (end < ticks or not ahead)
+            if complete and min(n, self.t) == 0:  # the whole segment is at hand: one pass gives all
+                after = self.ticked(inputs, lambda x, end=end: x[:, end : end + 1]) if ahead else None
+                values, sums = self.run(part, self.s, self.t, after, True)
+                self.advance(end - at)
+                self.take(sums)
+                self.update()
+            else:
+                self.note(part, end - at)
+                values, _ = self.run(part, self.s, self.t, None, False)
+                self.advance(end - at)
+                self.full = self.age % size == 0
+                if self.full and not ahead:
+                    self.learn(None)
+            pieces.append(values)
+            at = end
+        self.finish()
+        return [
+            torch.cat([p[i] for p in pieces], axis) if axis is not None else pieces[-1][i]
+            for i, axis in enumerate(self.reading.values)
+        ]
+
+    def ticked(self, inputs: Inputs, change: Callable[[Tensor], Tensor | None]) -> Inputs:
+        """The inputs, those with ticks changed."""
+        return [change(x) if on and x is not None else x for x, (_, on) in zip(inputs, self.reading.inputs)]
+
+    def length(self, inputs: Inputs) -> int:
+        return next((x.shape[1] for x, (_, on) in zip(inputs, self.reading.inputs) if on and x is not None), 1)
+
+    def advance(self, ticks: int) -> None:
+        self.t, self.age = self.t + ticks, self.age + ticks
+
+    # running the model -----------------------------------------------------------------------------
+
+    def parts(self) -> Iterator[slice]:
+        """Rows that share copies."""
+        if self.reading.shared:
+            yield slice(0, self.rows)
+        else:
+            yield from (slice(b, b + 1) for b in range(self.rows))
+
+    def run(
+        self, inputs: Inputs, state: dict[str, Tensor], t0: int, after: Inputs | None, learns: bool
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """The values at the ticks given, from this state, which goes on. after: the next tick's inputs. learns: also
+        the gradient of the terms, by path."""
+        copies = {x.path(p): self.s[x.path(p)] for x in self.reading.levels for p in x.weights}
+        with torch.set_grad_enabled(self.grad or learns):
+            if learns:  # what this segment does with the copies, and nothing that led to them or to the state
+                copies = {p: a.clone() if self.grad else a.detach().clone().requires_grad_() for p, a in copies.items()}
+                copies = {p: a if a.requires_grad else a.requires_grad_() for p, a in copies.items()}
+            values, tensors, totals = self.rowwise(inputs, state, copies, t0, after, learns)
+            sums = self.gradients(totals, copies) if learns else {}
+        if not self.grad:
+            values, tensors = [v.detach() for v in values], {p: x.detach() for p, x in tensors.items()}
+        state.update(tensors)
+        return values, sums
+
+    def rowwise(
+        self,
+        inputs: Inputs,
+        state: dict[str, Tensor],
+        copies: dict[str, Tensor],
+        t0: int,
+        after: Inputs | None,
+        learns: bool,
+    ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
+        found: list[list[Tensor]] = []
+        states: list[dict[str, Tensor]] = []
+        totals: dict[str, Tensor] = {}
+        for rows in self.parts():
+            own = {p: copies[x.path(p)][rows][0] for x in self.reading.levels for p in x.weights}
+            before = {p: state[p][rows] for p in self.snapshots}
+            c = self.c.part(w={**self.c.w, **own}, s=before, t0=t0, n={}, now={}, published={})
+            x = _of(inputs, rows)
+            values = list(self.reading.ticks(c, *x))
+            found.append(values)
+            states.append({**before, **c.n})
+            if learns:
+                following = None if after is None else _of(after, rows)
+                for name, total in self.terms(c, x, values[: self.reading.own], following).items():
+                    totals[name] = totals[name] + total if name in totals else total
+        joined = [torch.cat([v[i] for v in found]) for i in range(len(self.reading.values))]
+        return joined, {p: torch.cat([one[p] for one in states]) for p in self.snapshots}, totals
+
+    def terms(self, c: Context, inputs: Inputs, values: list[Tensor], after: Inputs | None) -> dict[str, Tensor]:
+        """Σ ℓ_t over the ticks given, by level."""
+        ticks = self.length(inputs)
+        if after is not None:  # the tick after makes `next` of the last one known; its own term is left out
+            following = iter([a for a, (_, on) in zip(after, self.reading.inputs) if on and a is not None])
+            inputs = self.ticked(inputs, lambda x: torch.cat([x, next(following)], 1))
+            values = [
+                v if axis is None else torch.cat([v, v.narrow(axis, ticks - 1, 1).detach()], axis)
+                for v, axis in zip(values, self.reading.values)
+            ]
+        return {name: x[:, :ticks].sum() for name, x in self.reading.terms(c, *inputs, *values).items()}
+
+    def gradients(self, totals: dict[str, Tensor], copies: dict[str, Tensor]) -> dict[str, Tensor]:
+        """∇ of each level's sum in its own copies."""
+        found: dict[str, Tensor] = {}
+        for x in self.reading.levels:
+            paths = [x.path(p) for p in x.weights]
+            if not totals[x.name].requires_grad:
+                found |= {p: torch.zeros_like(copies[p]) for p in paths}
+                continue
+            mine = [copies[p] for p in paths]
+            grads = torch.autograd.grad(
+                totals[x.name], mine, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            found |= dict(zip(paths, grads))
+        return found
+
+    # learning --------------------------------------------------------------------------------------
+
+    def learn(self, after: Inputs | None) -> None:
+        """Run the segment again for its gradient; at its end the levels learn. after None: no token follows."""
+        m = min(self.reading.size if self.full else self.age % self.reading.size, self.t)
+        if m:
+            kept = [self.s[n + "@segment"][:, :m] if n + "@segment" in self.s else None for n, _ in self.reading.inputs]
+            inputs = [k if on else x for k, x, (_, on) in zip(kept, self.still, self.reading.inputs)]
+            state = {p: self.s[p + "@segment"].detach() for p in self.snapshots}
+            grad, self.grad = self.grad, False
+            _, sums = self.run(inputs, state, self.t - m, after, True)
+            self.grad = grad
+            self.take(sums)
+        if self.full:
+            self.update()
+
+    def take(self, sums: dict[str, Tensor]) -> None:
+        """The gradients join the sums since the last update; with one copy for all rows, those of all rows."""
+        for p, g in sums.items():
+            if self.reading.shared:
+                g = g.sum(0, keepdim=True).expand(self.rows, *g.shape[1:])
+            self.s[p + "@pending"] = self.s[p + "@pending"] + g.detach()
+
+    def update(self) -> None:
+        """A segment ends: every level that is due learns, all from one state; then what they reset begins anew."""
+        reading, new = self.reading, {}
+        due = [x for x in reading.levels if reading.position(x, self.age) % x.every == 0]
+        gates = reading.gates(self.c) if any(x.gated for x in due) else {}
+        for x in due:
+            new |= self.learned(x, gates.get(x.name) if x.gated else None)
+        self.s |= new
+        for x in due:
+            for p in x.weights:
+                self.s[x.path(p) + "@pending"] = torch.zeros_like(self.s[x.path(p) + "@pending"])
+        for x in sorted(reading.levels, key=lambda x: -x.every):
+            if x.reset and any(x.reset == y.name for y in due):
+                self.reset(x)
+        self.fresh, self.full = True, False
+
+    def learned(self, x: Kept, gate: Any) -> dict[str, Tensor]:
+        """The copies after one update: gate · A + Δ, where Δ is a constant."""
+        ticks = self.reading.position(x, self.age)
+        rows = 1 if self.reading.shared else self.rows
+        after: dict[str, list[Tensor]] = {}
+        for b in range(rows):
+            for path, value in self.row(x, b, ticks).items():
+                after.setdefault(path, []).append(value)
+        new = {p: torch.stack(v).expand(self.rows, *v[0].shape) for p, v in after.items()}
+        for p in (x.path(w) for w in x.weights):
+            a = self.s[p]
+            kept = a if gate is None else gate * a
+            if gate is not None and not x.sets:
+                new[p] = kept.detach() + (new[p] - a.detach())
+            new[p] = new[p] + (kept - kept.detach()) if self.grad else new[p]
+        return new
+
+    @torch.no_grad()
+    def row(self, x: Kept, b: int, ticks: int) -> dict[str, Tensor]:
+        """One row's copies and memories of the rule after the rule alone."""
+        runs, result = [], {}
+        for p, start in zip(x.weights, x.starts):
+            w = self.s[x.path(p)][b].detach().clone()
+            fact = fact_of(p, w, int(p in x.rule.per_head))
+            state: dict[str, Any] = {"step": ticks // x.every, "w0": self.c.w[start].detach()}
+            for name, key, _ in x.slots:
+                state[key] = result[f"{x.name}.{name}.{p}"] = self.s[f"{x.name}.{name}.{p}"][b].detach().clone()
+            group = {**x.rule.hypers(fact), **x.rule.schedule(ticks, float("nan"), x.every, fact), "n_ticks": x.every}
+            result[x.path(p)] = w
+            g = self.s[x.path(p) + "@pending"][b]
+            runs.append((w, x.rule.update(w, g, state, group, fact)))
+        asked = [next(run) for _, run in runs] if x.rule.collective else []
+        while asked:  # a rule that asks for a number over all weights of the level waits for it
+            number, asked = asked[0][0]([value for _, value in asked]), []
+            for _, run in runs:
+                try:
+                    asked.append(run.send(number))
+                except StopIteration:
+                    continue
+        return result
+
+    def reset(self, x: Kept) -> None:
+        """At the first tick after an update of its slower level: back to that level's state, or to its own start."""
+        for i, p in enumerate(x.weights):
+            a = self.s[f"{x.reset}.{x.sources[i]}"] if x.sources else self.begun(x.starts[i])
+            self.s[x.path(p)] = a
+            self.s[x.path(p) + "@pending"] = torch.zeros_like(a)
+            for name, _, value in x.slots if not x.keep_rule else ():
+                path = f"{x.name}.{name}.{p}"
+                self.s[path] = a if value is None else torch.full_like(self.s[path], value)
+
+    def begun(self, weight: str) -> Tensor:
+        w = self.c.w[weight]
+        return (w if self.grad else w.detach()).expand(self.rows, *w.shape)
+
+    # what is kept of the open segment ------------------------------------------------------------------
+
+    def note(self, inputs: Inputs, ticks: int) -> None:
+        """Keep the inputs of a segment that this call does not finish in one pass, and the state it began with."""
+        m = min(self.age % self.reading.size, self.t)
+        if not m:
+            self.remember()
+        self.fresh = False
+        for (name, _), x in zip(self.reading.inputs, inputs):
+            if x is not None and name + "@segment" in self.s:
+                kept = self.s[name + "@segment"].clone()
+                kept[:, m : m + ticks] = x.detach()
+                self.s[name + "@segment"] = kept
+
+    def remember(self) -> None:
+        """A segment begins with the state as it is, and no inputs yet."""
+        for p in self.snapshots:
+            self.s[p + "@segment"] = self.s[p]
+        for name, _ in self.reading.inputs:
+            if name + "@segment" in self.s:
+                self.s[name + "@segment"] = torch.zeros_like(self.s[name + "@segment"])
+
+    def finish(self) -> None:
+        if self.fresh:
+            self.remember()
+        self.c.n.update(self.s)

@@ -1,0 +1,73 @@
+"""A loss of the whole model at one tick: its means over ticks and batch are taken at this tick and row alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nestflow.diagnostics.core import Span
+from nestflow.graph.model import Instance
+from nestflow.ir import ops
+from nestflow.ir.construct import number, rewrite
+from nestflow.ir.node import Node, depends, walk
+from nestflow.language import tree
+
+
+def terms_of(objective: Node) -> Node:
+    """ℓ_t, undivided: `cross_entropy` is the tick's own term (times its mask), a mean is that of the tick's features.
+
+    An addend without a tick stands in it as it is, so it counts at each tick.
+    """
+
+    def change(n: Node, args: tuple[Node, ...]) -> Node | None:
+        if n.op == "cross_entropy":
+            return summed(ops.cross_entropy(*args, smoothing=n["smoothing"], span=n.span, terms=True))
+        if n.op == "mean_all":
+            (x,) = args
+            if x.type.dtype != "float":
+                x = ops.binary("mul", ops.const(1.0), x, n.span)
+            return ops.reduce("mean", x, span=n.span) if x.type.shape else x
+        return None
+
+    (terms,) = rewrite([objective], change)
+    return number(terms) if terms.type.is_number else terms
+
+
+def summed(x: Node) -> Node:
+    """Several classes of one tick: their sum."""
+    return ops.reduce("sum", x) if x.type.shape else x
+
+
+def check_terms(elab: Any, terms: Node, f: tree.Field) -> None:
+    """One number at each tick, that looks at most one token ahead, and at no later output."""
+    if not terms.type.clock:
+        message = "this loss has no term at a tick, and its level learns by tokens"
+        raise elab.failure("NF407", message, f.span, "`objective cross_entropy(model(tokens), next(tokens))`, or steps")
+    for n in walk(terms):
+        if n.op == "call" and not n.type.batch:
+            raise elab.not_yet("a loss on the token clock of a value that is the same in all rows", n.span or f.span)
+        if n.type.short > 1:
+            message = "a loss on the token clock looks at most one token ahead"
+            raise elab.failure("NF435", message, n.span or f.span, "`next(tokens)`")
+        if n.op == "next" and depends(n, lambda x: x.op == "call"):
+            message = "`next` of what the model computes: the next token is read with what this tick's loss will teach"
+            raise elab.failure("NF435", message, n.span or f.span, "`next` of an input: `next(tokens)`")
+    if not terms.type.is_number:
+        raise elab.failure("NF407", f"an objective is one number a tick: this is {terms.type}", f.span)
+
+
+def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | None, span: Span | None) -> None:
+    """What a segment that is run row by row, and again, leaves to others."""
+    nodes = [*terms, *([] if output is None else [output]), *(i.result for i in root.walk() if i.result is not None)]
+    for n in walk(*nodes):
+        if n.op in ("emit", "emitted"):
+            raise elab.not_yet("`emit` in a model whose weights learn while it reads", n.span or span)
+        if n.op in ("network", "network_result"):
+            raise elab.not_yet("a network of your own in a model whose weights learn while it reads", n.span or span)
+    for i in root.walk():
+        if any(m.cache is not None and not m.cache.causal for m in i.memories):
+            raise elab.not_yet("`causal = false` in a model whose weights learn while it reads", i.span or span)
+    if output is not None and not output.type.batch:
+        raise elab.not_yet("an output that is the same in all rows, of rows that learn", output.span or span)
+
+
+__all__ = ["check_around", "check_terms", "terms_of"]
