@@ -23,6 +23,9 @@ SPECS: dict[str, dict[str, Any]] = {
     "hybrid": SMALL | {"chunk": 4, "window": 3, "depth": 3},
     "hope": SMALL | {"chunk": 4},
     "hope_attention": SMALL,
+    "cms_sequential": SMALL | {"fast": 2, "slow": 4, "rate": 0.02},
+    "cms_nested": SMALL | {"fast": 2, "slow": 4, "rate": 0.02},
+    "cms_independent": SMALL | {"fast": 2, "slow": 4, "rate": 0.02},
     "atlas": SMALL | {"chunk": 4, "span": 3, "expand": 2},
     "comba": SMALL,
     "deltanet": SMALL,
@@ -183,7 +186,11 @@ def test_the_slow_memories_learn_at_their_steps(name: str) -> None:
             assert changed == (step % p == 0), f"mlp_{p} at step {step}"
 
 
-@pytest.mark.parametrize("name", sorted(set(SPECS) - {"transformer", "hope_attention", "swa", "gqa", "tnt"}))
+NO_RATE = {"transformer", "hope_attention", "swa", "gqa", "tnt"}
+PLAIN = {"cms_sequential", "cms_independent"}  # at rate 0 they keep nothing at all: tests/zoo/test_cms.py
+
+
+@pytest.mark.parametrize("name", sorted(set(SPECS) - NO_RATE - PLAIN))
 def test_rate_zero_freezes_the_memory(name: str) -> None:
     """With rate 0 the weights are the same ones, and the memory at the last token is the one at the first."""
     b = fresh(name, rate=0)
