@@ -51,10 +51,6 @@ def check_rounds(m: MemoryBuild, memory: Memory, turns: int) -> None:
         )
         raise m.elab.failure("NF417", message, f.span, "leave `chunk` and `every` at 1 token")
     rule = memory.rule
-    if memory.when is not None:
-        raise m.elab.not_yet("`when` in a tick of several rounds", f.span)
-    if memory.objective is not None and is_windowed(memory.objective):
-        raise m.elab.not_yet("`windowed` in a tick of several rounds", f.span)
     if rule is not None and any(n.op == "w_chunk" for n in walk(*rule.nodes())):
         raise m.elab.not_yet("`w_chunk` in a tick of several rounds", f.span)
 

@@ -209,3 +209,21 @@ def memories(b: Any, stream: Any) -> dict[str, Tensor]:
     """The state tensors of a stream that are memories (not look-back tails, not caches)."""
     slots = {s.path for s in b.graph.state if s.role == "memory"}
     return {path: value.clone() for path, value in stream.state.tensors.items() if path in slots}
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [{"own_query": True}, {"store_chunk": 2}, {"store_chunk": 8}, {"read_start": True}, {"exact": False, "rate": 0.2}],
+    ids=str,
+)
+def test_readings_of_hope(reading: dict[str, Any]) -> None:
+    """Every reading that is a param is another model, computed in closed form and as the interpreter has it."""
+    b = fresh("hope", **reading)
+    assert {m.pattern for level in b.plan.levels.values() for m in level.memories} == {"chunk"}
+    x = tokens()
+    with torch.no_grad():
+        y = b.module(tokens=x)
+        torch.testing.assert_close(y, b.reference()(tokens=x), rtol=1e-9, atol=1e-9)
+        known = {p: w for p, w in shared("hope").module.state_dict().items() if p in b.module.weights}
+        b.module.load_state_dict(known, strict=False)
+        assert not torch.allclose(b.module(tokens=x), shared("hope").module(tokens=x), rtol=0, atol=1e-6)
