@@ -28,7 +28,7 @@ from nestflow.emit.level_state import StateNames
 from nestflow.emit.ops import tensor as as_tensor
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
-from nestflow.graph.state import UPDATES, state_tensors
+from nestflow.graph.state import UPDATES, has_dgd, state_tensors
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
@@ -211,6 +211,7 @@ class LevelCode:
             if p.closed:
                 roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
             elif m.rule is not None:
+                roots += [self.nodes.rate(m, n) for n in m.ages if has_dgd(m)]
                 probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
                 for t in probe.tensors:
                     for s in probe.expressions(t):

@@ -58,6 +58,7 @@ class RoundsCode:
             level.comment(f"round {m.turn + 1} of {m.turns}", m.rule)
             codes.append(RuleCode(level.writer, level.nodes, level.inner, group, level.state.names))
             codes[-1].gradients()
+            codes[-1].count()
         for code in codes:
             code.update()
 

@@ -18,6 +18,7 @@ from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.globs import matches
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.graph.state import TICKS, UPDATES, has_dgd, state_tensors
+from nestflow.graph.windows import age_of
 from nestflow.ir import ops
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number, rewrite
@@ -140,9 +141,9 @@ class RuleCode:
         weight = None if m.weight is None else for_tensor(m.weight, t.path)
         for h, _ in pairs:
             k = unit(h) if dgd.normalize else h
-            weighted = (
-                k if weight is None else ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, weight))), k)
-            )
+            weighted = k
+            for w in [*([weight] if weight is not None else []), *([m.ages[age_of(h)]] if m.ages else [])]:
+                weighted = ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, w))), weighted)
             terms.append(f"{self.em.atom(weighted)}.mT @ {self.em.atom(k)}")
         text = " + ".join(([self.name(t, "@gram")] if m.every > 1 else []) + terms)
         width = t.spec.shape[1]

@@ -20,7 +20,6 @@ from nestflow.graph.values import MemoryValue, is_list, is_record
 from nestflow.graph.windows import is_windowed
 from nestflow.ir.choices import names_tensor, per_round, per_tensor
 from nestflow.ir.node import Node, Type, make
-from nestflow.ir.rule import DgdStep
 from nestflow.language import tree
 from nestflow.language.expressions import expression
 
@@ -71,6 +70,7 @@ class MemoryBuild:
         self.function: MemoryFunction | None = None
         self.values: dict[str, Node] = {}
         self.kind = ""
+        self.ages: list[Node] = []  # weights of the pairs of a windowed objective
         self.cache: CacheSpec | None = None
 
     # fields ----------------------------------------------------------------------------------------
@@ -272,8 +272,6 @@ class MemoryBuild:
         own, weight = weight, learning.masked(weight, when)
         if is_windowed(objective) and own is not None:
             weight = learning.masked(None, when)  # every pair of a window brings its own
-        if is_windowed(objective) and any(isinstance(s, DgdStep) for s in rule.program):
-            raise self.elab.not_yet("`dgd` beside `windowed`", self.node.span)
         memory = Memory(
             self.name,
             self.kind,
@@ -297,6 +295,7 @@ class MemoryBuild:
             self.node.span,
             when=when,
             link=link,
+            ages=tuple(self.ages),
         )
         reset = self.reset
         check_counts(self, reset, rule, [objective])

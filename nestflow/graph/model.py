@@ -167,6 +167,7 @@ class Memory:
     turn: int = 0  # which of the tick's updates this is, of `turns`; rounds: the same memory as the later ones see it
     turns: int = 1
     rounds: tuple[Memory, ...] = ()
+    ages: tuple[Node, ...] = ()  # of a windowed objective: what the pair of each age weighs
 
 
 @dataclass(frozen=True)

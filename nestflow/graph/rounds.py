@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from nestflow.graph.expressions import integer
 from nestflow.graph.model import Memory
-from nestflow.graph.windows import is_windowed
 from nestflow.ir.choices import for_round
 from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import DgdStep, Rule, SlotUpdate, Statement
@@ -69,6 +68,7 @@ def _turn(m: Memory, turn: int, turns: int) -> Memory:
         weight=_at(m.weight, turn),
         objective=_at(m.objective, turn),
         retain=_at(m.retain, turn),
+        ages=tuple(for_round(n, turn) for n in m.ages),
         rule=None if m.rule is None else _rule(m.rule, turn),
         turn=turn,
         turns=turns,

@@ -14,6 +14,7 @@ from nestflow.graph.resets import ticks
 from nestflow.graph.scope import Env
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
+from nestflow.ir.choices import for_round, per_round
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, Type, depends, walk
 from nestflow.language import tree
@@ -50,8 +51,9 @@ class Windows:
         if pair is not None:
             one = ops.binary("mul", pair, one)
         total: Node | None = None
+        self.m.ages = []
         for age in range(size):
-            term = self.aged(one, age, size, weights.get("weight"), site)
+            term = self.aged(one, pair, age, size, weights.get("weight"), site)
             total = term if total is None else ops.binary("add", total, term)
         assert total is not None
         return total
@@ -70,11 +72,13 @@ class Windows:
         from nestflow.graph.memory_learning import condition, masked, weight
 
         node = masked(weight(self.m), condition(self.m))
-        if node is not None and depends(node, lambda n: n.op == "each"):
+        if node is not None and depends(node, lambda n: n.op == "each" and n["by"] == "tensor"):
             raise self.m.elab.not_yet("a record as `weight` beside `windowed`", site.span)
         return None if node is None else number(node)
 
-    def aged(self, one: Node, age: int, size: int, weight: tree.Expr | None, site: tree.Expr) -> Node:
+    def aged(
+        self, one: Node, pair: Node | None, age: int, size: int, weight: tree.Expr | None, site: tree.Expr
+    ) -> Node:
         """The term of the pair that is `age` ticks old."""
         factor = ops.const(1.0)
         if weight is not None:
@@ -87,6 +91,8 @@ class Windows:
         if age:
             t = ticks(self.m.reset)  # none from before a reset
             factor = ops.where(ops.binary("gt", t, ops.const(age)), factor, ops.const(0.0))
+        then = pair if pair is None or size == 1 or not pair.type.clock else self.past(pair, age, size)
+        self.m.ages.append(factor if then is None else ops.binary("mul", factor, then))
         return ops.binary("mul", factor, self.lagged(one, age, size))
 
     def lagged(self, one: Node, age: int, size: int) -> Node:
@@ -110,11 +116,19 @@ class Windows:
             t = ops.leaf("position", Type("int", (), True, "T"))
             then = ops.binary("max", ops.binary("sub", t, ops.const(age)), ops.const(1))
             return rewrite([x], lambda n, args: then if n is t else None)[0]
+        lists = [n for n in walk(x) if n.op == "each"]
+        if lists:  # each round has pairs of its own
+            return per_round([self.past(for_round(x, j), age, size) for j in range(len(lists[0].args))])
         if x not in self.kept:
             path = f"{self.m.name}@window.{len(self.kept)}"
             self.kept[x] = ops.window(x, size, path, x.span)
             self.m.level.builder.tails.append(TailSpec(path, x.type, size - 1))
         return ops.index(self.kept[x], age)
+
+
+def age_of(n: Node) -> int:
+    """How old the pair is that an expression of a windowed objective looks at."""
+    return next((x["item"] for x in walk(n) if x.op == "index" and x.args[0].op == "window"), 0)
 
 
 def is_windowed(objective: Node) -> bool:

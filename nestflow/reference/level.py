@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nestflow.graph.model import Memory
 from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, UPDATES, keeps_anchor, memory_path
+from nestflow.graph.windows import age_of
 from nestflow.ir.choices import for_tensor
-from nestflow.ir.node import walk
+from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import DgdStep, Rule
 from nestflow.reference.cache import append
 from nestflow.reference.rule import Update, Weight, pick, times
@@ -181,7 +182,8 @@ def error(frame: Frame, one: Learning) -> None:
     for step in m.rule.program:
         if isinstance(step, DgdStep):
             seen = frame.inputs_of.get(m.name, {})
-            one.gram = {n: gram(xs, step.normalize) for n, xs in seen.items()}
+            aged = [frame.eval(e).abs() for e in m.ages]  # the pairs of a window weigh as they do in g
+            one.gram = {n: gram(xs, step.normalize, aged) for n, xs in seen.items()}
             one.gram = {n: k if (w := weight[n]) is None else times(w.abs(), k) for n, k in one.gram.items()}
     if m.every > 1:  # Σ G over the last N ticks
         keep_pending(frame, one)
@@ -197,15 +199,17 @@ def keep_pending(frame: Frame, one: Learning) -> None:
             tick.put(key, pick(learns, torch.zeros_like(sums[name]), sums[name]))
 
 
-def gram(inputs: list[Tensor], normalize: bool) -> Tensor:
-    """K = Σ k kᵀ over the inputs k of one weight at this tick (normalize: over k/‖k‖)."""
+def gram(inputs: list[tuple[Tensor, Node]], normalize: bool, aged: list[Tensor]) -> Tensor:
+    """K = Σ k kᵀ over the inputs k of one weight at this tick (normalize: over k/‖k‖), each with the weight of its
+    pair."""
     total: Tensor | None = None
-    for x in inputs:
+    for x, recall in inputs:
         rows = x.reshape(*x.shape[:2], -1, x.shape[-1])
         if normalize:
             size = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
             rows = rows / torch.where(size == 0, torch.ones_like(size), size)
         k = rows.mT @ rows
+        k = times(aged[age_of(recall)], k) if aged else k
         total = k if total is None else total + k
     if total is None:
         raise LookupError("no inputs were seen")

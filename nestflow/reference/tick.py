@@ -66,7 +66,8 @@ class Frame:
     taps: dict[str, list[Tensor]] = field(default_factory=dict)
     # memory -> recall mode -> its tensors (a level fills this as its tick goes on); see nestflow.reference.level
     states: dict[tuple[str, str], Tensors] = field(default_factory=dict)
-    inputs_of: dict[str, dict[str, list[Tensor]]] = field(default_factory=dict)
+    # memory -> tensor -> its inputs in the objective, and the recall of each
+    inputs_of: dict[str, dict[str, list[tuple[Tensor, Node]]]] = field(default_factory=dict)
     memo: dict[int, Tensor] = field(default_factory=dict)
     published: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # call -> what it emitted
     raw: dict[int, Any] = field(default_factory=dict)  # what networks of the caller gave
@@ -213,9 +214,12 @@ class Frame:
         theta = self.states[memory.name, node["mode"]]
         if memory.function is None:
             return next(iter(theta.values()))
-        inputs = self.inputs_of.setdefault(memory.name, {}) if node["mode"] == "objective" else {}
-        body = Frame(self.tick, self.instance, {"key": xs[0]} if xs else {}, theta, inputs)
-        return body.eval(memory.function.result)
+        body = Frame(self.tick, self.instance, {"key": xs[0]} if xs else {}, theta)
+        y = body.eval(memory.function.result)
+        if node["mode"] == "objective":
+            for tensor, inputs in body.taps.items():
+                self.inputs_of.setdefault(memory.name, {}).setdefault(tensor, []).extend((x, node) for x in inputs)
+        return y
 
     def tap(self, node: Node, xs: list[Tensor]) -> None:
         """The inputs of a weight of the memory: x of linear(x, θ), and of x @ transpose(θ)."""

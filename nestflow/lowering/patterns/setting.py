@@ -35,7 +35,7 @@ def context_of(m: Memory) -> list[Node]:
     if m.rounds:
         return [n for r in (replace(m, rounds=()), *m.rounds) for n in context_of(r)]
     fields = (m.key, m.value, m.query, m.weight, m.when, m.reset_where, m.objective, m.retain)
-    nodes = [n for n in fields if n is not None]
+    nodes = [*(n for n in fields if n is not None), *m.ages]
     return nodes + ([] if m.rule is None else list(m.rule.nodes()))
 
 
@@ -76,6 +76,8 @@ def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> Line
     pairs = errors.factors.get(tensor)
     if pairs is None:
         return replace(rule, dgd=None)
+    if m.ages:
+        return "dgd beside `windowed`: each pair erases by its age"
     if m.every > 1:
         return "dgd sums K over the ticks between its updates"
     if s.normalize or s.only != "**":
