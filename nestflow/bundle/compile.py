@@ -26,6 +26,7 @@ def compile(
     seed: int = 0,
     overrides: Mapping[str, Any] | None = None,
     allow_python: bool = False,
+    allow_large: bool = False,
     **params: Any,
 ) -> Bundle:
     """Compile a spec: `nestflow.compile("hope", dim=256)`.
@@ -36,6 +37,7 @@ def compile(
     dtype: a floating type of torch or its name ("float32" by default; the network's, where one is given).
     seed: of the weights, drawn from (seed, path).
     allow_python: the spec may run the Python functions that it names, `py("pkg.mod:fn")`; not if it is a stranger's.
+    allow_large: weights and state over 1 GB are made; without it they are an error (NF539) before any is.
     Raises NestflowError with every mistake that was found.
     """
     from nestflow.bundle.networks import split
@@ -44,7 +46,15 @@ def compile(
     given, networks = split({**(overrides or {}), **params})
     kind = None if dtype is None else dtype_of(dtype)
     with allowing(allow_python or allowed()):
-        return compile_program(target, given, dtype=kind, device=device, seed=whole(seed, "`seed`"), networks=networks)
+        return compile_program(
+            target,
+            given,
+            dtype=kind,
+            device=device,
+            seed=whole(seed, "`seed`"),
+            networks=networks,
+            small=not allow_large,
+        )
 
 
 def check(target: Target, *, allow_python: bool = False, **params: Any) -> LevelGraph:
@@ -75,12 +85,15 @@ def compile_program(
     seed: int,
     name: str | None = None,
     networks: Mapping[str, Any] | None = None,
+    small: bool = False,
 ) -> Bundle:
     """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one.
+    small: refuse what is over the budget of `nestflow.bundle.budget`.
 
     dtype: None is float32, or the type of the first network. networks: the caller's, by name."""
     import torch
 
+    from nestflow.bundle.budget import check_size
     from nestflow.bundle.bundle import Bundle
     from nestflow.bundle.networks import facts_of, kind_of, needed, same_kind, settle
     from nestflow.bundle.settings import device_of
@@ -100,6 +113,8 @@ def compile_program(
         same_kind(networks, dtype, device)
         dtype, device = dtype or known, device or place
         settle(graph, networks)
+    if small:
+        check_size(graph, (dtype or torch.float32).itemsize)
     if name is not None:
         graph = replace(graph, name=name)
     plan = lower(graph)

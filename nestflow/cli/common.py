@@ -59,6 +59,11 @@ def _allow_python(ctx: click.Context, param: click.Parameter, given: bool) -> No
         sys.path.insert(0, str(Path.cwd()))  # functions of yours lie where you work
 
 
+def yes_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The flag `--yes`, given to the command as `yes`: large weights are meant."""
+    return click.option("--yes", is_flag=True, help="Make weights and state over 1 GB without asking.")(f)
+
+
 def spec_of(target: str) -> str:
     """The target of a command: `-` is the text on stdin."""
     if target != "-":
@@ -76,8 +81,8 @@ def graph_of(target: str, overrides: dict[str, str]) -> LevelGraph:
     return build(load(spec_of(target), overrides))
 
 
-def bundle_of(target: str, overrides: dict[str, str], **settings: Any) -> Any:
-    """A compiled spec, or a bundle loaded from its folder."""
+def bundle_of(target: str, overrides: dict[str, str], yes: bool = False, **settings: Any) -> Any:
+    """A compiled spec, or a bundle loaded from its folder. yes: large weights are made."""
     import nestflow
 
     if target and Path(target).is_dir():
@@ -86,7 +91,7 @@ def bundle_of(target: str, overrides: dict[str, str], **settings: Any) -> Any:
                 "NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set"
             )
         return nestflow.load(find_bundle(Path(target)))
-    return nestflow.compile(spec_of(target), overrides=overrides, **settings)
+    return nestflow.compile(spec_of(target), overrides=overrides, allow_large=yes, **settings)
 
 
 def find_bundle(path: Path) -> Path:

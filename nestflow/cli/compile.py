@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from nestflow.cli.common import bundle_of, graph_of, set_option, spec_of, write
+from nestflow.cli.common import bundle_of, graph_of, set_option, spec_of, write, yes_option
 from nestflow.diagnostics.core import fail
 from nestflow.view import words
 
@@ -22,15 +22,23 @@ from nestflow.view import words
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
 @click.option("--dtype", default="float32", show_default=True, help="Type of the weights.")
+@yes_option
 @set_option
 def command(
-    spec: str, output: Path | None, standalone: bool, dump: str | None, seed: int, dtype: str, overrides: dict[str, str]
+    spec: str,
+    output: Path | None,
+    standalone: bool,
+    dump: str | None,
+    seed: int,
+    dtype: str,
+    yes: bool,
+    overrides: dict[str, str],
 ) -> None:
     """Write model.py, optim.py (both to be read) and a bundle (to be loaded) to a folder."""
     if dump in ("tree", "graph"):
         _dump_front(spec, dump, overrides)
         return
-    bundle = bundle_of(spec, overrides, seed=seed, dtype=dtype)
+    bundle = bundle_of(spec, overrides, yes, seed=seed, dtype=dtype)
     if dump == "plan":
         from nestflow.cli.dump import dump_plan
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from nestflow.cli.common import bundle_of, console, graph_of, set_option
+from nestflow.cli.common import bundle_of, console, graph_of, set_option, yes_option
 from nestflow.diagnostics.core import NestflowError, fail
 
 _LABEL = 13  # columns of `  half-life  `
@@ -17,8 +17,9 @@ _CODE = re.compile(r"NF\d{3}", re.IGNORECASE)
 
 @click.command("explain", epilog="Examples: nestflow explain dgd; nestflow explain NF201; nestflow explain hope")
 @click.argument("what", metavar="[WORD|CODE|SPEC]", required=False)
+@yes_option
 @set_option
-def command(what: str | None, overrides: dict[str, str]) -> None:
+def command(what: str | None, yes: bool, overrides: dict[str, str]) -> None:
     """Say what a word means, what an error code means, or how each level of a spec is lowered and what it costs.
 
     Without an argument, list all words.
@@ -30,7 +31,7 @@ def command(what: str | None, overrides: dict[str, str]) -> None:
     elif text := word(what):
         click.echo(text)
     else:
-        spec(what, overrides)
+        spec(what, overrides, yes)
 
 
 def page(code: str) -> str:
@@ -75,10 +76,10 @@ def _template(name: str) -> str | None:
     return f"{doc}{found.span.text}\n\n({type(found).__name__.lower()} in {Path(found.span.source.name).name})"
 
 
-def spec(name: str, overrides: dict[str, str]) -> None:
+def spec(name: str, overrides: dict[str, str], yes: bool = False) -> None:
     """How a spec is computed, and where the time and memory go."""
     try:
-        bundle = bundle_of(name, overrides)
+        bundle = bundle_of(name, overrides, yes)
     except NestflowError as e:
         codes = [d.code for d in e.diagnostics]
         if codes == ["NF009"]:

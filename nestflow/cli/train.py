@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nestflow.cli.common import bundle_of, set_option
+from nestflow.cli.common import bundle_of, set_option, yes_option
 from nestflow.cli.failure import INTERRUPTED
 from nestflow.view import words
 
@@ -40,6 +40,7 @@ from nestflow.view import words
 )
 @click.option("--device", help="cpu, cuda, cuda:1, ...")
 @click.option("--quiet", is_flag=True, help="No progress display.")
+@yes_option
 @set_option
 def command(
     spec: str | None,
@@ -48,6 +49,7 @@ def command(
     overwrite: bool,
     device: str | None,
     quiet: bool,
+    yes: bool,
     overrides: dict[str, str],
     **settings: Any,
 ) -> int:
@@ -68,7 +70,7 @@ def command(
 
     bundle = None
     if not resume:
-        bundle = bundle_of(spec or "", overrides, **_compile_settings(spec or "", given.get("seed"), device))
+        bundle = bundle_of(spec or "", overrides, yes, **_compile_settings(spec or "", given.get("seed"), device))
         out = out or Path("out") / bundle.name
     if out is not None:
         from nestflow.bundle.files import refuse_foreign

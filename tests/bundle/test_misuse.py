@@ -16,7 +16,9 @@ import torch
 
 import nestflow
 from nestflow.bundle.bundle import Bundle
+from nestflow.diagnostics.core import NestflowError
 from tests.bundle.specs import LM, MEMORY
+from tests.graph.building import codes
 
 TOKENS = torch.randint(0, 11, (3, 10), generator=torch.Generator().manual_seed(0))
 BATCH = {"tokens": TOKENS}
@@ -264,3 +266,29 @@ def test_saving_clears_what_a_killed_save_left(tmp_path: Path) -> None:
     other.mkdir()
     nestflow.compile(LM).save(tmp_path / "b")
     assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, "b"]
+
+
+def test_large_weights_are_made_only_if_they_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tracemalloc
+
+    text = (
+        "nestflow 1\nparam n = 20_000\ninput x : float[8]\noutput f(x)\nflow f(x) { return linear(linear(x, n), n) }\n"
+    )
+    tracemalloc.start()
+    with pytest.raises(NestflowError) as caught:
+        nestflow.compile(text)
+    assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    tracemalloc.stop()
+    assert [d.code for d in caught.value.diagnostics] == ["NF539"]
+    assert "1.6 GB" in str(caught.value) and "linear(linear(x, n), n)" in str(caught.value)
+    monkeypatch.setattr("nestflow.bundle.budget.MOST_BYTES", 1000)
+    assert codes(lambda: nestflow.compile(text, n=40)) == ["NF539"]
+    assert nestflow.compile(text, n=40, allow_large=True).module(x=torch.zeros(1, 8)).shape == (1, 40)
+
+
+def test_state_counts_as_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nestflow.bundle.budget.MOST_BYTES", 10_000)
+    level = "level a(x) { every 1 token; memory matrix; key x; value x; query x; objective l2; update gd(0.1) }"
+    text = f"nestflow 1\nparam n = 8\ninput x : float[T, n]\noutput a(x)\n{level}\n"
+    nestflow.compile(text)
+    assert codes(lambda: nestflow.compile(text, n=64)) == ["NF539"]
