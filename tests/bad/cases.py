@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,25 @@ TEXTS: list[tuple[str, str]] = [
     ("a list at the top of YAML", "- nestflow: 1\n"),
     ("deep YAML", "nestflow: 1\nlet: {a: " + "[" * 3_000 + "]" * 3_000 + "}\n"),
     ("a use that leaves the folder", 'nestflow 1\nuse "../../secret.nl"\noutput 1\n'),
+    (
+        "a merge bomb in YAML",
+        "nestflow: 1\nlet:\n  a0: &a0 {x: 1}\n"
+        + "".join(f"  a{i + 1}: &a{i + 1} {{<<: [*a{i}, *a{i}], y{i}: 1}}\n" for i in range(24)),
+    ),
+    ("a path of Windows", 'nestflow 1\nuse "\\\\\\\\server\\\\share\\\\a.nl"\noutput 1\n'),
+    ("a device as a file", 'nestflow 1\nuse "/dev/zero.nl"\noutput 1\n'),
+    ("a home as a file", 'nestflow 1\nuse "~/a.nl"\noutput 1\n'),
+    ("an extends of itself by name", "nestflow 1\nextends nowhere { level a { chunk 4 } }\n"),
+    ("an extends of what is not there inside", "nestflow 1\nextends titans { level titanz { chunk 64 } }\n"),
+    ("a template that calls itself", GOOD.replace("return x + titans(rmsnorm(x))", "return block(titans(rmsnorm(x)))")),
+    (
+        "loops in loops",
+        GOOD.replace("repeat 2 { x = block(x) }", "repeat 1000 { repeat 1000 { repeat 1000 { x = block(x) } } }"),
+    ),
+    ("heads of a thousand million", GOOD.replace("param n_heads = 2", "param n_heads = 1_000_000_000")),
+    ("a width of two to the fortieth", GOOD.replace("param dim = 32 in [1, 65536]", "param dim = 2 ^ 40")),
+    ("an assert that does not hold", GOOD + 'assert dim % 7 == 0, "seven must divide dim"\n'),
+    ("an assert of what is not known", GOOD + "assert tokens > 3\n"),
     ("a use of an absolute path", 'nestflow 1\nuse "/etc/passwd.nl"\noutput 1\n'),
 ]
 
@@ -239,12 +259,18 @@ FILES: list[tuple[str, str, bytes]] = [
     ("a picture as YAML", "picture.yaml", b"\x89PNG\r\n\x1a\n" + bytes(64)),
     ("two megabytes", "large.nl", b"# a comment\n" * 200_000),
     ("a file that uses itself", "self.nl", b'nestflow 1\nuse "self.nl"\noutput 1\n'),
+    ("a file that extends itself", "twin.nl", b'nestflow 1\nextends "twin.nl" { level a { chunk 4 } }\n'),
+    ("a file of zero bytes", "zeros.nl", b"nestflow 1\n" + bytes(100)),
+    ("old line ends", "mac.nl", b"nestflow 1\rparam d = 4\r"),
     ("a file that uses one that is not there", "uses.nl", b'nestflow 1\nuse "gone.nl"\noutput 1\n'),
 ]
 
 OTHERS: list[Bad] = [
     Bad("a file that is not there", lambda folder: str(folder / "missing.nl")),
     Bad("a folder", lambda folder: str(_folder(folder / "folder.nl"))),
+    Bad("a pipe of the system", lambda folder: _pipe(folder / "pipe.nl")),
+    Bad("a link out of the folder", lambda folder: _link(folder)),
+    Bad("two files that use each other", lambda folder: _circle(folder)),
     Bad("a name with a zero byte", lambda folder: "a\x00b.nl"),
     Bad("a name that is too long", lambda folder: "a" * 5_000 + ".nl"),
     Bad("a dict of no spec", lambda folder: {"hello": 1}),
@@ -259,6 +285,25 @@ OTHERS: list[Bad] = [
 def _folder(path: Path) -> Path:
     path.mkdir()
     return path
+
+
+def _pipe(path: Path) -> str:
+    os.mkfifo(path)
+    return str(path)
+
+
+def _link(folder: Path) -> str:
+    (folder / "inside").mkdir()
+    (folder / "secret.nl").write_text(GOOD, encoding="utf-8")
+    (folder / "inside" / "link.nl").symlink_to(folder / "secret.nl")
+    (folder / "inside" / "a.nl").write_text('nestflow 1\nuse "link.nl"\noutput 1\n', encoding="utf-8")
+    return str(folder / "inside" / "a.nl")
+
+
+def _circle(folder: Path) -> str:
+    for a, b in (("one", "two"), ("two", "one")):
+        (folder / f"{a}.nl").write_text(f'nestflow 1\nuse "{b}.nl"\nflow f_{a}(x) {{ return x }}\n', encoding="utf-8")
+    return str(folder / "one.nl")
 
 
 def _loop() -> dict[str, Any]:
