@@ -73,10 +73,13 @@ class Span:
 
 @dataclass(frozen=True)
 class Related:
-    """A second place that a diagnostic points at, with what is to be seen there."""
+    """A second place that a diagnostic points at, with what is to be seen there.
+
+    part: a piece of the diagnostic's own expression; its message stands right under it, where there is room."""
 
     span: Span
     message: str
+    part: bool = False
 
 
 AGAIN = "and here"

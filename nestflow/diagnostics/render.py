@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nestflow.diagnostics.core import AGAIN, Diagnostic, Span
+from nestflow.diagnostics.core import AGAIN, Diagnostic, Related, Span
 from nestflow.diagnostics.fixes import edits_of
 
 MAX_SHOWN = 20
@@ -41,11 +41,14 @@ def render(d: Diagnostic, paint: Paint = plain) -> str:
     gutter = max((len(str(s.line)) for s in (d.span, *(r.span for r in shown)) if s is not None), default=1)
     if d.span is not None:
         lines += _picture(d.span, gutter, "^", d.severity, paint)
+        labels = _labels(d.span, [r for r in shown if r.part], gutter, paint)
+        lines += labels
+        shown = [r for r in shown if not (r.part and labels)]
     for r in shown:
         lines.append(f"{' ' * gutter} = note: {safe(r.message)}")
         lines += _picture(r.span, gutter, "-", "mark", paint)
-    if len(shown) < len(d.related):
-        lines.append(f"{' ' * gutter} = note: and at {len(d.related) - len(shown)} more places")
+    if again:
+        lines.append(f"{' ' * gutter} = note: and at {len(again)} more places")
     if d.help:
         lines.append(f"{' ' * gutter} = {paint('help', 'help')}: {safe(d.help)}")
     return "\n".join(lines)
@@ -131,6 +134,29 @@ def _picture(span: Span, gutter: int, mark: str, role: str, paint: Paint) -> lis
         f"{paint('place', f'{number:>{gutter}} |')} {paint(span.source.name, text)}".rstrip(),
         f"{paint('place', f'{pad} |')} {' ' * before}{paint(role, mark * marked)}",
     ]
+
+
+def _labels(span: Span, parts: Sequence[Related], gutter: int, paint: Paint) -> list[str]:
+    """What each part of an expression is, under the part; nothing where they are not all in one short line."""
+    number = span.line
+    raw = span.source.line(number)
+    ends = {span.source.position(max(p.span.start, p.span.end - 1))[0] for p in parts}
+    if not parts or ends != {number} or any(p.span.line != number for p in parts) or len(raw) > MAX_WIDTH:
+        return []
+    at = [sum(_cell(c)[1] for c in raw[: p.span.column - 1]) for p in parts]
+    wide = [max(1, sum(_cell(c)[1] for c in p.span.text)) for p in parts]
+    placed = sorted(zip(at, wide, (safe(p.message) for p in parts), strict=True))
+    under = ""
+    for column, width, _ in placed:
+        under = under.ljust(column)[:column] + "-" * width
+    rows = [f"{under} {placed[-1][2]}"]
+    for i in range(len(placed) - 2, -1, -1):
+        row = ""
+        for column, _, _ in placed[:i]:
+            row = row.ljust(column) + "|"
+        rows.append(row.ljust(placed[i][0]) + placed[i][2])
+    pad = " " * gutter
+    return [f"{paint('place', f'{pad} |')} {paint('mark', row)}" for row in rows]
 
 
 def _cell(c: str) -> tuple[str, int]:

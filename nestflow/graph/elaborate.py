@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from nestflow.diagnostics.core import Collector, Edit, NestflowError, Span, fail
+from nestflow.diagnostics.core import Collector, Edit, NestflowError, Related, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Init, ParamValue
 from nestflow.graph.published import emitted
@@ -224,7 +224,8 @@ class Elaborator:
         try:
             yield
         except ops.ShapeError as e:
-            raise self.failure("NF301", str(e), expr.span, e.help) from e
+            parts = tuple(Related(span, said, part=True) for span, said in e.parts)
+            raise self.failure("NF301", str(e), expr.span, e.help, parts) from e
         except RecursionError as e:
             raise self.failure("NF432", "this is nested too deeply", expr.span) from e
 

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from nestflow.diagnostics.core import NestflowError
+from nestflow.diagnostics.core import NestflowError, Span
 from nestflow.graph.arguments import NEEDS_AXES, bind, check_place, is_like, link
 from nestflow.graph.scope import Env, Site
 from nestflow.graph.unrolled import LOOKS_BACK, is_unrolled, look_back
@@ -139,7 +139,13 @@ def apply_binary(expr: tree.Binary, a: Any, b: Any, env: Env) -> Any:
         return ops.binary(_BINARY[expr.op], x, y, expr.span)
     except ops.ShapeError as e:
         sides = f"`{brief(expr.left)}` is {x.type}, `{brief(expr.right)}` is {y.type}"
-        raise ops.ShapeError(str(e), sides if e.help is None else f"{sides}; {e.help}") from e
+        parts = _parts((expr.left, x), (expr.right, y))
+        raise ops.ShapeError(str(e), sides if e.help is None else f"{sides}; {e.help}", parts) from e
+
+
+def _parts(*pieces: tuple[tree.Expr, Node]) -> tuple[tuple[Span, str], ...]:
+    """What each piece of an expression is, to be drawn under it."""
+    return tuple((e.span, str(n.type)) for e, n in pieces if e.span is not None)
 
 
 def brief(expr: tree.Expr) -> str:
@@ -417,7 +423,9 @@ def apply_word(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, si
     except ops.ShapeError as e:
         given = ", ".join(f"{a.type}" for a in args if isinstance(a, Node))
         told = f"`{word.signature}` is given {given}" if given else f"`{word.signature}`"
-        raise ops.ShapeError(str(e), told if e.help is None else f"{e.help} ({told})") from e
+        written = site.args if isinstance(site, tree.Call) and len(site.args) == len(args) else ()
+        parts = _parts(*((x, a) for x, a in zip(written, args, strict=False) if isinstance(a, Node)))
+        raise ops.ShapeError(str(e), told if e.help is None else f"{e.help} ({told})", e.parts or parts) from e
 
 
 def default_of(slot: tree.Slot, env: Env) -> Any:

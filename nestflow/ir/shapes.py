@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 
+from nestflow.diagnostics.core import Span
 from nestflow.ir.node import Type
 
 
 class ShapeError(Exception):
-    """A plain sentence about shapes or types that do not fit; help: a way out, where one is known."""
+    """A plain sentence about shapes or types that do not fit; help: a way out, where one is known; parts: pieces of
+    the text with what each is, to be drawn under the expression."""
 
-    def __init__(self, message: str, help: str | None = None) -> None:
+    def __init__(self, message: str, help: str | None = None, parts: tuple[tuple[Span, str], ...] = ()) -> None:
         super().__init__(message)
         self.help = help
+        self.parts = parts
 
 
 MAX_FEATURES = 2**31

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
@@ -229,11 +230,34 @@ def _broken(e: yaml.YAMLError, source: Source) -> NestflowError:
     context = getattr(e, "context_mark", None)
     if context is not None and mark is not None and context.line != mark.line:
         related = (Related(Span(source, context.index, min(context.index + 1, len(source.text))), "it began here"),)
+    related = (*related, *_slips_above(source, at))
     for pattern, message, help in _HELP:
         m = re.match(pattern, str(said))
         if m:
             return NestflowError([Diagnostic("NF120", m.expand(message), Span(source, at, at + 1), help, related)])
     return NestflowError([Diagnostic("NF120", f"this is not YAML: {said}", Span(source, at, at + 1), None, related)])
+
+
+def _slips_above(source: Source, at: int) -> Iterator[Related]:
+    """YAML finds out late: a quote that a line leaves open, or the line above without its `:`."""
+    number = source.position(at)[0]
+    for n in range(1, number):
+        line = source.line(n)
+        if line.count('"') % 2 and not line.lstrip().startswith(("#", "doc")):
+            start = at_line(source, n) + line.rindex('"')
+            yield Related(Span(source, start, start + 1), "this quote is not closed in its line")
+            return
+    above = next((n for n in range(number - 1, 0, -1) if source.line(n).strip()), None)
+    if above is not None and re.fullmatch(r"[ ]*(- )?[\w(), =]+[;.,]? *[^:#]*", source.line(above)):
+        start = at_line(source, above)
+        line = source.line(above)
+        blank = len(line) - len(line.lstrip())
+        yield Related(Span(source, start + blank, start + len(line)), "this line has no `:`")
+
+
+def at_line(source: Source, number: int) -> int:
+    """The offset of a line's first character."""
+    return sum(len(line) + 1 for line in source.text.split("\n")[: number - 1])
 
 
 def places(node: Any, source: Source) -> Places:
