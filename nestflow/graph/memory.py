@@ -202,7 +202,9 @@ class MemoryBuild:
         if x.type.shape != want.shape or x.type.heads != want.heads or x.type.short:
             message = f"memory `{self.name}` is recalled at a {want}, and this is {x.type}"
             help_ = "under heads: `split_heads`, or `linear` with the key's width" if want.heads else None
-            raise self.elab.failure("NF319", message, site.span, help_)
+            key = self.field("key")
+            related = learning.other_end(key.span if key else None, f"the key, {want}")
+            raise self.elab.failure("NF319", message, site.span, help_, related)
         type_ = want.with_(shape=out, dtype="float", batch=True, clock=want.clock or "T")
         return make("recall", (x,), type_, site.span, memory=self.name, mode=mode)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from nestflow.diagnostics.core import Related, Span
 from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.arguments import link
@@ -58,8 +59,15 @@ def clock(m: MemoryBuild) -> tuple[int, int]:
         message = f"`chunk {chunk}` is no multiple of `every {every}`"
         below, above = chunk // every * every, (chunk // every + 1) * every
         near = f"`chunk {below}` and `chunk {above}` are" if below else f"`chunk {every}` is the least"
-        raise m.elab.failure("NF405", message, f.span if f else m.node.span, near)
+        other = m.field("every")
+        related = other_end(other.span if other and other is not f else None, "`every` is here")
+        raise m.elab.failure("NF405", message, f.span if f else m.node.span, near, related)
     return every, chunk
+
+
+def other_end(span: Span | None, message: str) -> tuple[Related, ...]:
+    """The second place of a clash, where there is one."""
+    return () if span is None else (Related(span, message),)
 
 
 def _count(m: MemoryBuild, name: str, default: int) -> int:
@@ -68,7 +76,7 @@ def _count(m: MemoryBuild, name: str, default: int) -> int:
     if given is None and f is None:
         return default
     if given is None and f is not None:
-        check_unit(m.elab, f, m.level.template.name)
+        check_unit(m.elab, f, m.level.template.name, m.level.site.span)
         given = integer(f.value, m.level.env, f"`{name}`")
     span = f.span if f is not None and name not in m.level.overrides else m.level.site.span
     if not isinstance(given, (int, float)) or isinstance(given, bool) or given != int(given):
@@ -78,7 +86,7 @@ def _count(m: MemoryBuild, name: str, default: int) -> int:
     return int(given)
 
 
-def check_unit(elab: Any, f: tree.Field, level: str) -> None:
+def check_unit(elab: Any, f: tree.Field, level: str, call: Span | None = None) -> None:
     """`every` of a level that is called on tokens counts tokens; `chunk` counts them without saying so."""
     if f.unit is None:
         if f.name == "every":
@@ -96,7 +104,7 @@ def check_unit(elab: Any, f: tree.Field, level: str) -> None:
     if unit in ("step", "round", "task"):
         message = f"level `{level}` is called on tokens, and its clock is `{f.unit}`"
         help_ = f"a level that is called in a flow ticks by tokens: `{f.name} 1 token`"
-        raise elab.failure("NF401", message, where, help_)
+        raise elab.failure("NF401", message, where, help_, other_end(call, "called here, on values with a token axis"))
     if unit in CLOCKS:
         raise elab.not_yet(f"the clock `{f.unit}{f' of {f.of}' if f.of else ''}` in a level", where)
     help_ = did_you_mean(unit, CLOCKS) or f"a level that is called in a flow ticks by tokens: `{f.name} 1 token`"
@@ -185,7 +193,9 @@ def _named(m: MemoryBuild, given: Partial, value: Node | None, site: tree.Expr) 
     if not fits or prediction.type.heads != value.type.heads:
         message = f"memory `{m.name}` recalls a {prediction.type}, and its value is {value.type}"
         help_ = "give the memory the value's width, or the value the memory's"
-        raise m.elab.failure("NF319", message, site.span, help_)
+        f = m.field("value")
+        related = other_end(f.span if f else None, f"the value, {value.type}")
+        raise m.elab.failure("NF319", message, site.span, help_, related)
     # `l2(p, v)` has slots for what is given here; the others keep theirs (`huber(delta)`, `lp(p)`)
     own = () if [s.name for s in word.slots] == ["p", "v"] else word.slots
     rest = Word(word.name, word.signature, own, word.kind, word.doc)
