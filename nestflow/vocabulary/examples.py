@@ -183,6 +183,7 @@ for          flow: for p in [1, 4] { x = x + mlp(x, name = "mlp_{p}") }; return 
 if           flow: if width(x) > 4 { x = rmsnorm(x) }; return x
 assert       top: assert 8 % 2 == 0, "two must divide eight"
 emit         flow: emit size = mean(square(x)); return x
+clock        top: clock round = 500 steps
 execution    top: execution { dtype float32 }
 extends      spec: extends titans { level titans { chunk 64 } }
 y            level: return y |> linear(8)
