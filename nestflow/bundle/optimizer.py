@@ -72,7 +72,7 @@ def _of_levels(
             "pass `module.parameters()`, or write levels on a network: `extern net`, and `net=model`",
         )
     needed(graph, networks)
-    own = next((w.path for w in graph.weights if w.role != "network"), None)
+    own = next((w.path for w in (*graph.weights, *graph.kept) if w.role != "network"), None)
     objective = next((level for level in graph.step_levels if level.objective is not None), None)
     if own is not None or objective is not None:
         what = f"weights of its own (`{own}`)" if own is not None else f"an objective (level `{objective.name}`)"  # type: ignore[union-attr]

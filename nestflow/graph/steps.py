@@ -377,9 +377,13 @@ class StepLevels:
         if self.elab.slow.kind(level.name) not in OWNING:
             return False
         missing = any(v.facts is None for v in self.elab.networks.values())
-        name = self.call_of(level)[1]
-        on_network = isinstance(name, tree.Name) and name.name in self.elab.networks
-        return missing if "objective" in fields else on_network
+        return missing if "objective" in fields else self.on_network(level.name)
+
+    def on_network(self, level: str) -> bool:
+        """Whether a level owns weights of a network of the caller."""
+        e = self.fields[level]["memory"].value
+        first = e.args[0] if isinstance(e, tree.Call) and e.args else None
+        return isinstance(first, tree.Name) and first.name in self.elab.networks
 
     def rule(self, fields: dict[str, tree.Field], level: tree.Level, owned: tuple[str, ...], own: OwnTensors) -> Rule:
         """The optimiser of the level. It sees gradients, weights and counts, and nothing of the batch."""
@@ -396,11 +400,10 @@ class StepLevels:
 
     def check_sources(self, levels: list[StepLevel]) -> None:
         """Gradients come from objectives or from the caller's own `backward()`: one step cannot wait for both."""
-        learning = [s for s in levels if s.rule is not None]
-        bare = [s for s in learning if s.objective is None]
-        if not bare or len(bare) == len(learning) or self.elab.waiting:
+        bare = [s for s in levels if s.rule is not None and s.objective is None and self.on_network(s.name)]
+        other = next((s for s in levels if s.rule is not None and s.objective is not None), None)
+        if not bare or other is None or self.elab.waiting:
             return
-        other = next(s for s in learning if s.objective is not None)
         message = f"`{bare[0].name}` has no objective and learns from your gradients, `{other.name}` has one"
         help_ = "give each an objective (`b.step(batch)`), or none (`loss.backward()`, `optimizer.step()`)"
         related = (Related(other.span, "this one has"),) if other.span else ()

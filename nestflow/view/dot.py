@@ -32,6 +32,8 @@ def to_dot(graph: LevelGraph) -> str:
         heads += [ids[v.name] for v in mine[:1]]
     if len(heads) > 1:
         lines.append(f"  {' -> '.join(heads)} [style=invis];")
+    for i, n in enumerate(graph.networks):
+        lines.append(f'  net{i} [label={_text(n.name, "a network of yours")}, style="rounded,filled,dashed"];')
     for e in graph.edges:
         if e.source in ids and e.target in ids:
             colour = theme.EDGES[e.kind][1]

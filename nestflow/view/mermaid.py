@@ -27,6 +27,8 @@ def to_mermaid(graph: LevelGraph) -> str:
             ]
             lines.append(f'    {ids[v.name]}["{"<br/>".join(r for r in rows if r)}"]')
         lines.append("  end")
+    for i, n in enumerate(graph.networks):
+        lines.append(f'  net{i}[["<b>{_text(n.name)}</b><br/>a network of yours"]]')
     edges = [e for e in graph.edges if e.source in ids and e.target in ids]
     for e in edges:
         label = f'|"{_text(e.label or e.kind)}"|'

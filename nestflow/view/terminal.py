@@ -33,7 +33,9 @@ def render(graph: LevelGraph, width: int = WIDTH) -> RenderableType:
 
 
 def _whole(graph: LevelGraph, width: int) -> RenderableType:
+    from rich import box
     from rich.console import Group
+    from rich.panel import Panel
     from rich.text import Text
 
     placed = arrange(graph)
@@ -43,6 +45,9 @@ def _whole(graph: LevelGraph, width: int) -> RenderableType:
         for line in (words.first_sentence(graph.doc or "", width), *words.params_lines(graph, width))
         if line
     ]
+    if graph.networks:
+        names = " · ".join(words.clean(n.name) for n in graph.networks)
+        parts.append(Panel(Text(names, "bold"), box.ROUNDED, title="of yours", border_style="dim", expand=False))
     for lane in placed.lanes:
         if lane.divider:
             parts.append(Text(f"── {lane.divider} ".ljust(width, "╌"), style="dim"))

@@ -93,7 +93,11 @@ def test_it_is_shown_without_a_network(tmp_path: Path) -> None:
     assert [(f.name, f.kind) for f in graph.flows] == [("net", "network")]
     run = CliRunner().invoke
     assert "a network of yours" in run(app, ["check", "cms_stack"]).stdout
-    assert "every 16 steps" in run(app, ["view", "cms_stack"]).stdout
+    drawn = run(app, ["view", "cms_stack"]).stdout
+    assert "every 16 steps" in drawn and "of yours" in drawn and "│ net " in drawn
+    for ending, box in (("mmd", 'net0[["<b>net</b>'), ("dot", 'net0 [label="net')):
+        assert run(app, ["view", "cms_stack", "-o", str(tmp_path / f"c.{ending}")]).exit_code == 0
+        assert box in (tmp_path / f"c.{ending}").read_text(encoding="utf-8")
     assert run(app, ["explain", "cms_stack"]).exit_code == 0
     assert run(app, ["view", "cms_stack", "-o", str(tmp_path / "c.svg")]).exit_code == 0
     assert ">net<" in (tmp_path / "c.svg").read_text(encoding="utf-8")
