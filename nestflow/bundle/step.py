@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nestflow.bundle.curvature import curvatures, twice_differentiable
 from nestflow.bundle.grams import InputGrams, terms_of
 from nestflow.bundle.module import Module
 from nestflow.bundle.step_optimizer import StepOptimizer
@@ -66,8 +67,10 @@ class Ticker:
         bringing = [x for x in levels if self.brings(x, inputs)]
         value = None
         if bringing or name in self.shown:
-            with self.grams(bringing, inputs or {}) as grams:
-                value = self.gradients(name, bringing, inputs, published)
+            curved = self.optimizer.wants_curvature([x.name for x in bringing])
+            twice = twice_differentiable() if curved else contextlib.nullcontext()
+            with self.grams(bringing, inputs or {}) as grams, twice:
+                value = self.gradients(name, bringing, inputs, published, curved)
             self.optimizer.input_grams = grams() if grams else {}
         for level in levels:
             self.remember(level)
@@ -96,8 +99,10 @@ class Ticker:
         levels: Sequence[StepLevel],
         inputs: Mapping[str, Tensor] | None,
         published: dict[str, Tensor],
+        curved: Collection[str] = (),
     ) -> Tensor:
-        """The objective's value; the gradients of the levels' tensors are then in `.grad`."""
+        """The objective's value; the gradients of the levels' tensors are then in `.grad`. curved: levels whose rule
+        reads the curvature now."""
         module = self.module
         group = dict(self.groups)[name]
         own = {p: w.detach().requires_grad_() for x in levels for p, w in module.kept.items() if p in x.weights}
@@ -106,8 +111,16 @@ class Ticker:
         paths = [p for x in levels for p in x.weights if p in own or tensors[p].requires_grad]
         if paths and value.requires_grad:
             wanted = [own.get(p, tensors[p]) for p in paths]
-            for p, g in zip(paths, torch.autograd.grad(value, wanted, allow_unused=True), strict=True):
-                tensors[p].grad = g
+            found = torch.autograd.grad(value, wanted, allow_unused=True, create_graph=bool(curved))
+            at = {p: (w, g) for p, w, g in zip(paths, wanted, found, strict=True) if g is not None}
+            self.optimizer.curvatures = {}
+            for level in levels:
+                if level.name in curved:
+                    mine = {p: at[p] for p in level.weights if p in at}
+                    steps = {p: self.optimizer.state[tensors[p]]["step"] + 1 for p in mine}
+                    self.optimizer.curvatures |= curvatures(mine, steps, module.__dict__["_origin"][3])
+            for p in paths:
+                tensors[p].grad = at[p][1].detach() if p in at else None
         return value.detach()
 
     def needed(self, level: StepLevel, inputs: Mapping[str, Tensor] | None) -> Mapping[str, Any]:

@@ -14,6 +14,12 @@ NEEDS_INPUTS = (
 )
 
 
+NEEDS_OBJECTIVE = (
+    "curvature(hutchinson) needs the objective besides the gradients, and this step brought none.",
+    "write it as the update of a level in a spec and compile that: `b = nestflow.compile(...)`, then `b.step(batch)`",
+)
+
+
 class Fact(NamedTuple):
     """What a rule may ask of a weight. heads: 1 where the tensor has a leading head axis (the others do not see it)."""
 
@@ -59,6 +65,8 @@ class Level:
     reads_inputs: ClassVar[bool] = False
     normalize: ClassVar[bool] = False  # the inputs of that sum have unit length
     collective: ClassVar[bool] = False
+    reads_curvature: ClassVar[bool] = False
+    shared: ClassVar[tuple[str, ...]] = ()  # memories that are one for all weights of the level
     evaluates: ClassVar[bool] = False
     elementwise: ClassVar[bool] = False  # `update` may be run on lists of weights at once
     schedule_facts: ClassVar[tuple[str, ...]] = ()
@@ -77,6 +85,11 @@ class Level:
     def slots(w: Tensor, fact: Fact) -> dict[str, Tensor]:
         """The rule's memories for one weight, as they start."""
         return {}
+
+    @staticmethod
+    def curvature_due(t: int) -> bool:
+        """Whether the update t of a weight reads its curvature."""
+        return True
 
     update: ClassVar[Callable[..., Any]]
     evaluate: ClassVar[Callable[..., Tensor]]

@@ -19,6 +19,7 @@ from torch import Tensor
 from nestflow.bundle.step_clocks import Clocked
 from nestflow.bundle.step_level import (
     NEEDS_INPUTS,
+    NEEDS_OBJECTIVE,
     Fact,
     Level,
     Weights,
@@ -55,6 +56,7 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
         self.input_grams: dict[
             str, Tensor
         ] = {}  # weight -> Σ x xᵀ / terms of the loss, set by whoever ran the forward pass
+        self.curvatures: dict[str, Tensor] = {}  # weight -> z ⊙ Hz of this batch, set by whoever has the objective
         self._level = {level.name: level for level in self.levels}
         self._settings = self._checked(settings)
         self._updated: dict[str, bool] = {}
@@ -175,6 +177,8 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
         for w, fact in zip(group["params"], self._facts(level, group)):
             if level.reads_inputs and level.weights is None:
                 raise mistake("NF543", *NEEDS_INPUTS)
+            if level.reads_curvature and level.weights is None:
+                raise mistake("NF543", *NEEDS_OBJECTIVE)
             state = self.state[w]
             state["step"] = 0
             if level.every > 1:
@@ -243,7 +247,11 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
                     self.state[w]["step"] += 1
                     ready.append((w, grad, self.state[w], g, fact, gram))
         if ready:
-            _learn(level, ready, level.elementwise and self.foreach is not False)
+            _learn(level, ready, level.elementwise and self.foreach is not False, self.curvatures)
+            for name in level.shared:  # one for all: weights without a gradient have it too
+                for w in chain.from_iterable(g["params"] for g in groups):
+                    if w is not ready[0][0]:
+                        self.state[w][name].copy_(self.state[ready[0][0]][name].reshape(-1)[0])
         if learns:
             for w in chain.from_iterable(g["params"] for g in groups):
                 for kept in ("pending", "pending_gram"):
@@ -283,6 +291,16 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
         if not learns or not state["pending_ticks"]:
             return None, None
         return state["pending"], state.get("pending_gram")
+
+    def wants_curvature(self, names: Iterable[str]) -> set[str]:
+        """The levels named whose next tick reads curvatures."""
+        found = set()
+        for level in (self._level[n] for n in names):
+            groups = [g for g in self.param_groups if g["level"] == level.name and g["params"]]
+            if level.reads_curvature and groups and (groups[0]["ticks"] + 1) % level.every == 0:
+                steps = {self.state[w]["step"] + 1 for g in groups for w in g["params"]}
+                found |= {level.name} if any(map(level.curvature_due, steps)) else set()
+        return found
 
     def _follow_schedule(self, level: type[Level], group: dict[str, Any]) -> None:
         if not group["params"]:
@@ -325,7 +343,7 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:  # also when torch loads state
         self.__dict__.setdefault("foreach", None)
         self.__dict__.setdefault("_level", {level.name: level for level in self.levels})
-        for name in ("input_grams", "_updated", "_known_facts", "_scheduled"):
+        for name in ("input_grams", "curvatures", "_updated", "_known_facts", "_scheduled"):
             self.__dict__.setdefault(name, {})
         super().__setstate__(state)
 
@@ -408,6 +426,7 @@ def _learn(
     level: type[Level],
     ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]],
     together: bool,
+    curvatures: Mapping[str, Tensor],
 ) -> None:
     """One update of all weights of a level that brought a gradient."""
     if together and len(ready) > 1:
@@ -425,6 +444,10 @@ def _learn(
         exact = state_dtype(w.dtype) == w.dtype
         work = w if exact else w.float()  # half precision: the whole update in float32, rounded once
         extra = {"gram": gram} if level.reads_inputs else {}
+        if level.reads_curvature:
+            extra["curvature"] = curvatures.get(fact.path)
+            if extra["curvature"] is None and level.curvature_due(state["step"]):
+                raise mistake("NF543", *NEEDS_OBJECTIVE)
         runs.append((w, work, level.update(work, grad, state, group, fact, **extra)))
         if not level.collective and not exact:
             w.copy_(work)

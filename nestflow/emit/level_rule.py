@@ -449,7 +449,7 @@ def slot_leaf(m: Memory, t: MemoryTensor, name: str) -> Node:
     assert m.rule is not None
     slot = next((s for s in m.rule.slots if s.name == name), None)
     shape = t.shape if slot is None else slot.shape(t.shape) or ()
-    path = "" if slot is not None and slot.like == "number" else t.path
+    path = "" if slot is not None and slot.shared else t.path
     return state(m, path, "slot:" + name, Type(shape=shape, heads=m.heads))
 
 

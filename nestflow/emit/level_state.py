@@ -36,7 +36,7 @@ class StateNames:
                 leaf = state(p.memory, "", counter, Type("int", heads=p.memory.heads))
                 self.add(leaf, counter[1:], p.memory.name + counter)
             for slot in p.memory.rule.slots if p.memory.rule is not None else ():
-                if slot.like == "number":
+                if slot.shared:
                     leaf = slot_leaf(p.memory, state_tensors(p.memory)[0], slot.name)
                     self.add(leaf, slot.name, f"{p.memory.name}.{slot.name}")
         self.again()
@@ -66,7 +66,7 @@ class StateNames:
                 f'c.w[p + "{t.learned}"].expand_as({name})' if t.learned else f"torch.zeros_like({name})"
             )
         for slot in m.rule.slots if m.rule is not None else ():
-            if slot.like != "number" and slot.shape(t.shape) is not None:
+            if not slot.shared and slot.shape(t.shape) is not None:
                 self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
         if m.every > 1:
             self.add(state(m, t.path, PENDING, type_), f"pending_{stem}", path + PENDING)

@@ -119,6 +119,10 @@ def _functions(code: RuleCode) -> list[str]:
     if code.slots:
         method("slots", "w, fact", _slots(code))
     arguments = "w, g, state, group, fact" + (", gram" if code.reads_inputs else "")
+    if code.curvature:
+        arguments += ", curvature"
+        if code.curvature != "True":
+            method("curvature_due", "t", [f"        return {code.curvature}"])
     method("update", arguments, ["        " + x for x in code.update])
     if code.evaluate:
         method("evaluate", "w, state, group, fact", ["        " + x for x in code.evaluate])
@@ -130,18 +134,21 @@ def _functions(code: RuleCode) -> list[str]:
             ("reads_inputs", code.reads_inputs),
             ("normalize", code.normalize),
             ("elementwise", elementwise(code)),
+            ("reads_curvature", bool(code.curvature)),
         )
         if on
     ]
+    if code.shared:
+        flags.append(f"    shared = {code.shared!r}")
     return flags + lines
 
 
 def elementwise(code: RuleCode) -> bool:
     """Whether the update asks nothing of a weight but arithmetic that `foreach` functions have."""
     text = _without_places("\n".join(code.update))
-    if code.collective or code.reads_inputs or re.search(r"\b(fact|torch)\b", text):
+    if code.collective or code.reads_inputs or code.curvature or re.search(r"\b(fact|torch)\b", text):
         return False
-    if any(start.startswith("torch.") for start in code.slots.values()):  # a memory that is one number
+    if any(start.startswith(("torch.", "number_of")) for start in code.slots.values()):  # a memory that is one number
         return False
     helpers = any(re.search(rf"\b{h}\(", text) for h in code.helpers)
     return not helpers and set(re.findall(r"\.([a-z]\w*)\(", text)) <= METHODS

@@ -22,6 +22,7 @@ TAKEN = frozenset(
         "group",
         "fact",
         "gram",
+        "curvature",
         "torch",
         "math",
         "params",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from nestflow.emit.numbers import ATOM, POWER, PRODUCT, SUM, Text, literal, number
+from nestflow.emit.numbers import ATOM, OR, POWER, PRODUCT, SUM, Text, is_number, literal, number
 from nestflow.emit.rule_matrices import scaled_eye, zeros
 from nestflow.emit.rule_memories import MemoryLines
 from nestflow.emit.rule_parts import (
@@ -24,6 +24,7 @@ from nestflow.emit.rule_parts import (
 )
 from nestflow.emit.tensors import Product, Tensors
 from nestflow.ir import ops
+from nestflow.ir.forms import Form
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.rule import DgdStep, Let, Rule, RuleSlot, SetWeight, SlotUpdate, Statement, Step
 
@@ -48,6 +49,8 @@ class RuleCode:
     normalize: bool = False
     only: str = "**"
     present: dict[str, str] = field(default_factory=dict[str, str])
+    shared: tuple[str, ...] = ()
+    curvature: str = ""  # when it is read: a condition on t
 
 
 @dataclass
@@ -144,7 +147,7 @@ class RuleWriter(MemoryLines):
     def write(self) -> RuleCode:
         """All functions of the rule."""
         rule, tensors = self.rule, self.tensors
-        tensors.bound = {n: n.op for n in self._leaves() if n.op in ("g", "w")}
+        tensors.bound = {n: n.op for n in self._leaves() if n.op in ("g", "w", "curvature")}
         order = settle_order(rule.program)
         for s in order:
             if isinstance(s, SlotUpdate):
@@ -183,6 +186,8 @@ class RuleWriter(MemoryLines):
             rule.text,
             *self._inputs(),
             self._present(),
+            tuple(key(s.name) for s in self.rule.slots if s.shared),
+            self._curvature(),
         )
 
     def _block(self, block: list[Statement], later: list[Statement], before: Node | None) -> None:
@@ -215,6 +220,30 @@ class RuleWriter(MemoryLines):
                 rows.append([])
             rows[-1].append(n)
         return [", ".join(row) + " = " + ", ".join(f'{source}["{n}"]' for n in row) for row in rows if row]
+
+    def _curvature(self) -> str:
+        """When the rule reads a curvature: under one condition on the count of updates, or always."""
+        users = [n for n in walk(*self.rule.nodes()) if any(a.op == "curvature" for a in n.args)]
+        roots = [x for s in self.rule.program if not isinstance(s, DgdStep) for x in [s.value]]
+        if not any(depends(x, lambda n: n.op == "curvature") for x in roots):
+            return ""
+        conditions: set[Node] = set()
+        stack = list(roots)
+        while stack:
+            n = stack.pop()
+            if not depends(n, lambda x: x.op == "curvature"):
+                continue
+            if n.op == "where" and is_number(n.args[0]) and not depends(n.args[2], lambda x: x.op == "curvature"):
+                conditions.add(n.args[0])
+            elif n.op == "curvature":
+                return "True"
+            else:
+                stack.extend(n.args)
+        assert users
+        counts = self.counts_updates
+        text = " or ".join(self.tensors.number(c).at(OR) for c in conditions)
+        self.counts_updates = counts
+        return text if not any(n.op == "hyper" for c in conditions for n in walk(c)) else "True"
 
     def _inputs(self) -> tuple[bool, str]:
         steps = [s for s in self.rule.program if isinstance(s, DgdStep)]
@@ -352,11 +381,15 @@ class RuleWriter(MemoryLines):
         if init.op == "w":
             return f"{self.tensors.helper('copy_of')}(w)"
         if like == "number":
-            return f"torch.tensor(float({self.tensors.text(init).text}))"
+            return f"{self.tensors.helper('number_of')}(w, fact.heads, {self.tensors.text(init).text})"
         zero = f"{self.tensors.helper('zeros')}(w)"
         if slot.own is not None:
             helper, zero = zeros(slot.own, lambda n: self.tensors.number(n).text)
             self.tensors.helper(helper)
+        if init.op == "draw":
+            sizes = "None" if slot.own is None else self._sizes(slot.own)
+            draws = f"{init['kind']!r}, {init['a']!r}, {init['b']!r}"
+            return f'{self.tensors.helper("drawn")}(w, fact, "{key(slot.name)}", {sizes}, {draws})'
         identity = scaled_eye(init)
         if identity is not None:
             size, scale = identity
@@ -364,6 +397,12 @@ class RuleWriter(MemoryLines):
         if init.op == "const":
             return zero if init.value == 0 else f"{zero}.fill_({init.value!r})"
         return f"{zero}.add_({self.tensors.text(init).text})"
+
+    def _sizes(self, form: Form) -> str:
+        """The axes of a memory as a tuple."""
+        if form.sizes is None:
+            return f"tuple(zeros_along(w, {', '.join(map(str, sorted(form.single)))}).shape[fact.heads :])"
+        return "(" + "".join(f"{self.tensors.number(n).text}, " for n in form.sizes).rstrip() + ")"
 
     def _present(self) -> dict[str, str]:
         """Memories that only some weights have, and the condition."""

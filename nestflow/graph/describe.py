@@ -143,7 +143,7 @@ def _memory_rows(
 
 def kept_by(slot: RuleSlot, shapes: list[tuple[int, ...]]) -> int:
     """How many numbers an optimiser's memory keeps for weights of these shapes (without heads)."""
-    if slot.like == "number":
+    if slot.shared:
         return 1
     return sum(math.prod(own) for own in (slot.shape(s) for s in shapes) if own is not None)
 
@@ -173,7 +173,7 @@ def _step_rows(
 
     def keeps(slot: RuleSlot) -> int:
         each = [kept_by(slot, [w.shape]) * (w.heads or 1) for w in tensors]
-        return sum(each) if slot.like != "number" or not each else max(each)
+        return max(each, default=0) if slot.shared else sum(each)
 
     kept = sum(keeps(x) for x in slots if x.name.endswith(".pending"))
     rows = [
@@ -201,7 +201,7 @@ def _step_rows(
                     1,
                     None,
                     0,
-                    1 if slot.like == "number" else keeps(slot),
+                    keeps(slot),
                     None,
                     s.name,
                     span or s.span,

@@ -56,7 +56,9 @@ class Program:
         self.quiet = False
         self.w: Node = local["w"]
         self.below: tuple[tree.Statement, ...] = ()
-        self.env = env.with_(specials={"before": self.before, "debias": self.debias, "eye": self.eye})
+        self.env = env.with_(
+            specials={"before": self.before, "debias": self.debias, "eye": self.eye, "curvature": rule.curvature}
+        )
         self.raw_env = env.extend(raw)
         # names given in text order: before(m) may stand above m's own statement
         for s in template.body:
@@ -71,7 +73,9 @@ class Program:
         unique = s.name
         while any(slot.name == unique for slot in self.rule.slots):
             unique += "_"
-        m = RuleMemory(unique, self.kind(s) == "number")
+        kind = self.kind(s)
+        of_number = kind == "tensor" and kind_of(s)[0] == "like" and not self.w.type.like
+        m = RuleMemory(unique, kind == "number" or of_number)
         self.mine[s.name] = self.local[s.name] = m
         self.rule.slots.append(RuleSlot(unique, "number" if m.number else "w", ops.const(0.0), None, self.rule.where))
         MemoryStatement(self, s, m).foresee()
@@ -163,7 +167,7 @@ class Program:
             self.memory(s)
         elif isinstance(s, tree.Field) and s.name in ("step", "set", "eval"):
             node = self.elab.as_node(evaluate(s.value, self.env), s.value, f"`{s.name}`")
-            if not node.type.like:
+            if not node.type.like and self.w.type.like:
                 message = f"`{s.name}` is a tensor like w, and this is {node.type}"
                 raise self.elab.failure("NF323", message, s.value.span, "for example `step -lr * g`")
             self.level_wide(node, s.value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nestflow.diagnostics.core import NestflowError, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer, partial
-from nestflow.graph.values import Partial, Quiet
+from nestflow.graph.values import Distribution, Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.forms import COLS, NUMBER, ROWS, Form, Forms, W, canonical
 from nestflow.ir.node import Node, Type, make, rebuild, walk
@@ -73,7 +73,7 @@ class MemoryStatement:
         name, given = kind_of(self.s)
         if name == "like":
             value = self.elab.as_node(evaluate(given[0], self.env), given[0]) if len(given) == 1 else None
-            if value is None or not value.type.like:
+            if value is None or (not value.type.like and not self.m.number):
                 message = "`like` takes one tensor whose shape the memory has"
                 raise self.elab.failure("NF226", message, self.s.kind.span, "`like(w)`")
             self.m.form = self.rule.form(value, given[0])
@@ -178,7 +178,11 @@ class MemoryStatement:
         """`init`: `eye` has the memory's own size."""
         sizes = matrix_sizes(self.m.form)
         names: dict[str, Any] = {} if sizes is None else {"eye": eye(sizes[0])}
-        node = self.elab.as_node(evaluate(f.value, self.env.extend(names)), f.value, "`init`")
+        value = evaluate(f.value, self.env.extend(names))
+        if isinstance(value, Distribution) and not value.init.maps and value.init.kind in ("normal", "uniform"):
+            kind, a, b = value.init.kind, value.init.a, value.init.b
+            return ops.leaf("draw", self.m.type, f.span, slot=self.m.name, kind=kind, a=a, b=b)
+        node = self.elab.as_node(value, f.value, "`init`")
         if self.m.number and node.type.like:
             message = f"`{self.s.name}` is a scalar, and this `init` is a tensor like w"
             raise self.elab.failure("NF301", message, f.value.span, "a number")

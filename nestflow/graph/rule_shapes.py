@@ -28,7 +28,7 @@ def check_rule(
     for node in walk(*rule.nodes()) if not matrix else ():
         _mixes(elab, node, f)
     for shape, path in shapes.items():
-        types: dict[int, Type] = {}
+        types: dict[Node, Type] = {}
         own = {s.name: s.shape(shape) for s in rule.slots}
         named: dict[str, Type] = {}
         types_of = Shapes(shape, own, named)
@@ -71,19 +71,19 @@ class Shapes:
     named: Mapping[str, Type]
 
 
-def _fits(elab: Any, root: Node, at: Shapes, path: str, types: dict[int, Type], f: tree.Field) -> Type:
+def _fits(elab: Any, root: Node, at: Shapes, path: str, types: dict[Node, Type], f: tree.Field) -> Type:
     """The type of an expression of the rule where w has this shape."""
     shape = at.w
     (root,) = rewrite([root], lambda n, args: _fact(n, shape))  # a choice by ndim(w) keeps the branch taken
     for n in walk(root):
-        if id(n) in types:
+        if n in types:
             continue
         try:
-            types[id(n)] = _type(n, at, types)
+            types[n] = _type(n, at, types)
         except ops.ShapeError as e:
             message = f"{e}, where w is `{path}`, {list(shape)}"
             raise elab.failure("NF301", message, _span(n, f), "transposes, and `ndim(w)`, tell tensors apart") from e
-    return types[id(root)]
+    return types[root]
 
 
 def _fact(n: Node, shape: tuple[int, ...]) -> Node | None:
@@ -91,7 +91,7 @@ def _fact(n: Node, shape: tuple[int, ...]) -> Node | None:
     return known(n, shape) if n.op == "fact" else None
 
 
-def _type(n: Node, at: Shapes, types: dict[int, Type]) -> Type:
+def _type(n: Node, at: Shapes, types: dict[Node, Type]) -> Type:
     shape = at.w
     if n.op in ("slot_old", "slot_new") and n.type.like:
         return n.type.with_(like=False, shape=at.slots.get(n["name"]) or (() if n["name"] in at.slots else shape))
@@ -103,8 +103,8 @@ def _type(n: Node, at: Shapes, types: dict[int, Type]) -> Type:
         return n.type.with_(like=False, shape=(facts_of(shape)["rows"], facts_of(shape)["cols"]))
     if n.op == "like_w":
         rows_cols = (facts_of(shape)["rows"], facts_of(shape)["cols"])
-        if types[id(n.args[0])].shape != rows_cols:
-            raise ops.ShapeError(f"{list(types[id(n.args[0])].shape)} is not {list(rows_cols)}")
+        if types[n.args[0]].shape != rows_cols:
+            raise ops.ShapeError(f"{list(types[n.args[0]].shape)} is not {list(rows_cols)}")
         return n.type.with_(like=False, shape=shape)
     if n.op == "eye_of":
         size = int(n.args[0].value)
@@ -115,11 +115,11 @@ def _type(n: Node, at: Shapes, types: dict[int, Type]) -> Type:
         return n.type.with_(like=False)
     if not any(a.type.like for a in n.args):
         return n.type
-    args = tuple(make("slot", (), types[id(a)], name=f"({i})") for i, a in enumerate(n.args))
+    args = tuple(make("slot", (), types[a], name=f"({i})") for i, a in enumerate(n.args))
     if n.op == "debias":
         return args[0].type
     if n.op == "where" and n.args[0].op == "const":
-        return types[id(n.args[1 if n.args[0].value else 2])]
+        return types[n.args[1 if n.args[0].value else 2]]
     return construct(n.op, args, n).type.with_(heads=None)
 
 

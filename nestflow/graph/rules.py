@@ -142,7 +142,18 @@ class RuleBuilder:
 
     def rule_env(self, env: Env) -> Env:
         env = env.extend(given_names(ops.leaf("g", LIKE)))
-        return env.with_(rule=self, specials={})  # `total` and `before` of updates are words of their own
+        # `total` and `before` of updates are words of their own
+        return env.with_(rule=self, specials={"curvature": self.curvature})
+
+    def curvature(self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Node:
+        """`curvature(hutchinson)`: z ⊙ Hz of the level's objective at this batch."""
+        named = args[0].name if len(args) == 1 and isinstance(args[0], tree.Name) else ""
+        if named != "hutchinson" or piped:
+            message = "`curvature` says how it is estimated"
+            raise self.elab.failure("NF238", message, site.span, "`curvature(hutchinson)`")
+        if self.memory is not None:
+            raise self.elab.not_yet("`curvature` of a memory on the token clock", site.span)
+        return ops.leaf("curvature", LIKE, site.span)
 
     @staticmethod
     def split(expr: tree.Expr) -> tuple[tree.Expr | None, tree.Expr]:
@@ -191,7 +202,7 @@ class RuleBuilder:
         template: Any = value.target
         g: Node = ops.leaf("g", LIKE)
         given = list(args)
-        if self.takes_gradient(template, given):
+        if w is not None or self.takes_gradient(template, given):
             g = given.pop(0)
         raw, _ = self.elab.templates.bind(value, template, given, kwargs, site)
         local: list[Statement] = []

@@ -6,7 +6,7 @@ LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
 LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
 LEVEL.MEMORY@updates           updates so far, LEVEL.MEMORY@ticks the ticks since the last one that brought a pair (only
                                with `when`; the second where every > 1)
-LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule (`like` w); LEVEL.MEMORY.SLOT where it is one number
+LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule; LEVEL.MEMORY.SLOT where it is one for all (`per level`)
 LEVEL.MEMORY.key / .value      the pairs a cache keeps
 INSTANCE.TAIL                  the last inputs of a look-back block
 """
@@ -61,7 +61,7 @@ def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
     if keeps_anchor(memory):
         slots += [_tensor_slot(path, memory, t, CHUNK) for t in tensors]
     for rule_slot in memory.rule.slots if memory.rule is not None else ():
-        if rule_slot.like == "number":
+        if rule_slot.shared:
             name = memory_path(path, memory.name, rule_slot.name)
             start = slot_start(memory.rule, rule_slot) if memory.rule is not None else Init("zeros")
             slots.append(StateSlot(name, "rule", (), memory.heads, None, start))

@@ -96,6 +96,8 @@ class Forms:
             return W
         if n.op == "named":
             return self.named.get(n["name"], W if n.type.like else NUMBER)
+        if n.op == "draw":
+            return self.slots.get(n["slot"], W)
         if n.op == "eye_of":
             return Form((n.args[0], n.args[0]))
         if n.op == "as_matrix":

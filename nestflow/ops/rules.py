@@ -3,6 +3,7 @@ norms, sums and Newton-Schulz then see each head's tensor alone."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,22 @@ def copy_of(w: Tensor) -> Tensor:
 def zeros_of(w: Tensor, heads: int, *sizes: int) -> Tensor:
     """A memory of these axes (per head where w has a head axis), zeros."""
     return w.new_zeros((*w.shape[:heads], *sizes), dtype=state_dtype(w.dtype))
+
+
+def number_of(w: Tensor, heads: int, value: float) -> Tensor:
+    """A memory that is one number (per head, kept broadcastable, where w has a head axis)."""
+    shape = (*w.shape[:heads], *[1] * (w.ndim - heads)) if heads else ()
+    return w.new_full(shape, value, dtype=state_dtype(w.dtype))
+
+
+def drawn(w: Tensor, fact: Any, name: str, sizes: tuple[int, ...] | None, kind: str, a: float, b: float) -> Tensor:
+    """A memory that starts from a draw by its path: normal(a) or uniform(a, b), the same on every run. sizes: its axes
+    (None: w's)."""
+    digest = hashlib.sha256(f"{fact.path}.{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    shape = (*w.shape[: fact.heads], *(w.shape[fact.heads :] if sizes is None else sizes))
+    x = torch.randn(shape, generator=generator) * a if kind == "normal" else torch.rand(shape, generator=generator)
+    return (x if kind == "normal" else x * (b - a) + a).to(device=w.device, dtype=state_dtype(w.dtype))
 
 
 def eye_like(w: Tensor, heads: int, size: int, scale: float = 1.0) -> Tensor:

@@ -285,7 +285,7 @@ def counted(frame: Frame, group: list[Learning]) -> tuple[Tensor, Tensor, Tensor
 
 def slot_path(rule: Rule, memory: str, slot: str, tensor: str) -> str:
     """Where the stream keeps a memory of the rule: one for each tensor, or one number for all."""
-    alone = any(s.name == slot and s.like == "number" for s in rule.slots)
+    alone = any(s.name == slot and s.shared for s in rule.slots)
     return f"{memory}.{slot}" if alone else f"{memory}.{slot}.{tensor}"
 
 

@@ -34,6 +34,7 @@ def run_rule(
     w0: Tensors | None = None,
     gram: Tensors | None = None,
     retain: float = 1.0,
+    curvature: Tensors | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """One update of plain tensors by path: the new weights and the new memories of the rule (none changed in place).
 
@@ -41,14 +42,16 @@ def run_rule(
     updates times every). heads: paths whose first axis is the head axis, which ndim, rows, cols, norm(w) and
     Newton–Schulz do not see.
     retain: what A is multiplied by before the step is added.
-    gram: K [.., in, in] of the weights that multiply an input (only dgd)."""
+    gram: K [.., in, in] of the weights that multiply an input (only dgd).
+    curvature: z ⊙ Hz by path."""
     ones = []
     for p, x in w.items():
         h = p in heads
         k = _lift(gram[p], h) if gram and p in gram else None
         now, start = _lift(x, h), _lift((w0 or w)[p], h)
+        c = _lift(curvature[p], h) if curvature and p in curvature else None
         keep = (lambda x: x) if retain == 1 else (lambda x: retain * x)
-        ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k, keep))
+        ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k, keep, curvature=c))
     at = updates * every if ticks is None else ticks
     Update(rule, ones, torch.tensor([[updates]]), n_ticks, at, every, run_length, per_copy=False).run()
     return (

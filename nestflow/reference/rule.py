@@ -6,6 +6,7 @@ weights on the step clock (`plain`: tensors as they are in a state dict).
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ class Weight:
     new: dict[str, Tensor] = field(default_factory=dict)
     named: dict[str, Tensor] = field(default_factory=dict)
     retained: bool = False
+    curvature: Tensor | None = None
 
 
 @dataclass
@@ -153,6 +155,10 @@ class Update:
         own = {"g": w.g, "w": w.w, "w0": w.w0, "w_chunk": w.w_chunk, "updates": self.updates}
         if op in own:
             return own[op]
+        if op == "curvature":
+            if w.curvature is None:
+                raise LookupError("this rule reads the curvature of its objective, and none was given")
+            return w.curvature
         if op == "named":
             return w.named[node["name"]]
         if op == "slot_old":
@@ -179,6 +185,8 @@ class Update:
         if op == "like_w":
             x = self.value(node.args[0], w)
             return x.reshape(*x.shape[:2], *like.shape[2:])
+        if op == "draw":
+            return self.draw(node, w)
         if op == "eye_of":
             return torch.eye(int(self.value(node.args[0], w)), dtype=like.dtype, device=like.device)[None, None]
         if op in ("norm_all", "total"):
@@ -204,6 +212,19 @@ class Update:
             return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
         known = leaf(node, like.dtype, like.device)
         return known if known is not None else apply(node, [self.value(a, w) for a in node.args], like.dtype)
+
+    def draw(self, node: Node, w: Weight) -> Tensor:
+        """The start of a memory by its path alone, drawn in float32: [B, H, *shape]."""
+        slot = next(s for s in self.rule.slots if s.name == node["slot"])
+        shape = slot.shape(tuple(w.w.shape[2:])) or ()
+        digest = hashlib.sha256(f"{w.path}.{node['slot']}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        full = (*w.w.shape[:2], *shape)
+        if node["kind"] == "normal":
+            x = torch.randn(full, generator=generator) * node["a"]
+        else:
+            x = torch.rand(full, generator=generator) * (node["b"] - node["a"]) + node["a"]
+        return x.to(w.w)
 
     def over_all(self, op: str, xs: list[Tensor]) -> Tensor:
         """‖·‖ or Σ over all tensors that learn by this update: one copy at a time, or (slow weights) heads and all."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 LATER = frozenset(
     [
-        "hypergradient",
-        "curvature",
-        "precondition",
         "es",
         "ticks",
         "average",
@@ -14,8 +11,5 @@ LATER = frozenset(
         "dropout",
         "noise",
         "bernoulli",
-        "sophia",
-        "deep_momentum",
-        "plastic",
     ]
 )

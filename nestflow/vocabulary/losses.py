@@ -182,6 +182,14 @@ def ball(site: Any, w: Any, r: Any) -> Node:
     return ops.binary("mul", w, ops.binary("min", ops.const(1.0), ratio), site.span)
 
 
+@word("precondition(g)", kind="update", paper="Nested Learning eq. 48-49 (P)")
+def precondition(site: Any, g: Any) -> Node:
+    """What delta momentum maps the gradient's rows to: the identity, rows × rows. An optimiser of your own writes its
+    own in place of it."""
+    site.node(g, "precondition")
+    return make("eye_of", (ops.leaf("fact", Type("int"), name="rows"),), Type(like=True), site.span)
+
+
 def _fact(name: str, doc: str) -> None:
     def build(site: Any, w: Any) -> Node:
         return ops.leaf("fact", Type("int"), site.span, name=name)
@@ -262,5 +270,13 @@ describe(
     also="repeat_kv kv_heads grouped_query",
 )
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
+describe(
+    "curvature(kind)",
+    "update",
+    "`curvature(hutchinson)`: z ⊙ Hz, z = ±1 drawn by (seed, path, update), H the second derivatives of the level's "
+    "objective at this batch: an estimate of the diagonal. It needs the objective, so it trains a compiled module.",
+    "Sophia",
+    also="hessian hutchinson hvp",
+)
 describe("before(m)", "special", "The state of a memory before this tick.")
 describe("debias(m)", "update", "m / (1 − the product of its retains).", "Adam")

@@ -26,11 +26,11 @@ def shipped_against_interpreter(name: str, steps: int, shapes: Any = SHAPES, **s
     rule = optimizer_rule(name, settings)
     params = parameters(shapes=shapes)
     drive(nestflow.optimizer(name, params, **settings), params, steps)
-    w = {str(i): x for i, x in enumerate(draw(0, shapes))}
+    w = start = {str(i): x for i, x in enumerate(draw(0, shapes))}
     slots: Any = init_slots(rule, w)
     for t in range(steps):
         g = {str(i): x for i, x in enumerate(draw(1000 + t, shapes))}
-        w, slots = run_rule(rule, w, g, slots, updates=t + 1)
+        w, slots = run_rule(rule, w, g, slots, updates=t + 1, w0=start)
     for p, x in zip(params, w.values(), strict=True):
         torch.testing.assert_close(p.detach(), x, rtol=1e-9, atol=1e-9)
 
