@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
     """Attention by its formula: the fused kernels have no second derivative."""
@@ -27,11 +26,9 @@ def signs(path: str, step: int, seed: int, like: Tensor) -> Tensor:
     return z.to(device=like.device, dtype=like.dtype)
 
 
-def curvatures(
-    weights: Mapping[str, tuple[Tensor, Tensor]], steps: Mapping[str, int], seed: int
-) -> dict[str, Tensor]:
-    """z ⊙ Hz for the weights of one level. weights: each with its gradient, which was taken with its graph. steps: which
-    update this is for each."""
+def curvatures(weights: Mapping[str, tuple[Tensor, Tensor]], steps: Mapping[str, int], seed: int) -> dict[str, Tensor]:
+    """z ⊙ Hz for the weights of one level. weights: each with its gradient, which was taken with its graph. steps:
+    which update this is for each."""
     zs = {p: signs(p, steps[p], seed, w) for p, (w, _) in weights.items()}
     smooth = [(g, zs[p]) for p, (_, g) in weights.items() if g.requires_grad]
     second: Sequence[Tensor | None] = [None] * len(weights)

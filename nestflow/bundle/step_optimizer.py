@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nestflow.bundle.step_clocks import Clocked
+from nestflow.bundle.step_learn import learn
 from nestflow.bundle.step_level import (
     NEEDS_INPUTS,
     NEEDS_OBJECTIVE,
@@ -29,7 +30,6 @@ from nestflow.bundle.step_level import (
     fact_of,
     mistake,
 )
-from nestflow.ops.many import Many, bunches
 from nestflow.ops.rules import state_dtype, zeros
 
 
@@ -247,7 +247,7 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
                     self.state[w]["step"] += 1
                     ready.append((w, grad, self.state[w], g, fact, gram))
         if ready:
-            _learn(level, ready, level.elementwise and self.foreach is not False, self.curvatures)
+            learn(level, ready, level.elementwise and self.foreach is not False, self.curvatures)
             for name in level.shared:  # one for all: weights without a gradient have it too
                 for w in chain.from_iterable(g["params"] for g in groups):
                     if w is not ready[0][0]:
@@ -420,49 +420,6 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
             g["total_steps"] = own_total or g.get("total_steps", 0)
         self.total_steps = own_total or next((g["total_steps"] for g in self.param_groups), 0) or None
         self._updated, self._scheduled = {}, {}
-
-
-def _learn(
-    level: type[Level],
-    ready: list[tuple[Tensor, Tensor, dict[str, Any], dict[str, Any], Fact, Tensor | None]],
-    together: bool,
-    curvatures: Mapping[str, Tensor],
-) -> None:
-    """One update of all weights of a level that brought a gradient."""
-    if together and len(ready) > 1:
-        alone = []
-        for bunch in bunches(ready):
-            if len(bunch) == 1:
-                alone += bunch
-                continue
-            w, g = (Many([one[i] for one in bunch]) for i in (0, 1))
-            states = {k: Many([one[2][k] for one in bunch]) for k, v in bunch[0][2].items() if isinstance(v, Tensor)}
-            level.update(w, g, bunch[0][2] | states, bunch[0][3], bunch[0][4])
-        ready = alone
-    runs = []
-    for w, grad, state, group, fact, gram in ready:
-        exact = state_dtype(w.dtype) == w.dtype
-        work = w if exact else w.float()  # half precision: the whole update in float32, rounded once
-        extra = {"gram": gram} if level.reads_inputs else {}
-        if level.reads_curvature:
-            extra["curvature"] = curvatures.get(fact.path)
-            if extra["curvature"] is None and level.curvature_due(state["step"]):
-                raise mistake("NF543", *NEEDS_OBJECTIVE)
-        runs.append((w, work, level.update(work, grad, state, group, fact, **extra)))
-        if not level.collective and not exact:
-            w.copy_(work)
-    if not level.collective:
-        return
-    asked = [next(run) for _, _, run in runs]
-    while asked:
-        number = asked[0][0]([value for _, value in asked])
-        answers, asked = [number.to(w.device) for w, _, _ in runs], []
-        for (w, work, run), answer in zip(runs, answers):
-            try:
-                asked.append(run.send(answer))
-            except StopIteration:
-                if work is not w:
-                    w.copy_(work)
 
 
 __all__ = ["Fact", "Level", "StepOptimizer", "expand", "fact_of"]

@@ -29,6 +29,7 @@ _RUNTIME = (
     "nestflow.ops.many",
     "nestflow.bundle.step_level",
     "nestflow.bundle.step_clocks",
+    "nestflow.bundle.step_learn",
     "nestflow.bundle.step_optimizer",
 )
 _HEAD = '''"""{title}

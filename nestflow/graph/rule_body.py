@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Span
@@ -218,11 +219,14 @@ class Program:
         """Before a step: what is named and read below it stays what it is now, though it was made of w."""
         from nestflow.graph.unused import names_in  # which builds rules itself
 
-        wanted = names_in(self.below)
+        self.keep(names_in(self.below), lambda n: n is self.w, span)
+
+    def keep(self, wanted: set[str], test: Callable[[Node], bool], span: Span | None) -> None:
+        """Values of these names that pass the test are computed here, once."""
         for name, value in list(self.local.items()):
             if name not in wanted or not isinstance(value, Node) or value is self.w:
                 continue
-            if not depends(value, lambda n: n is self.w):
+            if not depends(value, test):
                 continue
             unique, n = name, 1
             while unique in self.rule.named:
@@ -242,7 +246,11 @@ class Program:
     def branches(self, s: tree.If, condition: Node) -> None:
         """`if ndim(w) >= 2 { … } else { … }`: each weight runs the branch that its shape takes. What is named inside
         stays inside."""
+        from nestflow.graph.unused import names_in
+
         outside = self.rule.where
+        if outside is None:  # norms over all weights are taken where all weights are
+            self.keep(names_in((s,)), lambda n: n.op in ("norm_all", "total"), s.span)
         for body, chosen in ((s.body, condition), (s.otherwise, ops.unary("not", condition))):
             kept, mine = dict(self.local), dict(self.mine)
             self.rule.where = chosen if outside is None else ops.binary("and", outside, chosen)

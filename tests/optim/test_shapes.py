@@ -276,3 +276,17 @@ def test_a_weight_under_heads_is_h_weights(name: str) -> None:
         param.grad = x
         opt.step()
     torch.testing.assert_close(param.detach(), torch.stack(alone), rtol=1e-10, atol=1e-10)
+
+
+def test_norms_over_all_weights_above_a_branch(tmp_path: Path) -> None:
+    """A name taken above the `if`, and a clipped gradient that goes into an optimiser with branches."""
+    branches = "if ndim(w) >= 2 { step -lr * g / size } else { step -2 * lr * g / size }"
+    named = own(tmp_path, f"size = norm_all(g)\n{branches}")
+    matrix, vector = after(named, 1, lr=0.1)
+    g = draw(1000, [(4, 3), (5,)])
+    size = torch.cat([x.flatten() for x in g]).norm()
+    w = draw(0, [(4, 3), (5,)])
+    torch.testing.assert_close([matrix, vector], [w[0] - 0.1 * g[0] / size, w[1] - 0.2 * g[1] / size])
+    shipped_against_interpreter(named, 3, lr=0.1)
+    inside = own(tmp_path, "step g |> clip_norm(0.5) |> shampoo(lr)")
+    shipped_against_interpreter(inside, 4, lr=0.1)
