@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from nestflow._python import allowed, allowing
 from nestflow.bundle.source import load_source
 from nestflow.bundle.step_level import NEEDS_INPUTS, mistake
 from nestflow.bundle.step_optimizer import StepOptimizer
+from nestflow.diagnostics.core import fail
 from nestflow.emit.optim import emit_optim, emit_rule
 from nestflow.graph.model import LevelGraph
 from nestflow.ir.rule import Rule
@@ -52,7 +54,18 @@ def _made(
         return _of_levels(target, own, settings)
     rule = optimizer_rule(target, dict(settings))
     name = target if isinstance(target, str) and "\n" not in target else rule.text
-    return rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, **own)
+    made = rule_class(rule, name.rpartition("/")[2].removesuffix(".nl")[:40])(params, **own)
+    _check_shapes(rule, made)
+    return made
+
+
+def _check_shapes(rule: Rule, made: StepOptimizer) -> None:
+    """Raise NF301 where the rule has an operation that does not fit one of the parameters."""
+    from nestflow.graph.rule_shapes import check_rule
+
+    shapes = {tuple(w.shape): n for g in made.param_groups for n, w in zip(g["names"], g["params"], strict=True)}
+    told = SimpleNamespace(failure=lambda code, message, span=None, help=None: fail(code, message, span, help))
+    check_rule(told, rule, shapes, SimpleNamespace(span=rule.span))  # type: ignore[arg-type]
 
 
 def _of_levels(

@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from nestflow.diagnostics.core import Span
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make, rebuild, walk
 
@@ -180,13 +181,13 @@ def settled(node: Node, forms: Forms) -> Node:
         form = forms.of(n)
         if not n.type.like or n.op not in MATRIX:
             return None
-        seen = tuple(as_matrix(a) if forms.of(old) == W else a for old, a in zip(n.args, args, strict=True))
+        seen = tuple(as_matrix(a, n.span) if forms.of(old) == W else a for old, a in zip(n.args, args, strict=True))
         new = make(n.op, seen, n.type, n.span, **dict(n.attrs))
         return make("like_w", (new,), n.type, n.span) if form == W else new
 
     return rebuild(node, change)
 
 
-def as_matrix(x: Node) -> Node:
+def as_matrix(x: Node, span: Span | None) -> Node:
     """rows × cols of what has w's axes."""
-    return x.args[0] if x.op == "like_w" else make("as_matrix", (x,), x.type, x.span)
+    return x.args[0] if x.op == "like_w" else make("as_matrix", (x,), x.type, x.span or span)

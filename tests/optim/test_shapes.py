@@ -290,3 +290,14 @@ def test_norms_over_all_weights_above_a_branch(tmp_path: Path) -> None:
     shipped_against_interpreter(named, 3, lr=0.1)
     inside = own(tmp_path, "step g |> clip_norm(0.5) |> shampoo(lr)")
     shipped_against_interpreter(inside, 4, lr=0.1)
+
+
+def test_a_rule_that_does_not_fit_a_parameter_is_told(tmp_path: Path) -> None:
+    spec = own(
+        tmp_path, "memory m : matrix(rows(w), rows(w)) { value g @ transpose(g); update gd(1) }\nstep -lr * (m @ g)"
+    )
+    assert len(after(spec, 2, [(4, 3)], lr=0.1)) == 1
+    with pytest.raises(NestflowError) as caught:
+        after(spec, 1, [(4, 3), (5,)], lr=0.1)
+    (d,) = caught.value.diagnostics
+    assert d.code == "NF301" and d.span is not None and d.span.source.name.endswith("mine.nl")
