@@ -71,6 +71,7 @@ def pages() -> dict[str, str]:
         "blocks", "Shipped blocks", "Flows in `specs/blocks/`, known without `use`. Each serves as a memory too."
     )
     made["diagnostics.md"] = _diagnostics()
+    made["elsewhere.md"] = _elsewhere()
     made["README.md"] = _index()
     return made
 
@@ -122,6 +123,28 @@ def _shipped(folder: str, title: str, about: str) -> str:
         doc = "".join(f"## {line}".rstrip() + "\n" for line in (t.doc or "").splitlines())
         parts += [f"## {n}", f"```text\n{doc}{t.span.text if t.span else ''}\n```"]
     return _joined(parts)
+
+
+def _elsewhere() -> str:
+    """You know it as … / here it is: what the records say that others call them, and the words of other languages."""
+    from nestflow.language.words import FOREIGN_WORDS
+
+    homes = {w.name: name for name, (_, kinds, _) in PAGES.items() for w in records(kinds)}
+    found: dict[str, list[str]] = {}
+    for w in (*SYNTAX.values(), *WORDS.values()):
+        for a in w.also:
+            found.setdefault(a, []).append(f"[`{w.name}`]({homes[w.name]}.md#{_anchor(w.name)})")
+    rows = [f"| `{a}` | {', '.join(found[a])} |" for a in sorted(found, key=lambda a: (a.lower(), a))]
+    foreign = [f"| `{w}` | {said.replace('|', chr(92) + '|')} |" for w, said in sorted(FOREIGN_WORDS.items())]
+    return _joined(
+        [
+            "# You know it as …",
+            "Words of other libraries and papers, and what stands here for them. A spec that uses one is told so.",
+            "\n".join(["| you know it as | here it is |", "|---|---|", *rows]),
+            "## Words of other languages",
+            "\n".join(["| where you would write | here |", "|---|---|", *foreign]),
+        ]
+    )
 
 
 def _diagnostics() -> str:
