@@ -304,7 +304,7 @@ class LevelCode:
     # one piece -------------------------------------------------------------------------------------
 
     def piece(self) -> None:
-        for p in self.plan.looped:
+        for p in self.state.in_order():
             self.state.reset(p)
         for p in self.plan.looped:
             if p.memory.rule is not None:

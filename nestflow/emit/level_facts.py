@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nestflow.emit.writer import short_name
-from nestflow.graph.model import Instance, Memory
+from nestflow.graph.model import Instance, Memory, MemoryTensor
 from nestflow.ir.node import Node, walk
 
 
@@ -34,6 +34,16 @@ def numbers_of(m: Memory) -> list[tuple[str, Node]]:
 def written(m: Memory) -> str:
     """How the memory learns, as in the text."""
     return f"update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else "")
+
+
+def start_of(t: MemoryTensor, like: str, path: str = "p") -> str:
+    """What a tensor starts with, as text, of the shape of the variable `like`."""
+    if t.learned:
+        return f'c.w[{path} + "{t.learned}"].expand_as({like})'
+    if t.init.kind == "eye":
+        return f"torch.eye({like}.shape[-1], dtype=c.dtype, device=c.device).expand_as({like})"
+    number = {"ones": 1.0, "constant": t.init.a}.get(t.init.kind, 0.0)
+    return f"torch.full_like({like}, {number!r})" if number else f"torch.zeros_like({like})"
 
 
 def reads_new(y: Node) -> bool:

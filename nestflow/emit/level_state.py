@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nestflow.emit.level_facts import start_of
 from nestflow.emit.level_nodes import state
 from nestflow.emit.level_rows import starts_of
 from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
@@ -62,9 +63,7 @@ class StateNames:
             self.add(state(m, t.path, "chunk", type_), f"{stem}_0", path + CHUNK)
         if self.reads_start(m):
             start = state(m, t.path, "start", type_)
-            self.names[start] = (
-                f'c.w[p + "{t.learned}"].expand_as({name})' if t.learned else f"torch.zeros_like({name})"
-            )
+            self.names[start] = start_of(t, name)
         for slot in m.rule.slots if m.rule is not None else ():
             if not slot.shared and slot.shape(t.shape) is not None:
                 self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
@@ -137,7 +136,9 @@ class StateNames:
         for t in state_tensors(m):
             type_ = Type(shape=t.shape, heads=m.heads)
             now = self.names[state(m, t.path, "now", type_)]
-            start = f'c.w[p + "{t.learned}"].expand_as({now})' if t.learned else f"torch.zeros_like({now})"
+            start = start_of(t, now)
+            if t.source is not None:  # the other memory's state, which has not learned from this tick yet
+                start = self.names[state(self.memory(t.source[0]), t.source[1], "now", type_)]
             found.append((now, start))
             if keeps_anchor(m):
                 found.append((self.names[state(m, t.path, "chunk", type_)], start))
@@ -167,6 +168,18 @@ class StateNames:
                 variable = self.names[state(m, "", counter, Type("int", heads=m.heads))]
                 found.append((variable, f"torch.zeros_like({variable})"))
         return list(dict.fromkeys(found))
+
+    def memory(self, name: str) -> Memory:
+        return next(m for m in self.level.instance.memories if m.name == name)
+
+    def in_order(self) -> list[MemoryPlan]:
+        """The memories as they are reset: those that take over another's state before that one is."""
+
+        def depth(m: Memory) -> int:
+            found = next((t.source for t in state_tensors(m) if t.source is not None), None)
+            return 0 if found is None else 1 + depth(self.memory(found[0]))
+
+        return sorted(self.level.plan.looped, key=lambda p: -depth(p.memory))
 
     def advance(self) -> None:
         """The end of a piece: chunks that end here begin anew."""

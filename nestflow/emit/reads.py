@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import axes, tick_axis
+from nestflow.emit.level_facts import start_of
 from nestflow.emit.level_nodes import Nodes, keeps_anchor, shaped, state
 from nestflow.emit.writer import Writer, identifier, place
 from nestflow.graph.model import Instance, Memory
@@ -122,7 +123,9 @@ def states(m: Memory, leaves: set[Node], em: Emitter, writer: Writer) -> None:
         variable = em.fresh(t.path.removesuffix(".weight"), leaf.type)
         writer.line(f'{variable} = c.s[m + "{m.name}.{t.path}{CHUNK if anchored else ""}"]')
         if m.reset is not None:
-            start = f'c.w[m + "{t.learned}"].expand_as({variable})' if t.learned else f"torch.zeros_like({variable})"
+            start = start_of(t, variable, "m")
+            if t.source is not None:
+                start = f'c.s[m + "{".".join(t.source)}"]'
             writer.line(f"{variable} = {start} if c.t0 % {m.reset} == 0 else {variable}")
         em.bind(leaf, variable)
 

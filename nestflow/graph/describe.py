@@ -280,6 +280,10 @@ def _level_edges(i: Instance, m: Memory, add: object) -> None:
     for slot in m.rule.slots if m.rule else ():
         if not slot.name.endswith(".pending"):
             add("optimises", f"{row_name(i, m)}.{slot.name}", row_name(i, m))  # type: ignore[operator]
+    for t in m.function.tensors if m.function is not None else ():
+        if t.source is not None:
+            source = next(x for x in i.memories if x.name == t.source[0])
+            add("initialises", row_name(i, source), row_name(i, m), "start")  # type: ignore[operator]
 
 
 def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> None:

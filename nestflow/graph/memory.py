@@ -16,6 +16,7 @@ from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.resets import Reset, check_counts, reset_of, ticks
 from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
+from nestflow.graph.starts import check_taken
 from nestflow.graph.values import MemoryValue, is_list, is_record
 from nestflow.graph.windows import is_windowed
 from nestflow.ir.choices import names_tensor, per_round, per_tensor
@@ -70,6 +71,7 @@ class MemoryBuild:
         self.function: MemoryFunction | None = None
         self.values: dict[str, Node] = {}
         self.kind = ""
+        self.taken = 0  # tensors that have found where they start from
         self.ages: list[Node] = []  # weights of the pairs of a windowed objective
         self.cache: CacheSpec | None = None
 
@@ -303,6 +305,7 @@ class MemoryBuild:
         check_counts(self, reset, rule, [objective])
         memory = replace(memory, reset=reset.period, reset_where=reset.where, keep_rule=reset.keep)
         check_rounds(self, memory, turns)
+        check_taken(self, memory)
         return memory if turns == 1 else in_rounds(memory, turns)
 
     def check_keyless(self) -> None:

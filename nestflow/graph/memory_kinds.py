@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from nestflow.diagnostics.core import Span
 from nestflow.graph.arguments import bind
 from nestflow.graph.caches import cache_spec
-from nestflow.graph.expressions import apply, evaluate, partial
-from nestflow.graph.model import Init, MemoryFunction, MemoryTensor, WeightSpec
+from nestflow.graph.expressions import apply, partial
+from nestflow.graph.model import Init, MemoryFunction
 from nestflow.graph.scope import Builder, Env
-from nestflow.graph.values import Distribution, Partial, SelfReference
+from nestflow.graph.starts import tensor
+from nestflow.graph.values import Partial, SelfReference
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
-from nestflow.language import tree
 from nestflow.vocabulary.record import Word
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def keyless(m: MemoryBuild, kind: str, sizes: list[Any]) -> MemoryFunction:
     heads = m.level.env.heads
     m.elab.count_weights(shape, heads, m.kind_expr)
     theta = ops.leaf("theta", Type(shape=shape, heads=heads), m.kind_expr.span, tensor="state")
-    return MemoryFunction(Type(), theta, (tensor(m, "state", shape, Init("zeros"), heads, 1),))
+    return MemoryFunction(Type(), theta, (tensor(m, "state", shape, Init("zeros"), heads, 1, True),))
 
 
 def make_function(m: MemoryBuild) -> None:
@@ -125,7 +125,7 @@ def matrix(m: MemoryBuild, sizes: list[Any]) -> MemoryFunction:
     m.elab.count_weights((out, width), heads, m.kind_expr)
     theta = ops.leaf("theta", Type(shape=(out, width), heads=heads), m.kind_expr.span, tensor="weight")
     slot = ops.leaf("slot", key.type, None, name="key")
-    start = tensor(m, "weight", (out, width), Init("normal", width**-0.5), heads, 1)
+    start = tensor(m, "weight", (out, width), Init("normal", width**-0.5), heads, 1, True)
     return MemoryFunction(key.type, ops.linear(slot, theta), (start,))
 
 
@@ -180,44 +180,5 @@ def of_flow(m: MemoryBuild, value: Partial) -> MemoryFunction:
         raise m.elab.failure("NF228", f"`{value.name}` has no weights to be a memory", m.kind_expr.span)
     heads = m.heads(key)
     layers = sum(len(t.shape) >= 2 for t in builder.memory)
-    tensors = tuple(tensor(m, t.path, t.shape, t.init, heads, layers) for t in builder.memory)
+    tensors = tuple(tensor(m, t.path, t.shape, t.init, heads, layers, False) for t in builder.memory)
     return MemoryFunction(key.type, node, tensors)
-
-
-# --- tensors and their starts -------------------------------------------------------------------------------
-
-
-def tensor(
-    m: MemoryBuild, path: str, shape: tuple[int, ...], init: Init, heads: int | None, layers: int
-) -> MemoryTensor:
-    """A state tensor and its start: `init`, or the default of the kind (zeros for a matrix, else learned)."""
-    f = m.field("init")
-    start = start_of(m, f, layers) if f is not None else "zeros" if m.kind in FROM_ZERO else "learned"
-    if start == "zeros":
-        return MemoryTensor(path, shape, None, Init("zeros"))
-    if isinstance(start, Init):
-        init = start
-    elif m.kind == "matrix":
-        init = Init("zeros")
-    learned = f"{m.name}.{path}"
-    m.level.builder.weights.append(WeightSpec(learned, shape, heads, init, "init", True, m.node.span))
-    return MemoryTensor(path, shape, learned, init)
-
-
-def start_of(m: MemoryBuild, f: tree.Field, layers: int) -> str | Init:
-    """`zeros`, `learned`, or the distribution that a learned start is drawn from."""
-    name = f.value.name if isinstance(f.value, tree.Name) else ""
-    if name == "zeros" and layers >= 2:
-        message = "a memory of two or more layers that starts at zeros would never learn"
-        raise m.elab.failure("NF404", message, f.span, "`init learned` is its default")
-    if name in ("zeros", "learned"):
-        return name
-    call = f.value
-    if isinstance(call, tree.Call) and isinstance(call.function, tree.Name) and call.function.name == "learned":
-        if len(call.args) != 1 or call.kwargs:
-            raise m.elab.failure(
-                "NF316", "`learned` as a start takes a distribution", f.span, "`init learned(normal(0.02))`"
-            )
-        inner = evaluate(call.args[0], m.level.env)
-        return inner.init if isinstance(inner, Distribution) else m.elab.as_init(inner, call.args[0])
-    raise m.elab.not_yet("this `init`", f.span)

@@ -70,12 +70,13 @@ class TailSpec:
 class MemoryTensor:
     """A state tensor of a memory. path relative to the memory (matrix: "weight"). shape without heads.
     slow: it stays a slow weight (not state). init: how it starts: a WeightSpec path relative to the level (learned),
-    or an Init (zeros, ...)."""
+    or an Init (zeros, ...). source: memory and tensor of the level whose state it takes over where it starts anew."""
 
     path: str
     shape: tuple[int, ...]
     learned: str | None
     init: Init
+    source: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)

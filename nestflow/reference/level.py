@@ -89,7 +89,8 @@ def chunk_began(frame: Frame, m: Memory) -> Tensors:
         if keeps_anchor(m):
             a = pick((tick.t - 1) % m.chunk == 0, a, tick.before[path + CHUNK])
         if m.reset is not None:
-            a = pick((tick.t - 1) % m.reset == 0, tick.start[path], a)
+            source = None if t.source is None else tick.before[memory_path(frame.learner or "", *t.source)]
+            a = pick((tick.t - 1) % m.reset == 0, tick.start[path] if source is None else source, a)
         theta[t.path] = linked(m, a)
     return theta
 
@@ -103,11 +104,16 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
         due = frame.eval(m.reset_where).reshape(*frame.memo[id(m.reset_where)].shape[:2])
     else:
         return
-    names = [t.path for t in m.function.tensors] if m.function is not None else []
+    tensors = m.function.tensors if m.function is not None else ()
+    names, starts = [t.path for t in tensors], dict(tick.start)
+    for t in tensors:
+        if t.source is not None:  # another memory's state, as this tick found it
+            taken = tick.before[memory_path(frame.instance.path, *t.source)]
+            starts |= {f"{path}.{t.path}{suffix}": taken for suffix in ("", CHUNK)}
     own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS}
     for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES)]:
         if key in own or not m.keep_rule:
-            tick.put(key, pick(due, tick.start[key], tick.state[key]))
+            tick.put(key, pick(due, starts[key], tick.state[key]))
 
 
 def again(frame: Frame, one: Learning, turn: int) -> Learning:

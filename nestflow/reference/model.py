@@ -238,4 +238,4 @@ def begun(init: Init, shape: tuple[int, ...]) -> Tensor:
     constant = {"zeros": 0.0, "ones": 1.0, "constant": init.a}.get(init.kind)
     if constant is None:
         raise fail("NF490", f"a start drawn anew at each reset (`{init.kind}`) is not built yet", help="`learned(…)`")
-    return torch.full(shape, constant)
+    return torch.full(shape, constant, dtype=torch.float64)

@@ -139,8 +139,9 @@ _field(
 )
 _field(
     "init",
-    "init zeros | learned | learned(DISTRIBUTION) | LEVEL",
-    "How the memory starts. Default: zeros for a matrix, `learned` (a slow weight) for networks. Weights that learn "
+    "init zeros | ones | eye | NUMBER | learned | learned(DISTRIBUTION) | MEMORY | LEVEL",
+    "How the memory starts. Default: zeros for a matrix, `learned` (a slow weight) for networks. A memory of the same "
+    "level: its start, and at each `reset` the state that it has come to. Weights that learn "
     "while the module reads start as the model does, or from the state of a slower such level.",
     "init learned(normal(0.02))",
     "start initial initialize",
