@@ -34,7 +34,8 @@ def compile(
     target: a shipped name, a file (.nl, .yaml, .yml), the text of a spec, or a dict of YAML's shape.
     params: the spec's params, and the networks it declares (`extern net` takes `net=model`); `overrides` takes them as
     a mapping, for names like `seed` that this function has itself.
-    dtype: a floating type of torch or its name ("float32" by default; the network's, where one is given).
+    dtype: a floating type of torch or its name (by default what the spec's `execution` says, else the network's where
+    one is given, else "float32").
     seed: of the weights, drawn from (seed, path).
     allow_python: the spec may run the Python functions that it names, `py("pkg.mod:fn")`; not if it is a stranger's.
     allow_large: weights and state over 1 GB are made; without it they are an error (NF539) before any is.
@@ -54,6 +55,7 @@ def compile(
             seed=whole(seed, "`seed`"),
             networks=networks,
             small=not allow_large,
+            execution=True,
         )
 
 
@@ -86,9 +88,11 @@ def compile_program(
     name: str | None = None,
     networks: Mapping[str, Any] | None = None,
     small: bool = False,
+    execution: bool = False,
 ) -> Bundle:
     """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one.
-    small: refuse what is over the budget of `nestflow.bundle.budget`.
+    small: refuse what is over the budget of `nestflow.bundle.budget`. execution: what is not told here is as the spec's
+    `execution` says; a saved bundle is told all.
 
     dtype: None is float32, or the type of the first network. networks: the caller's, by name."""
     import torch
@@ -96,7 +100,7 @@ def compile_program(
     from nestflow.bundle.budget import check_size
     from nestflow.bundle.bundle import Bundle
     from nestflow.bundle.networks import facts_of, kind_of, needed, same_kind, settle
-    from nestflow.bundle.settings import device_of
+    from nestflow.bundle.settings import device_of, dtype_of
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
     from nestflow.language.printer import print_nl
@@ -108,6 +112,10 @@ def compile_program(
     networks = dict(networks or {})
     graph = build(program, facts_of(networks))
     needed(graph, networks)
+    if execution:
+        said = dict(graph.execution)
+        dtype = dtype or (dtype_of(said["dtype"]) if "dtype" in said else None)
+        device = device or device_of(said.get("device"))
     if networks:
         known, place = kind_of(networks.values())
         same_kind(networks, dtype, device)

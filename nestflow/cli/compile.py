@@ -21,7 +21,7 @@ from nestflow.view import words
     help="Print what a stage of the compiler made; write nothing.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
-@click.option("--dtype", default="float32", show_default=True, help="Type of the weights.")
+@click.option("--dtype", help="Type of the weights.  [default: the spec's `execution`, or float32]")
 @yes_option
 @set_option
 def command(
@@ -30,7 +30,7 @@ def command(
     standalone: bool,
     dump: str | None,
     seed: int,
-    dtype: str,
+    dtype: str | None,
     yes: bool,
     overrides: dict[str, str],
 ) -> None:

@@ -11,6 +11,7 @@ from nestflow.graph import describe
 from nestflow.graph.body import items_of
 from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
+from nestflow.graph.execution import settings
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, StepLevel, TokenLevel, WeightSpec
 from nestflow.graph.names import check_name, check_slots
@@ -193,16 +194,7 @@ class _Top:
                 raise e.failure("NF302", "the condition of `if` must be known when compiling", s.condition.span)
             self.read(s.body if condition.value else s.otherwise)
         elif isinstance(s, tree.Execution):
-            self.execution += [
-                (
-                    f.name,
-                    f.value.value
-                    if isinstance(f.value, (tree.Number, tree.String, tree.Bool))
-                    else getattr(f.value, "name", None),
-                )
-                for f in s.body
-                if isinstance(f, tree.Field)
-            ]
+            self.execution += settings(e, s)
         elif isinstance(s, tree.Assert):
             self.check(s)
         elif isinstance(s, tree.Extern):
@@ -222,7 +214,7 @@ class _Top:
                 or "the top has use, param, input, output, level, flow, optimizer and names",
             )
         else:
-            raise e.failure("NF217", f"a `{type(s).__name__.lower()}` cannot stand at the top of a spec", s.span)
+            raise e.failure("NF217", f"this `{type(s).__name__.lower()}` cannot stand here", s.span)
 
     def once(self, name: str, s: tree.Statement) -> None:
         other = self.taken.setdefault(name, s)

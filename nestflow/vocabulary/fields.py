@@ -286,8 +286,9 @@ _statement(
 )
 _statement(
     "execution",
-    "execution { settings }",
-    "How it is computed, never what: nothing in it changes a result beyond rounding.",
+    "execution { dtype TYPE; device NAME }",
+    "How it is computed, never what: nothing in it changes a result beyond rounding. What `compile` is told comes "
+    "first.",
     'execution { dtype "float32" }',
 )
 

@@ -173,3 +173,30 @@ def test_an_unused_level_whose_memories_a_loop_names_is_right() -> None:
     text = f"level a(x) {{ every 1 token; {loop}; query x; objective l2; update gd(0.1); return one(x) + two(x) }}"
     graph(f"input x : float[T, 8]\noutput x\n{text}\n")
     assert codes(lambda: graph(f"input x : float[T, 8]\noutput x\n{text.replace('two(x)', 'six(x)')}\n")) == ["NF201"]
+
+
+def test_execution_is_read_and_nothing_in_it_is_ignored() -> None:
+    text = "input x : float[8]\noutput f(x)\nflow f(x) { return linear(x) }\n"
+    assert dict(graph(text + "execution { dtype float64; device cpu }\n").execution) == {
+        "dtype": "float64",
+        "device": "cpu",
+    }
+    for line, code in (
+        ("dtype floaty", "NF325"),
+        ("dtype 3", "NF325"),
+        ("dtpye float32", "NF221"),
+        ("dtype float32; dtype float64", "NF222"),
+        ("a = 3", "NF217"),
+        ("microbatch 4", "NF490"),
+    ):
+        assert codes(lambda line=line: graph(f"{text}execution {{ {line} }}\n")) == [code]
+
+
+def test_execution_is_the_default_of_compile() -> None:
+    import torch
+
+    import nestflow
+
+    text = "nestflow 1\ninput x : float[8]\noutput f(x)\nflow f(x) { return linear(x) }\nexecution { dtype float64 }\n"
+    assert next(nestflow.compile(text).module.parameters()).dtype == torch.float64
+    assert next(nestflow.compile(text, dtype="float32").module.parameters()).dtype == torch.float32
