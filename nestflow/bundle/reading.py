@@ -1,7 +1,7 @@
 """Weights that learn while the module reads: what a generated module with such levels runs a call with.
 
-The shortest period cuts the stream in segments. Each row has its own copies of the weights (with `per model` all rows
-share one), so the generated code runs row by row on a segment. When all terms of the loss in a segment are known (with
+The shortest period cuts the stream in segments. Each row has its own copies of the weights,
+so the generated code runs row by row on a segment. When all terms of the loss in a segment are known (with
 `next`, on reading the token after it), their sum's gradient is taken in the copies, everything from before the segment
 constant, and the levels that are due learn. A segment that earlier calls began is run again for its gradient.
 """
@@ -58,11 +58,10 @@ class Reading:
 
     ticks(c, inputs...): the values of the model at each tick. terms(c, inputs..., values...): by level, one number a
     tick. gates(c): by level. ahead: ticks that the loss looks ahead. inputs: (name, whether it has ticks). values: the
-    token axis of each. kept: state that goes on beyond a sequence. shared: all rows have one copy."""
+    token axis of each. kept: state that goes on beyond a sequence."""
 
     size: int
     ahead: int
-    shared: bool
     inputs: tuple[tuple[str, bool], ...]
     values: tuple[int | None, ...]
     levels: tuple[Kept, ...]
@@ -175,10 +174,7 @@ class Reader:
 
     def parts(self) -> Iterator[slice]:
         """Rows that share copies."""
-        if self.reading.shared:
-            yield slice(0, self.rows)
-        else:
-            yield from (slice(b, b + 1) for b in range(self.rows))
+        yield from (slice(b, b + 1) for b in range(self.rows))
 
     def run(
         self, inputs: Inputs, state: dict[str, Tensor], t0: int, after: Inputs | None, learns: bool
@@ -212,7 +208,8 @@ class Reader:
         for rows in self.parts():
             own = {p: copies[x.path(p)][rows][0] for x in self.reading.levels for p in x.weights}
             before = {p: state[p][rows] for p in self.snapshots}
-            c = self.c.part(w={**self.c.w, **own}, s=before, t0=t0, n={}, now={}, published={})
+            w, age0 = {**self.c.w, **own}, self.age - self.t + t0
+            c = self.c.part(w=w, s=before, t0=t0, age0=age0, n={}, now={}, published={})
             x = _of(inputs, rows)
             values = list(self.reading.ticks(c, *x))
             found.append(values)
@@ -268,10 +265,8 @@ class Reader:
             self.update()
 
     def take(self, sums: dict[str, Tensor]) -> None:
-        """The gradients join the sums since the last update; with one copy for all rows, those of all rows."""
+        """The gradients join the sums since the last update."""
         for p, g in sums.items():
-            if self.reading.shared:
-                g = g.sum(0, keepdim=True).expand(self.rows, *g.shape[1:])
             self.s[p + "@pending"] = self.s[p + "@pending"] + g.detach()
 
     def update(self) -> None:
@@ -293,12 +288,11 @@ class Reader:
     def learned(self, x: Kept, gate: Any) -> dict[str, Tensor]:
         """The copies after one update: gate · A + Δ, where Δ is a constant."""
         ticks = self.reading.position(x, self.age)
-        rows = 1 if self.reading.shared else self.rows
         after: dict[str, list[Tensor]] = {}
-        for b in range(rows):
+        for b in range(self.rows):
             for path, value in self.row(x, b, ticks).items():
                 after.setdefault(path, []).append(value)
-        new = {p: torch.stack(v).expand(self.rows, *v[0].shape) for p, v in after.items()}
+        new = {p: torch.stack(v) for p, v in after.items()}
         for p in (x.path(w) for w in x.weights):
             a = self.s[p]
             kept = a if gate is None else gate * a

@@ -69,6 +69,7 @@ class Emitter:
         self.writer, self.instance, self.special, self.reuse = writer, instance, special, reuse
         self.ticks, self.batch, self.t0, self.prefix, self.tick_letter = ticks, batch, t0, prefix, tick_letter
         self.wide = WIDE
+        self.sequence = t0  # ticks of the sequence before the first one
         self.letters = letters or Letters()
         self.tails = "c.s"  # where look-back blocks find their last inputs (in a loop over pieces: "c.n")
         self.done: dict[Node, Expr] = {}

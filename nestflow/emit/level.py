@@ -51,6 +51,8 @@ class LevelCode:
         self.nodes = Nodes(plan)
         self.splits: list[tuple[str, str]] = []  # loop variable, iterable
         self.collected: list[tuple[Node, str, str]] = []  # recall, list variable, axis
+        # ticks before the call, as the level's memories count them
+        self.t0 = "c.age0" if any(m.per == "stream" for m in instance.memories) else "c.t0"
 
     def write(self) -> str:
         from nestflow.emit.model import sizes, slot_node
@@ -67,7 +69,9 @@ class LevelCode:
             names=self.readable(),
             ticks=self.ticks,
             batch=self.batch,
+            t0=self.t0,
         )
+        self.outer.sequence = "c.t0"
         self.cache = CacheCode(self)
         self.outer.special = self.cache.special
         header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
@@ -140,7 +144,7 @@ class LevelCode:
         self.state = StateNames(self)
         self.state.read()
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
-        writer.line(f"sizes = {chunk_sizes}({self.ticks}, c.t0, {plan.size})")
+        writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {plan.size})")
         self.inner = Emitter(
             writer,
             letters=self.letters,
@@ -151,6 +155,8 @@ class LevelCode:
             t0="t",
             tick_letter="C",
         )
+        if self.t0 != "c.t0":  # look-back counts the sequence's ticks
+            self.inner.sequence = f"(t - {self.t0} + c.t0)"
         self.inner.holder.update(em.holder)
         self.inner.tails = "c.n"
         for n in walk(*roots):
@@ -171,7 +177,7 @@ class LevelCode:
         self.split_context(outside)
         self.closed_rows(loop)
         self.open_lists()
-        writer.line("t = c.t0")
+        writer.line(f"t = {self.t0}")
         with writer.block(self.header()):
             self.inner.plan(*roots)
             self.piece()
@@ -280,7 +286,7 @@ class LevelCode:
                     self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
                     self.writer.line(f"K = {length}(sizes, {self.plan.size})")
                     first = False
-                self.rows.write(self.outer, p, tensor, "K", "c.t0", pieces=True)
+                self.rows.write(self.outer, p, tensor, "K", self.t0, pieces=True)
         for key in list(self.rows.names):
             self.rows.split(key, self.split_rows)
 

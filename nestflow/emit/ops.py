@@ -79,7 +79,7 @@ def rope(em: Emitter, node: Node) -> Expr:
     extra = f", base={node['base']!r}" if node["base"] != 10000.0 else ""
     extra += f", reset={node['reset']!r}" if node["reset"] else ""
     extra += f", axis={tick_axis(node.type)}" if tick_axis(node.type) != -2 else ""
-    return expr_of(f"rope({x.text}, {em.t0}{extra})", ATOM, x)
+    return expr_of(f"rope({x.text}, {em.sequence}{extra})", ATOM, x)
 
 
 def call(em: Emitter, node: Node) -> Expr:

@@ -187,7 +187,6 @@ def _table(
     with writer.block(f"{reading} = {make}("):
         writer.line(f"size={shortest(levels)},")
         writer.line(f"ahead={max(x.terms.type.short for x in levels)},")
-        writer.line(f"shared={any(x.per == 'model' for x in levels)},")
         writer.line(f"inputs={tuple((i.name, bool(i.type.clock)) for i in graph.inputs)!r},")
         writer.line(f"values={_places(values)!r},")
         writer.line(f"own={own},")

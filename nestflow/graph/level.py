@@ -23,7 +23,6 @@ from nestflow.language import tree
 from nestflow.vocabulary.fields import word_for
 
 LEVEL_FIELDS = ("memory", "heads", *MEMORY_FIELDS)
-LATER = ("per",)
 CONSTANT = ("every", "chunk", "heads", "read", "gradient", "retain", "objective", "memory")
 MAX_HEADS = 4096
 
@@ -129,8 +128,6 @@ class LevelBuilder:
             first = into[s.name].span
             related = (Related(first, "given here first"),) if first else ()
             raise self.elab.failure("NF222", f"`{s.name}` is given twice", s.span, "keep one of them", related)
-        if s.name in LATER:
-            raise self.elab.not_yet(f"`{s.name}` in a level", s.span)
         into[s.name] = s
 
     def part(self, s: tree.MemoryPart) -> None:
@@ -373,7 +370,7 @@ def field_help(name: str, known: tuple[str, ...]) -> str:
         return Suggestion(f"nestflow's word is `{other.name}`", name, other.name, same)
     if name in LEVEL_FIELDS and name not in known:
         return f"`{name}` belongs to the level"
-    return did_you_mean(name, known) or "the fields are " + ", ".join(k for k in known if k not in LATER)
+    return did_you_mean(name, known) or "the fields are " + ", ".join(known)
 
 
 __all__ = ["LEVEL_FIELDS", "LevelBuilder"]

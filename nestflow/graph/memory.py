@@ -13,7 +13,7 @@ from nestflow.graph import memory_learning as learning
 from nestflow.graph.caches import learned_pairs, pairs
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
-from nestflow.graph.resets import Reset, check_counts, reset_of, ticks
+from nestflow.graph.resets import Reset, check_counts, check_per, reset_of, ticks
 from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
 from nestflow.graph.starts import check_taken
@@ -255,6 +255,7 @@ class MemoryBuild:
         self.check_guesses()
         every, chunk = learning.clock(self)
         if self.cache is not None:
+            check_per(self, self.reset, [])
             return self.build_cache(key, value, query, every, chunk)
         if self.keyless:
             self.check_keyless()
@@ -303,7 +304,8 @@ class MemoryBuild:
         )
         reset = self.reset
         check_counts(self, reset, rule, [objective])
-        memory = replace(memory, reset=reset.period, reset_where=reset.where, keep_rule=reset.keep)
+        check_per(self, reset, [n for n in (*parts, query, node, when) if n is not None])
+        memory = replace(memory, reset=reset.period, reset_where=reset.where, keep_rule=reset.keep, per=reset.per)
         check_rounds(self, memory, turns)
         check_taken(self, memory)
         return memory if turns == 1 else in_rounds(memory, turns)

@@ -169,6 +169,7 @@ class Memory:
     turns: int = 1
     rounds: tuple[Memory, ...] = ()
     ages: tuple[Node, ...] = ()  # of a windowed objective: what the pair of each age weighs
+    per: Literal["sequence", "stream"] = "sequence"  # stream: it goes on when a new sequence begins in its row
 
 
 @dataclass(frozen=True)
@@ -290,7 +291,7 @@ class StepLevel:
 class TokenLevel:
     """A level on the token clock that owns weights of the model and learns from the model's own loss while it reads.
 
-    Each copy (`per`: row, stream or the whole model) has its own values of `weights` (absolute paths). terms: the loss
+    Each copy (`per`: a sequence, or a stream of them) has its own values of `weights` (absolute paths). terms: the loss
     at one tick, a number with the token axis (one tick of look-ahead at most). every: tokens; the shortest of all
     such levels is the segment. retain: what the copy is multiplied with as it learns (None: 1). starts: the slow
     weight that each begins from. reset: "sequence", "never", or the name of the slower level after whose updates it
@@ -302,7 +303,7 @@ class TokenLevel:
     terms: Node
     rule: Rule
     retain: Node | None = None
-    per: Literal["sequence", "stream", "model"] = "sequence"
+    per: Literal["sequence", "stream"] = "sequence"
     reset: str = "sequence"
     keep_rule: bool = False
     starts: tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nestflow.graph.expressions import evaluate
 from nestflow.ir import ops
@@ -26,20 +26,54 @@ class Reset:
     period: int | None = None
     where: Node | None = None
     keep: bool = False
+    per: Literal["sequence", "stream"] = "sequence"
+
+
+def per_of(m: MemoryBuild) -> Literal["sequence", "stream"]:
+    """What the field `per` says: how many copies there are."""
+    f = m.field("per")
+    word = "sequence" if f is None else getattr(f.value, "name", None)
+    if f is not None and word not in ("sequence", "stream"):
+        if word in ("model", "task", "worker"):
+            raise m.elab.not_yet(f"`per {word}` of a memory in a flow", f.span)
+        known = "`per sequence`, `per stream`"
+        raise m.elab.failure("NF231", f"`per` says how many copies there are: {known}", f.span)
+    return "stream" if word == "stream" else "sequence"
+
+
+def check_per(m: MemoryBuild, reset: Reset, fields: list[Node]) -> None:
+    """What goes on beyond a sequence counts for itself: what counts the sequence's ticks is left to later."""
+    others = {per_of(x) for x in m.level.memories.values()}
+    if others == {"sequence"}:
+        return
+    f = m.field("per")
+    span = f.span if f is not None else m.node.span
+    if len(others) > 1:
+        raise m.elab.not_yet("memories of one level with different `per`", span)
+    if m.cache is not None:
+        raise m.elab.not_yet(f"`per {reset.per}` of a cache", span)
+    if any(depends(n, lambda x: x.op == "window") for n in fields):
+        raise m.elab.not_yet(f"a window of ticks in a memory `per {reset.per}`", span)
 
 
 def reset_of(m: MemoryBuild, every: int, chunk: int) -> Reset:
     """What the fields `reset` and `keep` say."""
     f = m.field("reset")
     keep = keeps(m, m.field("keep"))
+    per = per_of(m)
     if f is None:
-        return Reset(keep=keep)
+        return Reset(keep=keep, per=per)
     call = f.value
     name = call.function if isinstance(call, tree.Call) else call
     word = name.name if isinstance(name, tree.Name) else ""
     if word == "never":
-        message = "`reset never` of a memory on the token clock needs `per stream` or `per model`"
-        raise m.elab.failure("NF490", f"{message}, which this version does not build yet", f.span, HELP)
+        if per == "sequence":
+            message = "what is never reset is kept beyond its sequence, and one copy for each sequence cannot be"
+            raise m.elab.failure("NF437", message, f.span, "`per stream`: one for each session")
+        return Reset(keep=keep, per=per)
+    if per != "sequence":
+        message = f"`per {per}` keeps the memory beyond its sequence, and this `reset` does not"
+        raise m.elab.failure("NF437", message, f.span, "leave one of them out, or write `reset never`")
     if not isinstance(call, tree.Call) or word not in ("each", "where") or len(call.args) != 1:
         raise m.elab.failure("NF231", "`reset` says when the memory goes back to its start", f.span, HELP)
     for k, e in call.kwargs:
@@ -111,4 +145,4 @@ def check_counts(m: MemoryBuild, reset: Reset, rule: Rule | None, fields: list[N
         raise m.elab.not_yet("a rule that counts, or a window, beside `reset where(…)`", m.node.span)
 
 
-__all__ = ["Reset", "check_counts", "reset_of", "ticks"]
+__all__ = ["Reset", "check_counts", "check_per", "reset_of", "ticks"]

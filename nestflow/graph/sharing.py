@@ -51,6 +51,8 @@ def check_readable(elab: Any, instance: Instance, rel: str, site: tree.Expr) -> 
         if m.cache is not None:
             message = f"`{rel}.read`: a cache has no state to be read before its own pair is there"
             raise elab.failure("NF422", message, site.span, "read a memory that learns: `matrix`, `mlp`, a flow")
+        if m.per != "sequence":
+            raise elab.not_yet(f"`{rel}.read` of a memory `per {m.per}`", site.span)
         if m.reset_where is not None:
             message = f"`{rel}.read`: whether `{m.name}` starts anew at a tick is known from the tick's own input"
             raise elab.failure("NF422", message, site.span, "`reset each(chunk)`, or read it in its own level")

@@ -47,7 +47,8 @@ def state_slots(instance: Instance) -> tuple[StateSlot, ...]:
     """What one instance keeps (its children not included): its memories in order, then its tails."""
     slots: list[StateSlot] = []
     for memory in instance.memories:
-        slots += _cache_slots(instance.path, memory) if memory.kind == "cache" else _memory_slots(instance.path, memory)
+        own = _cache_slots(instance.path, memory) if memory.kind == "cache" else _memory_slots(instance.path, memory)
+        slots += own if memory.per == "sequence" else [replace(s, per=memory.per, reset="never") for s in own]
     slots += [_tail_slot(instance.path, tail) for tail in instance.tails]
     if instance.shares is not None:  # the starts are those of the instance whose weights it uses
         own, of = len(instance.path), instance.shares

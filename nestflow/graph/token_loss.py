@@ -27,10 +27,9 @@ from nestflow.ir.rule import DgdStep, Rule, Step
 from nestflow.language import tree
 
 FIELDS = ("every", "memory", "objective", "update", "retain", "init", "reset", "keep", "per", "read", "gradient")
-PER = ("sequence", "stream", "model")
 CONTEXT = frozenset(["slot", "call", "position", "head", "recall", "training", "next", "weight"])
-RESETS = "`each(sequence)`, `never` with `per stream` or `per model`, or `each(m)`, m a slower such level"
-Per = Literal["sequence", "stream", "model"]
+RESETS = "`each(sequence)`, `never` with `per stream`, or `each(m)`, m a slower such level"
+Per = Literal["sequence", "stream"]
 
 
 def on_tokens(level: tree.Level) -> bool:
@@ -200,9 +199,9 @@ class TokenLevels(StepLevels):
         """What `per`, `reset` and `keep` say. Default: one copy for each sequence, back to its start with each."""
         f, given = fields.get("reset"), fields.get("per")
         per: Any = "sequence" if given is None else getattr(given.value, "name", None)
-        if given is not None and per not in PER:
-            known = ", ".join(f"`per {p}`" for p in PER)
-            if per in ("task", "worker"):
+        if given is not None and per not in ("sequence", "stream"):
+            known = "`per sequence`, `per stream`"
+            if per in ("model", "task", "worker"):
                 raise self.elab.not_yet(f"`per {per}` on the token clock", given.span)
             raise self.elab.failure("NF231", f"`per` says how many copies there are: {known}", given.span)
         keep = self.keeps(fields.get("keep"))
@@ -214,7 +213,7 @@ class TokenLevels(StepLevels):
         if word == "never" and not isinstance(call, tree.Call):
             if per == "sequence":
                 message = "what is never reset is kept beyond its sequence, and one copy for each sequence cannot be"
-                help_ = "`per stream` (one for each session), or `per model` (one that all sequences write)"
+                help_ = "`per stream`: one for each session"
                 raise self.elab.failure("NF437", message, f.span, help_)
             return _Reset(per, "never", keep)
         if not isinstance(call, tree.Call) or word != "each" or len(call.args) != 1:

@@ -118,7 +118,7 @@ def reading_text(x: TokenLevel, graph: LevelGraph) -> str:
     size = shortest(graph.reading)
     numbers = sum(math.prod(w.full_shape) for w in graph.weights if w.path in set(x.weights))
     slots = sum(s.like == "w" for s in x.rule.slots)
-    each = {"sequence": "sequence", "stream": "stream", "model": "module"}[x.per]
+    each = {"sequence": "sequence", "stream": "stream"}[x.per]
     return "\n".join(
         [
             x.name,

@@ -59,6 +59,7 @@ class Context:
         """The same call, that many ticks on: what has been kept so far is the state that it finds."""
         later = copy.copy(self)
         later.s, later.t0, later.now = {**self.s, **self.n}, self.t0 + ticks, {}
+        later.age0 = self.age0 + ticks
         return later
 
 

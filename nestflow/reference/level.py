@@ -72,7 +72,7 @@ def begin(frame: Frame, m: Memory) -> Learning:
     before = {t.path: tick.state[f"{path}.{t.path}"] for t in tensors}
     anchor = dict(before)
     if keeps_anchor(m):  # otherwise C = N: nothing has changed since the chunk began
-        begins = (tick.t - 1) % m.chunk == 0
+        begins = (tick.clock(m) - 1) % m.chunk == 0
         for name, a in before.items():
             anchor[name] = pick(begins, a, tick.state[f"{path}.{name}{CHUNK}"])
             tick.put(f"{path}.{name}{CHUNK}", anchor[name])
@@ -197,7 +197,7 @@ def error(frame: Frame, one: Learning) -> None:
 
 def keep_pending(frame: Frame, one: Learning) -> None:
     tick = frame.tick
-    learns = tick.t % one.memory.every == 0
+    learns = tick.clock(one.memory) % one.memory.every == 0
     for sums, suffix in ((one.g, PENDING), (one.gram, GRAM)):
         for name in sums:
             key = f"{one.path}.{name}{suffix}"
@@ -241,7 +241,7 @@ def same_update(ones: list[Learning]) -> list[tuple[Rule, list[Learning]]]:
 def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
     """4. In the rows where N divides t: Δ, s_t = update(g, …, s_{t−1}); A_t = retain(A_{t−1}) + Δ."""
     tick, m = frame.tick, group[0].memory
-    learns = tick.t % m.every == 0
+    learns = tick.clock(m) % m.every == 0
     if not learns.any() and m.when is None:
         return
     weights: dict[str, Weight] = {}
@@ -252,7 +252,7 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
             weights[f"{one.path}.{n}"] = Weight(
                 n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
             )
-    since = tick.t if m.reset is None or m.keep_rule else (tick.t - 1) % m.reset + 1
+    since = tick.clock(m) if m.reset is None or m.keep_rule else (tick.t - 1) % m.reset + 1
     updates, n_ticks = since // m.every, torch.full_like(tick.t, m.every)
     if m.turns > 1:  # each round is an update
         updates = (since - 1) * m.turns + m.turn + 1
@@ -275,7 +275,7 @@ def counted(frame: Frame, group: list[Learning]) -> tuple[Tensor, Tensor, Tensor
     tick, m = frame.tick, group[0].memory
     if m.when is None:
         raise LookupError("no condition")
-    due = tick.t % m.every == 0
+    due = tick.clock(m) % m.every == 0
     brings = frame.eval(m.when).reshape(*frame.memo[id(m.when)].shape[:2])
     learns = updates = seen = brings
     for one in group:

@@ -41,6 +41,7 @@ class Reference:
         self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
         self.heads = {s.path: s.heads for s in graph.state} | {TICKS: None, reading.AGE: None}
+        self.beyond = {s.path for s in graph.state if s.per != "sequence"}  # what a new sequence does not begin anew
 
     # running ---------------------------------------------------------------------------------------
 
@@ -93,8 +94,9 @@ class Reference:
         batch, (dtype, device) = self._batch(inputs), self._kind(inputs)
         start = self._start(batch, dtype, device)
         now = dict(start) if state is None else self._inside(state)
-        if self.graph.reading:
+        if self.graph.reading or self.beyond:
             now.setdefault(reading.AGE, now[TICKS])
+        if self.graph.reading:
             yield from reading.read(self, now, start, inputs, roots, starts)
             return
         length = self._length(inputs)
@@ -127,15 +129,17 @@ class Reference:
     ) -> Iterator[tuple[list[Tensor], Tensors]]:
         """Once through the ticks of the call."""
         (dtype, device), clocks = self._kind(inputs), {s.name: s.type.clock for s in self.graph.inputs}
+        beyond = self.beyond | ({reading.AGE} if self.beyond else set())
         for i in range(self._length(inputs)):
             whole.now = i
             if starts is not None:  # 1. reset: what was cached before is dropped by the row's count of ticks
                 new = starts[:, i : i + 1].to(device)
-                now = {p: x if x.shape != start[p].shape else pick(new, start[p], x) for p, x in now.items()}
-            now[TICKS] = now[TICKS] + 1
+                begun = {p: start[p] for p in now if p not in beyond}
+                now |= {p: pick(new, x, now[p]) for p, x in begun.items() if x.shape == now[p].shape}
+            now |= {p: now[p] + 1 for p in (TICKS, reading.AGE) if p in now}
             grad = torch.is_grad_enabled()
             tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, grad, now, whole, self._begun)
-            tick.networks = self.networks
+            tick.networks, tick.age = self.networks, now.get(reading.AGE)
             at = {n: (x[:, i] if clocks[n] else x).unsqueeze(1) for n, x in inputs.items()}
             frame = Frame(tick, self.graph.root, at)
             values = [frame.eval(r) for r in roots]
@@ -148,6 +152,8 @@ class Reference:
         """1. Reset: A := init, and all that is kept begins again. Tensors are [B, H, *shape]."""
         state: Tensors = {TICKS: torch.zeros(batch, 1, dtype=torch.int64, device=device)}
         state |= self._begin(self.graph.root.streamed(), batch, dtype, device)
+        if self.beyond:
+            state[reading.AGE] = state[TICKS]
         return state | reading.start(self, state, batch, dtype, device) if self.graph.reading else state
 
     def _begun(self, instance: Instance, tick: Tick) -> Tensors:

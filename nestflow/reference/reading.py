@@ -1,8 +1,8 @@
 """A loss of the whole model on the token clock (language.md §3.6): weights that learn while the module reads.
 
-Rows that share one copy of the weights are read together (`per sequence`, `per stream`: a row alone). The shortest
-period cuts the stream in segments. Once every term of a segment is known, the segment is run again from the state in
-which it began, that state constant, and the gradient of the sum of its terms is taken in every level's weights.
+Each row has its own copy of the weights, and is read alone. The shortest period cuts the stream in segments. Once every
+term of a segment is known, the segment is run again from the state in which it began, that state constant, and the
+gradient of the sum of its terms is taken in every level's weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T, AGE = "@t", "@age"
 
 
 class Reader:
-    """The streams of rows that share one copy. now: the state, [B, H, ...] by path. start: as a sequence begins."""
+    """The stream of a row. now: the state, [1, H, ...] by path. start: as a sequence begins."""
 
     def __init__(self, model: Reference, now: Tensors, start: Tensors, clocks: Mapping[str, bool], dtype: torch.dtype):
         self.model, self.now, self.start, self.clocks, self.dtype = model, now, start, clocks, dtype
@@ -68,7 +68,6 @@ class Reader:
                     kept = self.now[n + SEGMENT].clone()
                     kept[:, :, m] = x.detach()
                     self.now[n + SEGMENT] = kept
-            self.now[AGE] = self.now[AGE] + 1
             if not self.ahead and self.open() == 0:
                 self.learn(None)
             yield values
@@ -77,7 +76,7 @@ class Reader:
         self, state: Tensors, copies: Mapping[str, Tensor], at: Mapping[str, Tensor], roots: Sequence[Node], grad: bool
     ) -> list[Tensor]:
         """One tick of the plain model on the copies' weights; changes `state`."""
-        state[T] = state[T] + 1
+        state |= {p: state[p] + 1 for p in (T, AGE)}
         weights = {**self.model.weights, **copies}
         model = self.model
         tick = Tick(
@@ -92,6 +91,7 @@ class Reader:
             self.whole,
             model._begun,
         )
+        tick.age = state[AGE]
         frame = Frame(tick, self.model.graph.root, at)
         return [frame.eval(r) for r in roots]
 
@@ -164,7 +164,8 @@ class Reader:
         with torch.enable_grad():
             alias = {p: a.detach().clone().requires_grad_() for p, a in self.copies().items()}
             state = {p: self.now[p + SEGMENT].detach() for p in self.snapshots}
-            state = {**{p: x.detach() for p, x in self.now.items()}, **state, T: self.now[T] - m}
+            state = {**{p: x.detach() for p, x in self.now.items()}, **state}
+            state |= {p: self.now[p] - m for p in (T, AGE)}
             inputs = {n: self.now[n + SEGMENT] if c else None for n, c in self.needed.items()}
             per_tick = []
             for i in range(m):
@@ -262,12 +263,11 @@ def read(
     roots: Sequence[Node],
     starts: Tensor | None,
 ) -> Iterator[tuple[list[Tensor], Tensors]]:
-    """Values of the roots and the state, tick after tick; each row with its own copy, or all with one."""
+    """Values of the roots and the state, tick after tick; each row with its own copy."""
     dtype, length = model._kind(inputs)[0], model._length(inputs)
     clocks = {s.name: bool(s.type.clock) for s in model.graph.inputs if s.name in inputs}
     rows = state[T].shape[0]
-    together = any(x.per == "model" for x in model.graph.reading)
-    parts = [slice(0, rows)] if together else [slice(b, b + 1) for b in range(rows)]
+    parts = [slice(b, b + 1) for b in range(rows)]
     readers, streams = [], []
     for part in parts:
         own = {n: x[part] for n, x in inputs.items()}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from nestflow.graph.model import Instance
+from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import memory_path
 from nestflow.ir.node import Node, walk
 from nestflow.reference.values import align, apply, as_float, leaf, rope
@@ -42,11 +42,16 @@ class Tick:
     begin: Callable[[Instance, Tick], Tensors]  # the state of an instance and all below it as it starts
     tails: set[str] = field(default_factory=set)
     emits: dict[str, Tensor] = field(default_factory=dict)
+    age: Tensor | None = None  # [B, 1], ticks since the row's stream began, this one included
     networks: Any = None  # of the caller: see nestflow.reference.networks
 
     @property
     def device(self) -> torch.device:
         return self.t.device
+
+    def clock(self, m: Memory) -> Tensor:
+        """The ticks that a memory has seen: of its sequence, or of its stream."""
+        return self.t if m.per == "sequence" or self.age is None else self.age
 
     def put(self, path: str, value: Tensor) -> None:
         """A new state, expanded to all rows; without gradients where the caller wants none."""
@@ -107,8 +112,8 @@ class Frame:
             return w[None] if node.type.heads else w[None, None]
         if op == "theta":
             return self.theta[node["tensor"]]
-        if op == "position":
-            return tick.t
+        if op == "position":  # of a level that goes on beyond its sequence: the stream's ticks
+            return tick.clock(self.instance.memories[0]) if self.instance.memories else tick.t
         if op == "head":
             return torch.arange(node.type.heads or 1, device=tick.device)[None]
         if op == "training":
