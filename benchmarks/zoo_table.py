@@ -16,7 +16,9 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         "transformer", "gqa", "swa", "samba", "hybrid", "titans_mac", "titans_mag", "titans_mal", "hope_attention",
         "lact",
     ),
-    "matrices, dot": ("linear_attention", "retnet", "gla", "hgrn2", "mamba2", "longhorn"),
+    "matrices, dot": (
+        "linear_attention", "normalized_attention", "retnet", "gla", "hgrn2", "mamba2", "longhorn", "mesanet",
+    ),
     "matrices, delta rule": ("deltanet", "gated_deltanet", "kda", "comba", "deltaproduct", "rwkv7"),
     "networks": (
         "titans", "hope", "ttt_linear", "ttt_mlp", "tnt", "yaad", "moneta", "memora", "dla", "omega", "atlas",

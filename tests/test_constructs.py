@@ -116,6 +116,70 @@ SPECS = {
         return (one(solve(gram, q, method = cg, iters = 9)) + two(qr(gram) @ q) * trace(three) + diag(three)
           + eigenvectors(gram) @ square(transpose(eigenvectors(gram)) @ q)) |> merge_heads |> linear(12)
     """,
+    "huber": """
+        heads 2; value linear(x); delta = softplus(linear(x, 1))
+        memory one : matrix { key k; objective huber(delta, form = norm); update gd(0.3) }
+        memory two : mlp(depth = 2, expand = 1) { key k; objective huber(delta, form = mixed); chunk 4; update gd(0.1) }
+        memory three : matrix { key k; objective huber(0.3 + sigmoid(linear(x, 6))); update gd(0.3) }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
+    "flows in an objective": """
+        heads 2; value linear(x); chunk 2
+        memory one : matrix { key k; update gd(0.1); objective l2(twice(M(key)), twice(value)) }
+        memory two : mlp(depth = 2, expand = 1) { key k; update momentum(0.05, 0.9)
+          objective sum(square(normed(M(key)) - k)) }
+        memory three : matrix { key k; chunk 1; update gd(0.1); objective l2(twice(M(key) + one(k)), value) }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
+    "schedules": """
+        heads 2; objective l2; value linear(x)
+        memory one : matrix { key k; update gd(cosine(0.2, warmup = 3, total = 8, floor = 0.01)) }
+        memory two : matrix { key k; update adam(wsd(0.02, 2, 3, 4)); every 2 tokens }
+        memory three : mlp(depth = 1) { key k; chunk 4; update momentum(linear_decay(0.1, total = 9), 0.9)
+          reset each(chunk) }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
+    "ticks": """
+        heads 2; objective l2; value linear(x); every 3 tokens
+        memory one : matrix { key k; update momentum(0.1, mean(ticks(sigmoid(linear(x, 1))), axis = 0))
+          retain 1 - 0.1 * max(ticks(sigmoid(linear(x, 1)))) }
+        memory two : mlp(depth = 1) { key k; chunk 6; update gd(0.05 * sum(ticks(abs(k)), axis = 0)[0])
+          project w * (1 + 0.01 * mean(ticks(one(k)))) }
+        memory three : vector { every 1 token; update gd(0.1 * sum(ticks(sigmoid(linear(x, 1))))) }
+        return (one(q) + two(q) + three) |> merge_heads |> linear(12)
+    """,
+    "resets in an optimiser": """
+        heads 2; objective l2; value linear(x)
+        memory one : mlp(depth = 2, expand = 1) { key k; chunk 4; update chunk_gd(0.2 / ((t - 1) % 4 + 1)) }
+        memory two : matrix { key k; every 2 tokens; chunk 6; update chunk_gd(0.1) }
+        memory three : matrix { key k; every 2 tokens; chunk 4; update chunk_gd(0.1); reset each(chunk) }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
+    "debias under a gate": """
+        heads 2; objective l2; value linear(x)
+        memory one : matrix { key k; update gated(0.1, 0.5 + 0.4 * sigmoid(linear(x, 1))) }
+        memory two : mlp(depth = 2, expand = 1) { key k; chunk 4; every 2 tokens; when mean(x) > 0
+          update gated(0.1, {linear: sigmoid(linear(x, 1)), linear_2: 0.5}) }
+        memory three : matrix { key k; update gated(0.1, sigmoid(linear(x, 6))); reset each(chunk); chunk 4 }
+        return (one(q) + two(q) + three(q)) |> merge_heads |> linear(12)
+    """,
+    "slow": """
+        heads 2; every 2 tokens; chunk 4; objective l2; update momentum(0.1, 0.9)
+        memory one : ttt(slow = "layernorm.**") { key k; value linear(x); retain 0.95 }
+        memory two : mlp(depth = 2, expand = 1, slow = "linear_2.*") { key k; value one(k); update adam(0.01) }
+        return (one(q) + two(q)) |> merge_heads |> linear(12)
+    """,
+    "states": """
+        heads 2; objective l2; value linear(x)
+        memory one : matrix { key k; objective dot; update momentum(0.1, 0.9); retain 0.9 }
+        memory two : matrix { key k; update gd(0.1); retain decay_first(0.5 + 0.5 * sigmoid(linear(x, 6))) }
+        memory three : matrix { key k; update gd(0.1 * sigmoid(trace(one))); chunk 4; init learned; retain lq(0.9, 3) }
+        memory four : mlp(depth = 2, expand = 1) { key k; update adam(0.02); every 2 tokens; chunk 4; read before }
+        memory five : matrix { key k; objective 0.5 * sum(square(M(key) - value)) + 0.1 * trace(M @ M); update gd(0.1) }
+        memory six : matrix { key k; objective dot; update gd(0.1); retain 0.5 + 0.5 * sigmoid(linear(x, 6)) }
+        return (solve(one @ transpose(one) + eye(6), q) + two(diag(two)) + three @ q + four.linear @ q + diag(five)
+          + six(diag(six))) |> merge_heads |> linear(12)
+    """,
     "classes": """
         heads 2; every 2 tokens; chunk 4; update gd(0.1)
         memory one : mlp(depth = 1, out = 6) { key k; value t % 6; objective -log_prob(M(key), value) }
@@ -138,6 +202,16 @@ level first(x) {{
   q = x |> linear({width}) |> l2norm
   {fields.strip()}
 }}
+optimizer chunk_gd(lr) {{
+  memory s : like(w) {{ value g; update gd(1); reset each(chunk) }}
+  set w_chunk - lr * s
+}}
+optimizer gated(lr, beta) {{
+  memory m : like(w) {{ value g; update gd(1 - beta); retain beta }}
+  step -lr * debias(m)
+}}
+flow ttt(z) {{ return z + layernorm(linear(z, bias = true)) }}
+flow twice(x) {{ return tanh(linear(silu(linear(x)))) }}
 flow normed(x) {{ return x + groupnorm(linear(x), 2) }}
 flow model(x) {{ x = x |> linear(12); repeat 2 {{ x = x + first(rmsnorm(x)) }}; return rmsnorm(x) |> linear(3) }}
 """

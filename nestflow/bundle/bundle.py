@@ -143,6 +143,7 @@ class Bundle:
             )
         self.module.__dict__["_on_train"] = made.train  # `eval` of a rule: other weights while the module evaluates
         self.module.__dict__["_on_move"] = made.follow_weights
+        self.module.__dict__["_steps"] = made.steps
         return made
 
     def set_total_steps(self, steps: int) -> None:
@@ -234,7 +235,9 @@ class Bundle:
         """The interpreter that defines the meaning, on this bundle's weights: slow, tick by tick."""
         from nestflow.reference import Reference
 
-        return Reference(self.graph, self.module.weights, networks=self.networks)
+        return Reference(
+            self.graph, self.module.weights, networks=self.networks, seed=self.seed, step=self.module.draws
+        )
 
     def reference_steps(self) -> Any:
         """The interpreter of the slow clocks, from these weights on: `step(batch)` and `tick(clock)`, tick by tick."""

@@ -155,6 +155,7 @@ def _write(bundle: Bundle, folder: Path, extra: dict[str, Any]) -> None:
         "seed": bundle.seed,
         "dtype": str(bundle.module.dtype).removeprefix("torch."),
         "training": bundle.module.training,
+        "draws": bundle.module.draws,
         "total_steps": bundle._total_steps,
         "optimizer": optimizer,
         "networks": {n: type(net).__name__ for n, net in bundle.networks.items()},
@@ -233,6 +234,7 @@ def load(
         bundle.extra = unpack(index["extra"], _tensors(more) if more.exists() else {})
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as e:
         raise fail("NF513", f"`{path / INDEX}` does not fit the spec beside it ({type(e).__name__}: {e!s:.100})") from e
+    bundle.module.__dict__["_passes"] = index.get("draws", 0)
     bundle.module.train(index["training"])
     return bundle
 

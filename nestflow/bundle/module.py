@@ -19,6 +19,8 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.graph.slow_state import beginning
+from nestflow.ir.node import walk
+from nestflow.lowering.patterns.setting import context_of
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
 
@@ -69,6 +71,9 @@ class Module(Branch):
         self.__dict__["_graph"] = graph
         self.__dict__["_program"] = program
         self.__dict__["_ahead"] = looks_ahead(graph)
+        self.__dict__["_seed"] = seed
+        self.__dict__["_passes"] = 0
+        self.__dict__["_draws_at_random"] = draws_at_random(graph)
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
         for level in beginning(graph.step_levels):
             self.restart(level)
@@ -113,6 +118,13 @@ class Module(Branch):
         yield from self.weights.items()
 
     @property
+    def draws(self) -> int:
+        """The step that `dropout`, `noise` and `bernoulli` draw by: those of the bundle's optimizer; where it has none,
+        the passes of training so far."""
+        steps = self.__dict__.get("_steps")
+        return self.__dict__["_passes"] if steps is None else steps()
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the weights (of the inputs, where there are none)."""
         return self._kind()[0]
@@ -142,7 +154,9 @@ class Module(Branch):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Module:
         networks = copy.deepcopy(self.__dict__["_networks"], memo)
-        made = Module(self.__dict__["_graph"], self.__dict__["_program"], 0, *self._kind(), networks)
+        seed = self.__dict__["_seed"]
+        made = Module(self.__dict__["_graph"], self.__dict__["_program"], seed, *self._kind(), networks)
+        made.__dict__["_passes"] = self.draws
         origin = self.__dict__.get("_origin")
         made.__dict__["_origin"] = origin and (*origin[:4], networks, *origin[5:])
         memo[id(self)] = made
@@ -157,7 +171,7 @@ class Module(Branch):
         own = self._own()  # networks carry theirs themselves
         mine = {p: w for p, w in self.weights.items() if p in own} | self.kept
         weights = {p: (w.detach(), w.requires_grad) for p, w in mine.items()}
-        state = {"weights": weights, "training": self.training, "kind": self.__dict__["_fallback"]}
+        state = {"weights": weights, "training": self.training, "kind": self.__dict__["_fallback"], "draws": self.draws}
         return _revive_module, (self.__dict__["_origin"],), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -167,6 +181,7 @@ class Module(Branch):
             weight, learns = state["weights"][path]
             module._parameters[leaf] = nn.Parameter(weight, requires_grad=learns)
         self.__dict__["_fallback"] = state["kind"]
+        self.__dict__["_passes"] = state["draws"]
         self.train(state["training"])
 
     def extra_repr(self) -> str:
@@ -303,12 +318,16 @@ class Module(Branch):
         published: dict[str, Tensor] | None = None,
         beside: Mapping[str, Tensor] | None = None,
         age: int | None = None,
+        rows: Tensor | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
         published: takes what `emit` gave."""
         mode = self.training if training is None else training
         known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
         c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)
+        if self.__dict__["_draws_at_random"]:
+            c.seed, c.step, c.rows = self.__dict__["_seed"], self.draws, rows
+            self.__dict__["_passes"] += mode
         try:
             given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
             result = getattr(self.__dict__["_program"], entry)(c, *given)
@@ -345,11 +364,11 @@ class Module(Branch):
         ticks = bound[clocked[0]].shape[1] if clocked else 1
         outs, groups = [], []
         for g in state.groups:
-            part = bound
+            part, which = bound, None
             if len(state.groups) > 1:
                 which = torch.tensor(g.rows, device=self.device)
                 part = {n: x[which] for n, x in bound.items()}
-            out, tensors = self._compute("forward", part, g.tensors, g.t, training, age=g.age)
+            out, tensors = self._compute("forward", part, g.tensors, g.t, training, age=g.age, rows=which)
             outs.append(out)
             groups.append(g.moved(ticks, tensors))
         if len(outs) == 1:
@@ -357,6 +376,13 @@ class Module(Branch):
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
         return torch.cat(outs)[back], State(tuple(groups))
+
+
+def draws_at_random(graph: LevelGraph) -> bool:
+    """Whether the spec has `dropout`, `noise` or `bernoulli`."""
+    roots = [n for i in graph.root.walk() for n in (i.result, *(n for _, n in i.names)) if n is not None]
+    roots += [n for i in graph.root.walk() for m in i.memories for n in context_of(m)]
+    return any(n.op in ("uniform", "noise", "dropout") for n in walk(*roots))
 
 
 def looks_ahead(graph: LevelGraph) -> Any:

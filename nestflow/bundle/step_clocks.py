@@ -25,6 +25,11 @@ class Clocked:
         ticks[clock] = ticks.get(clock, 0) + 1
         return ticks[clock]
 
+    def steps(self) -> int:
+        """Steps so far, one that is under way included: of `b.step`, or of `optimizer.step()`."""
+        counted = self.param_groups[0].get("clock_ticks", {}).get("step", 0)
+        return max(counted, *(g.get("ticks", 0) for g in self.param_groups))
+
     def _groups_of(self, level: str) -> list[dict[str, Any]]:
         return [g for g in self.param_groups if g["level"] == level]
 

@@ -4,7 +4,7 @@ Leaves of a loop, besides what the level's context gives:
   state(memory, tensor, when)    a tensor [B, H, *shape]. when: "now" as the piece began, "chunk" as the chunk began,
                                  "error" where errors are taken, "new" as the piece ends; rule leaves: see level_rule
   linear_at(x, h, e, ...)        W_t x_t for every tick (closed forms); place: "after" or "before" the tick's update
-  tensor_at(g)                   the tensor itself at every tick
+  tensor_at(g)                   the tensor itself at every tick; matrix_at(h, e, ...): from the factors of its errors
   solved(x, h, a, b)             errors u_t = a_t W_{t−1} x_t + b_t of a delta rule
   each_tick(x)                   a value without ticks, seen at every tick of the piece
   last(x), final(x)              the value at the piece's last tick, without and with a token axis of size 1
@@ -21,12 +21,13 @@ from nestflow.ir import ops
 from nestflow.ir.construct import rewrite
 from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.pullback import times
+from nestflow.lowering.errors import stored
 from nestflow.lowering.linear_rule import Carry, LinearRule
 from nestflow.lowering.patterns.delta import system
 from nestflow.lowering.patterns.setting import erasing
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
-LOOP = frozenset(["state", "linear_at", "tensor_at", "solved", "each_tick", "last", "final"])
+LOOP = frozenset(["state", "linear_at", "tensor_at", "matrix_at", "solved", "each_tick", "last", "final"])
 Theta = Callable[[Node], Node]
 
 
@@ -64,18 +65,23 @@ class Nodes:
             return None
         plan = self.plans[n["memory"]]
         if plan.memory.rule is None:  # `every never`
-            return shaped(self.plain(plan.memory, args, "now"), n)
+            return shaped(self.plain(plan.memory, args, "now", n), n)
         if n["mode"] == "return" and not (plan.memory.read == "chunk_start" and keeps_anchor(plan.memory)):
             return self.read(plan, args, n)
-        return shaped(self.plain(plan.memory, args, "chunk"), n)
+        return shaped(self.plain(plan.memory, args, "chunk", n), n)
 
-    def plain(self, memory: Memory, key: tuple[Node, ...], when: str) -> Node:
-        """M(key) at one state."""
-        return self._function(memory, key, lambda t: linked(memory, state(memory, t["tensor"], when, t.type)))
+    def plain(self, memory: Memory, key: tuple[Node, ...], when: str, n: Node) -> Node:
+        """M(key) at one state, or the state itself."""
+        return self._function(memory, key, lambda t: linked(memory, state(memory, t["tensor"], when, t.type)), n)
 
-    def _function(self, memory: Memory, key: tuple[Node, ...], theta: Theta, linear: Theta | None = None) -> Node:
-        """The memory's function with its key and its tensors put in; linear: what becomes of a map by a tensor."""
+    def _function(
+        self, memory: Memory, key: tuple[Node, ...], theta: Theta, recall: Node, linear: Theta | None = None
+    ) -> Node:
+        """The memory's function with its key and its tensors put in; linear: what becomes of a map by a tensor. Where
+        the recall names a tensor, that tensor."""
         assert memory.function is not None
+        if recall.get("tensor") is not None:
+            return theta(stored(memory, recall["tensor"]))
 
         def change(n: Node, args: tuple[Node, ...]) -> Node | None:
             if n.op == "slot" and n["name"] == "key":
@@ -93,10 +99,10 @@ class Nodes:
         m = plan.memory
         if not plan.closed:
             if m.read != "after":
-                return shaped(self.plain(m, key, "now"), n)
+                return shaped(self.plain(m, key, "now", n), n)
             last = tuple(make("final", (k,), k.type) for k in key)
-            new = shaped(self.plain(m, last, "new"), n, "final")
-            return new if m.every == 1 else make("last_learns", (shaped(self.plain(m, key, "now"), n), new), n.type)
+            new = shaped(self.plain(m, last, "new", n), n, "final")
+            return new if m.every == 1 else make("last_learns", (shaped(self.plain(m, key, "now", n), n), new), n.type)
         self.learn(plan)
         place = "after" if m.read == "after" else "before"
 
@@ -117,16 +123,15 @@ class Nodes:
             if g is not None:
                 return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
             if tensor in self.errors[m.name]:  # a matrix read otherwise than by `linear`: its errors in full
-                pairs = self.errors[m.name][tensor]
-                g = ops.outer(pairs[0][1], pairs[0][0])
-                for h, e in pairs[1:]:
-                    g = ops.binary("add", g, ops.outer(e, h))
+                factors = tuple(f for pair in self.errors[m.name][tensor] for f in pair)
+                type_ = per_tick(m, t.type.shape)
+                return make("matrix_at", factors, type_, memory=m.name, tensor=tensor, place=place)
             else:
                 each = make("each_tick", (state(m, tensor, "now", t.type),), per_tick(m, t.type.shape))
                 g = ops.binary("mul", ops.const(0.0), each)
             return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
 
-        return shaped(self._function(m, key, theta, linear), n)
+        return shaped(self._function(m, key, theta, n, linear), n)
 
     # errors ----------------------------------------------------------------------------------------
 

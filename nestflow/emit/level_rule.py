@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter
 from nestflow.emit.level_nodes import Nodes, per_tick, state
 from nestflow.emit.ops import tensor
@@ -366,14 +365,7 @@ class RuleCode:
                 return ops.reduce(n.op, args[0], axis, axis is not None)
             if n.op == "newton_schulz" and len(t.spec.shape) < 2:
                 return args[0]
-            if n.op == "schedule":
-                raise fail(
-                    "NF552",
-                    "a schedule counts steps, and this memory learns at tokens",
-                    n.span,
-                    "give the rate as an expression of the level's context",
-                )
-            if n.type.clock and not n.type.like and not any(a.type.like for a in walk(n)):
+            if is_context(n):
                 return self.last(t, n)
             return None
 
@@ -431,13 +423,18 @@ def unit(x: Node) -> Node:
     return ops.binary("div", x, ops.where(ops.binary("eq", size, ops.const(0.0)), ops.const(1.0), size))
 
 
+def is_context(n: Node) -> bool:
+    """A value of the tick, with nothing in it of the rule's own."""
+    return bool(n.type.clock) and not any(x.type.like or x.op in ("slot_old", "slot_new") for x in walk(n))
+
+
 def context_parts(s: Node) -> list[Node]:
     """The largest context expressions in an expression of a rule: rates and gates."""
     found: list[Node] = []
     stack = [s]
     while stack:
         n = stack.pop()
-        if n.type.clock and not n.type.like and not any(x.type.like for x in walk(n)):
+        if is_context(n):
             found.append(n)
         else:
             stack.extend(n.args)

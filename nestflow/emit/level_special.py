@@ -32,6 +32,7 @@ class Special:
             "state": self.state,
             "linear_at": self.linear_at,
             "tensor_at": self.tensor_at,
+            "matrix_at": self.matrix_at,
             "solved": self.solved,
             "each_tick": self.each_tick,
             "last": self.last,
@@ -77,6 +78,12 @@ class Special:
         self.em.writer.use("nestflow.ops.chunk", "tensor_at")
         rows, starts = self.starts(n)
         return f"tensor_at({rows}, {starts}, {self.operand(n.args[0], n)}, {len(n.type.shape)})"
+
+    def matrix_at(self, n: Node) -> str:
+        self.em.writer.use("nestflow.ops.chunk", "matrix_at")
+        rows, starts = self.starts(n)
+        pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(n.args[::2], n.args[1::2])]
+        return f"matrix_at({', '.join([rows, starts, *pairs])})"
 
     def solved(self, n: Node) -> str:
         self.em.writer.use("nestflow.ops.delta", "solve_errors")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nestflow.emit import algebra as A
+from nestflow.emit import chance, matrices, outside
 from nestflow.emit import images as I
-from nestflow.emit import matrices, outside
 from nestflow.emit import pointwise as P
 from nestflow.emit import records as R
 from nestflow.emit.algebra import BLOCKS, expanded
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 Operation = Callable[["Emitter", Node], Expr]
 LOOKBACK = "nestflow.ops.lookback"
 # get a variable even if used once
-ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall", "emit", "network"})
+ALWAYS_NAMED = frozenset({"position", "short_conv", "previous", "window", "fill", "recall", "emit", "network"}) | {
+    "uniform",
+    "noise",
+}
 
 
 # ---- tables, look-back, calls
@@ -68,7 +71,8 @@ def window(em: Emitter, node: Node) -> Expr:
     em.writer.use(LOOKBACK, "window")
     (x,), tail = node.args, _tail(em, node)
     part = tensor(em, x, x.type.with_(batch=True))
-    e = expr_of(f"window({part.text}, {em.tails}[{tail}], {tick_axis(x.type)})", ATOM, part)
+    order = ", oldest=True" if node.get("oldest") else ""
+    e = expr_of(f"window({part.text}, {em.tails}[{tail}], {tick_axis(x.type)}{order})", ATOM, part)
     em.assign(node, e, targets=f", c.n[{tail}]")
     return e
 
@@ -230,6 +234,7 @@ OPERATIONS: dict[str, Operation] = {
     "cross_entropy_terms": cross_entropy,
     "mean_all": mean_all,
     "sum_features": sum_features,
+    **chance.OPERATIONS,
     **matrices.OPERATIONS,
     **dict.fromkeys(INFIX, P.infix),
     **dict.fromkeys(P.CALLS, P.call_of),

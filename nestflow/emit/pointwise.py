@@ -22,6 +22,7 @@ CALLS = {
     "relu": "F.relu({})",
     "sigmoid": "torch.sigmoid({})",
     "tanh": "torch.tanh({})",
+    "cos": "torch.cos({})",
     "silu": "F.silu({})",
     "gelu": "F.gelu({})",
     "gelu_tanh": 'F.gelu({}, approximate="tanh")',

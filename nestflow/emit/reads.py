@@ -79,7 +79,7 @@ def emit_read(instance: Instance, writer: Writer, letters: Letters) -> str:
         if n.op != "recall":
             return None
         m = memories[n["memory"]]
-        return shaped(nodes.plain(m, args, "now" if m.rule is None else "chunk"), n)
+        return shaped(nodes.plain(m, args, "now" if m.rule is None else "chunk", n), n)
 
     names = [(text, x) for text, x in instance.names if x.args]
     result, *named = rewrite([instance.result, *(x for _, x in names)], change)

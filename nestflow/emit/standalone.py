@@ -20,6 +20,7 @@ _MODEL = '''class Model(nn.Module):
 
     def __init__(self, seed: int = {seed}) -> None:
         super().__init__()
+        self.seed, self.draws = seed, 0
         self.places = [(path, *plant(self, path, nn.Parameter(draw(path, shape, kind, a, b, maps, seed))))
                        for path, shape, kind, a, b, maps in WEIGHTS]
 
@@ -37,6 +38,8 @@ _MODEL = '''class Model(nn.Module):
         dtype = next((x.dtype for x in w.values()), torch.float32)
         t0, tensors = state or (0, initial_state(w, first.shape[0], dtype, first.device))
         c = Context(w, tensors, t0, self.training, dtype, first.device)
+        c.seed, c.step = self.seed, self.draws
+        self.draws += self.training
         out = forward(c, {names})
         return out, (t0 + {ticks}, {{**tensors, **c.n}})
 '''

@@ -103,7 +103,7 @@ def name(expr: tree.Name, env: Env) -> Any:
         raise Quiet
     if isinstance(value, MemoryValue) and value.keyless:  # its bare name is its state
         return value.level.recall(value.name, [], env, expr)
-    return value
+    return replace(value, mode=env.recall_mode) if isinstance(value, MemoryValue) else value
 
 
 def _unary(expr: tree.Unary, env: Env) -> Any:
@@ -181,6 +181,13 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         grouped = env.lookup(full)
         if grouped is not None:
             return grouped
+    memory, _, tensor = (full or "").partition(".")
+    try:
+        stored = env.lookup(memory) if tensor else None
+    except NestflowError as e:
+        raise placed(e, expr) from None
+    if isinstance(stored, MemoryValue):
+        return stored.level.state_of(memory, tensor, env.recall_mode, expr)
     value = evaluate(expr.value, env)
     if isinstance(value, SharedValue):
         return env.elab.templates.shared_weight(value, expr.name, env, expr)
@@ -262,7 +269,10 @@ def call(
         return env.specials[written](piped, args, kwargs, site)
     if isinstance(function, tree.Attribute) and function.name == "read":
         return _read(function, piped, args, kwargs, env, site)
-    value = env.lookup(function.name) if isinstance(function, tree.Name) else None
+    try:
+        value = env.lookup(function.name) if isinstance(function, tree.Name) else None
+    except NestflowError as e:
+        raise placed(e, function) from None
     value = value if isinstance(value, MemoryValue) else evaluate(function, env)
     if isinstance(value, Partial) and isinstance(value.target, Word) and value.target.name == "grouped":
         return _grouped(piped, args, kwargs, env, site)

@@ -335,6 +335,13 @@ class LevelBuilder:
         (memory,) = self.memories.values()
         return memory.y(site)
 
+    def state_of(self, name: str, tensor: str | None, mode: str, site: tree.Expr) -> Node:
+        """The state of a memory: its one tensor, or the one at a path."""
+        memory = self.memories.get(name)
+        if memory is None:
+            raise self.elab.failure("NF225", f"`{name}` is no memory of this level", site.span)
+        return memory.state_of(tensor, mode, site)
+
     def recall(self, name: str, given: list[Any], env: Env, site: tree.Expr) -> Node:
         memory = self.memories.get(name)
         if memory is None:

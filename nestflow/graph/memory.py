@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError
+from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph import memory_kinds as kinds
 from nestflow.graph import memory_learning as learning
 from nestflow.graph.caches import learned_pairs, pairs
@@ -222,6 +223,29 @@ class MemoryBuild:
         assert self.function is not None
         type_ = self.function.result.type.with_(batch=True, clock="T")
         return make("recall", (), type_, site.span, memory=self.name, mode=mode)
+
+    def state_of(self, tensor: str | None, mode: str, site: tree.Node) -> Node:
+        """The state itself: of a memory with several tensors the one at a path."""
+        if self.keyless:
+            return self.state_now([], mode, site)
+        if self.preparing:
+            message = f"what `{self.name}` stores depends on its own state, and its shape is not known"
+            raise self.elab.failure("NF206", message, site.span, "recall it: `" + self.name + "(...)`")
+        self.prepare()
+        if self.function is None:
+            message = f"`{self.name}` keeps pairs, and has no tensor that is its state"
+            raise self.elab.failure("NF315", message, site.span, f"recall it: `{self.name}(q)`")
+        paths = [t.path for t in self.function.tensors]
+        if tensor is None and len(paths) > 1:
+            message = f"memory `{self.name}` stores {len(paths)} tensors, and one is needed here"
+            listed = ", ".join(f"`{self.name}.{p}`" for p in paths)
+            raise self.elab.failure("NF315", message, site.span, f"one of {listed}")
+        found = next((t for t in self.function.tensors if tensor is None or names_tensor(tensor, t.path)), None)
+        if found is None:
+            help_ = did_you_mean(tensor or "", paths) or "its tensors are " + ", ".join(f"`{p}`" for p in paths)
+            raise self.elab.failure("NF203", f"memory `{self.name}` stores no `{tensor}`", site.span, help_)
+        type_ = Type(shape=found.shape, batch=True, clock="T", heads=self.level.env.heads)
+        return make("recall", (), type_, site.span, memory=self.name, mode=mode, tensor=found.path)
 
     def mapping(self, site: tree.Node) -> tuple[Type, tuple[int, ...]]:
         """What the memory is asked with, and the shape of its answer."""

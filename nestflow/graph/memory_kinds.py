@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Span
+from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.arguments import bind
 from nestflow.graph.caches import cache_spec
 from nestflow.graph.expressions import apply, partial
+from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.model import Init, MemoryFunction
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.starts import tensor
@@ -166,7 +168,17 @@ def of_flow(m: MemoryBuild, value: Partial) -> MemoryFunction:
     if "out" in slots and "out" not in kwargs and len(value.args) < slots.index("out"):
         shape = value_width(m)
         kwargs["out"] = ops.const(shape[-1] if shape else 1)
-    builder = Builder("", memory=[])
+    slow = slow_glob(m, kwargs.pop("slow", None), value)
+    kept: list[str] = []
+
+    def stays(path: str) -> tuple[Builder, str] | None:
+        """A weight that `slow` names stays one, at the memory's path."""
+        if slow is None or not matches(slow, path):
+            return None
+        kept.append(path)
+        return m.level.builder, f"{m.name}.{path}"
+
+    builder = Builder("", memory=[], slow=stays)
     slot = ops.leaf("slot", key.type, None, name="key")
     depth = m.level.env.depth + 1
     env = Env(m.elab, builder, m.elab.find_inside, "flow", flow_heads=key.type.heads, depth=depth)
@@ -176,9 +188,24 @@ def of_flow(m: MemoryBuild, value: Partial) -> MemoryFunction:
         bound, _ = m.elab.templates.bind(value, value.target, [slot, *value.args], kwargs, m.kind_expr)
         result = m.elab.templates.run(value.target, bound, env, m.kind_expr)
     node = m.elab.as_node(result, m.kind_expr, "a memory's function")
+    if slow is not None and not kept:
+        names = [t.path for t in builder.memory or ()]
+        help_ = did_you_mean(slow, names) or "its weights are " + ", ".join(f"`{n}`" for n in names)
+        raise m.elab.failure("NF410", f'`slow = "{slow}"` names no weight of `{value.name}`', m.kind_expr.span, help_)
     if not builder.memory:
         raise m.elab.failure("NF228", f"`{value.name}` has no weights to be a memory", m.kind_expr.span)
     heads = m.heads(key)
     layers = sum(len(t.shape) >= 2 for t in builder.memory)
     tensors = tuple(tensor(m, t.path, t.shape, t.init, heads, layers, False) for t in builder.memory)
     return MemoryFunction(key.type, node, tensors)
+
+
+def slow_glob(m: MemoryBuild, given: Any, value: Partial) -> str | None:
+    """`memory f(slow = "layernorm.**")`: the weights of f that stay weights of the level."""
+    if given is None:
+        return None
+    if not isinstance(given, str):
+        message = f"`slow` of memory `{m.name}` is a glob, a string"
+        raise m.elab.failure("NF238", message, m.kind_expr.span, f'`{value.name}(slow = "layernorm.**")`')
+    check_glob(given, m.kind_expr.span)
+    return given

@@ -11,6 +11,7 @@ from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.arguments import link
 from nestflow.graph.expressions import bind, evaluate, integer
+from nestflow.graph.last_ticks import with_ticks
 from nestflow.graph.model import Link
 from nestflow.graph.projection import projection
 from nestflow.graph.resets import Reset, ticks
@@ -21,7 +22,7 @@ from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
 from nestflow.graph.windows import Windows
 from nestflow.ir import ops
 from nestflow.ir.construct import number
-from nestflow.ir.node import Node, depends, make
+from nestflow.ir.node import Node, depends, make, walk
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 from nestflow.vocabulary.fields import word_for
@@ -212,10 +213,14 @@ def rule(m: MemoryBuild) -> Rule:
     if f is None:
         message = f"memory `{m.name}` needs an `update`"
         raise m.elab.failure("NF234", message, m.node.span, "`update gd(0.1)`, `update adam(lr = 0.01)`, …")
-    built = update_rule(m.elab, f, m.env("update").extend(m.context_names()), m)
+    built = update_rule(m.elab, f, with_ticks(m, m.env("update").extend(m.context_names())), m)
     if m.function is not None:
         shapes = {t.shape: f"{m.name}.{t.path}" for t in reversed(m.function.tensors)}
         check_rule(m.elab, built, shapes, f, m.kind != "function")
+    for n in walk(*built.nodes()):
+        if n.op == "schedule" and n["kind"] != "wsd" and n["total"] is None:
+            message = f"`{n['kind']}` of a memory on the token clock ends at a tick that is not known"
+            raise m.elab.failure("NF540", message, n.span or f.span, f"say it: `{n['kind']}(…, total = 2048)`")
     for n in built.nodes():
         if n.type.short:
             raise m.elab.failure("NF403", "an update cannot look ahead", f.span, "`next` belongs to a loss")
@@ -278,7 +283,7 @@ def retention(m: MemoryBuild, every: int, turns: int = 1) -> tuple[Node | None, 
         if turns > 1:  # it acts in the first round
             before = ops.binary("mul", ops.binary("sub", t, ops.const(1)), ops.const(turns))
             updates = ops.binary("add", before, ops.const(1))
-        env = m.env("retain").extend({**m.context_names(), "t": updates})
+        env = with_ticks(m, m.env("retain").extend({**m.context_names(), "t": updates}))
         value = evaluate(site, env.with_(specials={**env.specials, "kl": partial(kl_retention, env)}))
     through = value.link if isinstance(value, Linked) else None
     value = value.gate if isinstance(value, Linked) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.expressions import call, evaluate
+from nestflow.graph.last_ticks import with_ticks
 from nestflow.graph.scope import Env
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
@@ -24,7 +25,7 @@ def projection(m: MemoryBuild) -> Node | None:
     if f is None:
         return None
     names = {name: ops.leaf(name, LIKE) for name in ("w", "w0", "w_chunk")}
-    env = m.env("project").extend({**names, "t": ops.leaf("updates", Type("int"))})
+    env = with_ticks(m, m.env("project").extend({**names, "t": ops.leaf("updates", Type("int"))}))
     value = named(f.value, names["w"], env)
     if value is None:
         value = evaluate(f.value, env)

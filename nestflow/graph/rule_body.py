@@ -10,6 +10,7 @@ from nestflow.graph.body import items_of
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.names import check_name
 from nestflow.graph.rule_memory import MemoryStatement, RuleMemory, eye, kind_of, size_of
+from nestflow.graph.rule_resets import debiased, varies
 from nestflow.graph.scope import Env
 from nestflow.graph.substitute import substitute
 from nestflow.graph.values import Poison, Quiet
@@ -107,6 +108,8 @@ class Program:
                 site.span,
                 "give the memory a `retain` below 1, or leave `debias` out",
             )
+        if self.rule.memory is not None and varies(self.rule, retain):
+            return debiased(self.rule, self.into, m.name, new, retain)
         return make("debias", (new, retain), m.type, site.span, slot=m.name)
 
     def eye(self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Node:

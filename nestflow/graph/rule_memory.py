@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nestflow.diagnostics.core import NestflowError, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer, partial
+from nestflow.graph.rule_resets import begun_anew
 from nestflow.graph.values import Distribution, Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.forms import COLS, NUMBER, ROWS, Form, Forms, W, canonical
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nestflow.graph.rules import RuleBuilder
 
 LIKE = Type(like=True)
-FIELDS = ("value", "update", "retain", "objective", "init", "every", "key", "per")
+FIELDS = ("value", "update", "retain", "objective", "init", "every", "key", "per", "reset")
 EVERYWHERE = frozenset(["total", "norm_all"])
 
 
@@ -133,6 +134,8 @@ class MemoryStatement:
         step = self.inner_step(fields, value if read is None else read, key)
         old = m.old() if retain is None else ops.binary("mul", retain, m.old())
         new = ops.binary("add", old, step, s.span)
+        if "reset" in fields:
+            new = begun_anew(self.rule, fields["reset"], m.name, new, start)
         self.rule.same_form(new, m.form, s, f"what `{s.name}` becomes")
         self.program.into.append(
             SlotUpdate(m.name, new, every, pending, value if pending else None, s.span, self.rule.where)
@@ -153,7 +156,7 @@ class MemoryStatement:
                 raise self.elab.failure(
                     "NF217", "this statement cannot stand in a memory", f.span, "it has fields only"
                 )
-            if f.name in ("query", "weight", "chunk", "reset", "read", "project"):
+            if f.name in ("query", "weight", "chunk", "read", "project"):
                 raise self.elab.not_yet(f"`{f.name}` in a memory of an optimiser", f.span)
             if f.name not in FIELDS:
                 message = f"a memory of an optimiser has no field `{f.name}`"

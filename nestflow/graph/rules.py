@@ -143,7 +143,8 @@ class RuleBuilder:
     def rule_env(self, env: Env) -> Env:
         env = env.extend(given_names(ops.leaf("g", LIKE)))
         # `total` and `before` of updates are words of their own
-        return env.with_(rule=self, specials={"curvature": self.curvature})
+        kept = {k: v for k, v in env.specials.items() if k == "ticks"}
+        return env.with_(rule=self, specials={**kept, "curvature": self.curvature})
 
     def curvature(self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Node:
         """`curvature(hutchinson)`: z ⊙ Hz of the level's objective at this batch."""

@@ -22,7 +22,8 @@ Lookup = Callable[[str], Any]
 class Builder:
     """An instance under construction: its own weights, tails and children, and the names given so far.
 
-    memory: when a memory's function is built, weights become its state tensors (kept here), and flows are inlined."""
+    memory: when a memory's function is built, weights become its state tensors (kept here), and flows are inlined.
+    slow: those that stay weights instead, of the level (its builder, their path there)."""
 
     path: str
     weights: list[WeightSpec] = field(default_factory=list[WeightSpec])
@@ -33,6 +34,7 @@ class Builder:
     shared: list[SharedValue] = field(default_factory=list[SharedValue])
     memory: list[MemoryTensor] | None = None
     one: bool = False  # a single function: its weights stand at the instance's own path
+    slow: Callable[[str], tuple[Builder, str] | None] | None = None
 
     def name(self, key: Any, base: str, indices: tuple[int, ...]) -> str:
         """The relative path of the call `key`: its base name (made unique in text order), then the repeat indices."""
@@ -234,7 +236,10 @@ class Site:
         type_ = Type(shape=shape, heads=heads)
         b = self.env.builder
         self.env.elab.count_weights(shape, heads, self.expr)
-        if b.memory is not None:
+        apart = b.slow(path) if b.slow is not None else None
+        if apart is not None:
+            b, path = apart
+        elif b.memory is not None:
             if all(t.path != path for t in b.memory):
                 b.memory.append(MemoryTensor(path, shape, None, init))
             return ops.leaf("theta", type_, self.span, tensor=path)
@@ -254,6 +259,22 @@ class Site:
         if length and all(t.path != path for t in self.env.builder.tails):
             self.env.builder.tails.append(TailSpec(path, type_, length))
         return path
+
+    # chance ----------------------------------------------------------------------------------------
+
+    def drawn(self) -> str:
+        """Where a draw stands. A draw belongs to a tick of the stream: flows and the context of levels have it."""
+        if self.env.builder.memory is not None:
+            self.fail("NF320", f"`{self.word}` draws at random, and a memory's function may not", "apply it to the key")
+        if self.env.rule is not None or self.env.place not in ("flow", "level"):
+            help_ = "give it a name in the level, and use the name here"
+            self.fail("NF205", f"`{self.word}` stands in flows, and in names and fields of levels", help_)
+        return self.rel()
+
+    def each_tick(self, shape: tuple[int, ...]) -> Type:
+        """A value of this shape at every tick of the stream (once, where no input has the token axis) and head."""
+        clocks = [x.type.clock for x in self.env.elab.inputs.values() if x.type.clock]
+        return Type(shape=shape, batch=True, clock=clocks[0] if clocks else None, heads=self.level_heads())
 
     # starts ----------------------------------------------------------------------------------------
 

@@ -52,15 +52,20 @@ class SharedValue:
 
 @dataclass(frozen=True)
 class MemoryValue:
-    """A memory of the level being built, called to be recalled."""
+    """A memory of the level being built, called to be recalled. mode: which state its bare name is, where it stands."""
 
     level: Any
     name: str
+    mode: str = "chunk"
 
     @property
     def keyless(self) -> bool:
         found = self.level.memories.get(self.name)
         return found is not None and found.keyless
+
+    def state_node(self, expr: tree.Expr) -> Node:
+        """Its bare name is its state."""
+        return self.level.state_of(self.name, None, self.mode, expr)
 
 
 @dataclass(frozen=True)

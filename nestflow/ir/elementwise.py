@@ -23,6 +23,7 @@ UNARY = frozenset(
         "relu",
         "sigmoid",
         "tanh",
+        "cos",
         "silu",
         "gelu",
         "softplus",

@@ -29,6 +29,7 @@ Square matrices and classes: diag diagonal solve matrix_root eigenvectors qr one
 Shape: concat(xs...; last axis) stack(xs...; new last axis) index(x; items) reshape(x; shape)
 Images (channels first; nestflow.ir.images): patches(x; p) conv2d(x, w; stride) max_pool(x; k, stride)
   upsample(x; f)
+Chance: uniform noise dropout (see `nestflow.ir.chance`)
 Tables: embed(i, w)
 Look-back: short_conv(x, w [, b]; tail, n) previous(x; tail, n) rope(x; base, reset)
   tail: state path in the instance
@@ -62,6 +63,7 @@ Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(
 from __future__ import annotations
 
 from nestflow.ir.algebra import *  # noqa: F403
+from nestflow.ir.chance import *  # noqa: F403
 from nestflow.ir.elementwise import *  # noqa: F403
 from nestflow.ir.matrices import *  # noqa: F403
 from nestflow.ir.published import *  # noqa: F403

@@ -334,6 +334,7 @@ def _fused_matrix(n: Node, g: Node) -> tuple[Node | None, ...]:
 
 
 PULLBACKS: dict[str, Pullback] = {
+    "dropout": lambda n, g: (ops.dropout(filled(g, n), n["p"], n["path"]),),
     "diag": lambda n, g: (ops.diag(filled(g, n)),),
     "diagonal": lambda n, g: (ops.diag(filled(g, n)),),
     "solve": lambda n, g: ops.solve_pullback(n, filled(g, n)),

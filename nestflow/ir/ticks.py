@@ -30,9 +30,12 @@ def previous(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
     return make("previous", (x,), x.type, span, n=n, tail=tail)
 
 
-def window(x: Node, n: int, tail: str, span: Span | None = None) -> Node:
-    """x_{t−a} for a = 0 … n − 1 along a new first feature axis; zeros before the sequence's start."""
-    return make("window", (x,), x.type.with_(shape=(n, *x.type.shape), batch=True), span, n=n, tail=tail)
+def window(x: Node, n: int, tail: str, span: Span | None = None, oldest: bool = False) -> Node:
+    """x_{t−a} for a = 0 … n − 1 along a new first feature axis (oldest: a = n − 1 first); zeros before the sequence's
+    start."""
+    type_ = x.type.with_(shape=(n, *x.type.shape), batch=True)
+    attrs = {"oldest": True} if oldest else {}
+    return make("window", (x,), type_, span, n=n, tail=tail, **attrs)
 
 
 def rope(x: Node, base: float = 10000.0, reset: int | None = None, span: Span | None = None) -> Node:

@@ -22,6 +22,7 @@ from nestflow.ir.forms import holds
 from nestflow.ir.node import Node, Type, depends, walk
 from nestflow.ir.pullback import times
 from nestflow.ir.rule import DgdStep, Let, Rule, SetWeight, SlotUpdate, Statement
+from nestflow.lowering.schedules import scheduled
 
 ONE, ZERO = ops.const(1.0), ops.const(0.0)
 Form = dict[Node, Node]
@@ -101,6 +102,8 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
             return ops.const(memory.every) if memory.when is None or memory.every == 1 else own_count(memory, SEEN)
         if n.op == "updates":
             return counted(memory) if memory.when is None else own_count(memory, COUNT)
+        if n.op == "schedule":
+            return scheduled(memory, n)
         if n.op == "debias":
             return debiased(rule, memory, n, args)
         if n.op == "where" and args[0].op == "const":  # what this tensor is not, is not asked
@@ -321,6 +324,8 @@ class BasisTest:
         if n.op == "div" and a is not None and b is None:
             return self.scaled(a, n.args[1], "div")
         if n.op == "where" and forms[0] is None:
+            if any(f is None and not is_zero(a) for f, a in zip(forms[1:], n.args[1:])):
+                raise NotLinear("its step has a part that does not come from g or its memories")
             x, y = forms[1] or {}, forms[2] or {}
             c = number(n.args[0])
             return {k: ops.where(c, x.get(k, ZERO), y.get(k, ZERO)) for k in {**x, **y}}

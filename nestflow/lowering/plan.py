@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from nestflow.graph.model import Instance, LevelGraph, Memory
 from nestflow.graph.state import keeps_anchor
@@ -70,16 +71,21 @@ class Plan:
 
 def lower(graph: LevelGraph, patterns: Mapping[str, Pattern] = PATTERNS) -> Plan:
     """Choose a lowering for every token-level level, from the patterns that are given (all of them by default)."""
-    known: dict[tuple[tuple[Memory, ...], object], LevelPlan] = {}
+    known: dict[tuple[Any, ...], LevelPlan] = {}
     levels: dict[str, LevelPlan] = {}
     for instance in graph.root.walk():
         if instance.kind != "level":
             continue
-        key = (instance.memories, instance.result)
+        key = (instance.memories, instance.result, bodies(instance))
         if key not in known:
             known[key] = lower_level(instance, patterns)
         levels[instance.path] = LevelPlan(instance, known[key].memories, known[key].size)
     return Plan(graph, levels)
+
+
+def bodies(instance: Instance) -> tuple[Any, ...]:
+    """What the flows that a level calls compute: their derivative may be part of a memory's errors."""
+    return tuple((path, child.slots, child.result, bodies(child)) for path, child in instance.children)
 
 
 def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS) -> LevelPlan:
@@ -94,7 +100,7 @@ def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS) 
 
 def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Pattern]) -> MemoryPlan:
     """The first pattern that takes the memory, and what the ones before it said."""
-    errors = errors_of(memory)
+    errors = errors_of(memory, setting.instance)
     reasons: list[str] = []
     for name, pattern in patterns.items():
         if memory.rounds and name not in ("cache", "scan"):
@@ -104,24 +110,25 @@ def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Patter
         if isinstance(found, str):
             reasons.append(f"{name}: {found}")
             continue
-        later = tuple(lower_round(r) for r in memory.rounds)
+        later = tuple(lower_round(r, setting.instance) for r in memory.rounds)
         return MemoryPlan(memory, name, errors, found, tuple(reasons), boundary(memory, name, setting), later)
     raise AssertionError("scan takes every memory")
 
 
-def lower_round(memory: Memory) -> MemoryPlan:
+def lower_round(memory: Memory, level: Instance) -> MemoryPlan:
     """A further update of the tick. The memory has another name there, so that its state is told from the one
     before."""
     name = f"{memory.name}@{memory.turn + 1}"
 
     def change(n: Node, args: tuple[Node, ...]) -> Node | None:
         if n.op == "recall" and n["memory"] == memory.name and n["mode"] == "objective":
-            return make("recall", args, n.type, n.span, memory=name, mode="objective")
+            attrs: dict[str, Any] = {**dict(n.attrs), "memory": name}
+            return make("recall", args, n.type, n.span, **attrs)
         return None
 
     objective = None if memory.objective is None else rewrite([memory.objective], change)[0]
     renamed = replace(memory, name=name, objective=objective)
-    return MemoryPlan(renamed, "scan", errors_of(renamed))
+    return MemoryPlan(renamed, "scan", errors_of(renamed, level))
 
 
 def boundary(memory: Memory, pattern: str, setting: Setting) -> int | None:

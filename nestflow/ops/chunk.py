@@ -51,6 +51,18 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     return y.reshape(*y.shape[:-1], *shape)
 
 
+def matrix_at(at: At | Channels, starts: Sequence[Tensor], *factors: Factors) -> Tensor:
+    """A matrix itself at every tick, from the factors of its errors: [..., n, out, in].
+
+    starts: p of [..., out, in]; factors (h [..., n, in], e [..., n, out]).
+    """
+    if isinstance(at, At):
+        return tensor_at(at, starts, summed([e[..., :, None] * h[..., None, :] for h, e in factors]), 2)
+    kept = at.old[..., :, None, :] * starts[0][..., None, :, :]
+    # Σ_s e_s ⊗ (h_s ⊙ D[t, s]): one product for each tick
+    return summed([kept] + [e.mT[..., None, :, :] @ (at.new * h[..., None, :, :]) for h, e in factors])
+
+
 def advance(
     at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None, rank: int = 2
 ) -> Tensor:

@@ -31,12 +31,13 @@ def previous(x: Tensor, tail: Tensor, axis: int = -2) -> tuple[Tensor, Tensor]:
     return padded.narrow(axis, 0, ticks), padded.narrow(axis, ticks, n)
 
 
-def window(x: Tensor, tail: Tensor, axis: int = -2) -> tuple[Tensor, Tensor]:
+def window(x: Tensor, tail: Tensor, axis: int = -2, oldest: bool = False) -> tuple[Tensor, Tensor]:
     """x_{t−a}, a = 0 … n, along a new axis behind the token axis; tail holds the n inputs before x. And the new
-    tail."""
+    tail. oldest: a = n first."""
     ticks, n = x.shape[axis], tail.shape[axis]
     padded = torch.cat([tail.to(x.dtype), x], axis)
-    aged = torch.stack([padded.narrow(axis, n - a, ticks) for a in range(n + 1)], x.ndim + axis + 1)
+    ages = range(n, -1, -1) if oldest else range(n + 1)
+    aged = torch.stack([padded.narrow(axis, n - a, ticks) for a in ages], x.ndim + axis + 1)
     return aged, padded.narrow(axis, ticks, n)
 
 

@@ -16,6 +16,7 @@ class Context:
     w: slow weights by path. s: state of the stream before the call, by path. n: the state after it, filled by the code.
     t0: ticks the rows have seen in their sequences, age0 in their streams.
     training: whether this is the forward pass of a step that learns. networks: those of the caller, by name.
+    seed, step, rows: what draws are a function of (rows None: all).
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class Context:
         networks: Mapping[str, Any] | None = None,
         age0: int | None = None,
     ) -> None:
+        self.seed, self.step = 0, 0  # what draws are a function of
+        self.rows: Tensor | None = None
         self.networks = networks or {}
         self.age0 = t0 if age0 is None else age0
         self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device

@@ -260,7 +260,14 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
         learns, updates, n_ticks = counted(frame, group)
     updates, n_ticks = updates.clamp(min=1), n_ticks.clamp(min=1)  # 0 only in rows that do not learn now
     Update(
-        rule, list(weights.values()), updates, n_ticks, every=m.every, context=frame.eval, stop=m.gradient == "stop"
+        rule,
+        list(weights.values()),
+        updates,
+        n_ticks,
+        every=m.every,
+        context=frame.eval,
+        stop=m.gradient == "stop",
+        ticks=since,
     ).run()
     for one in group:
         for n, a in one.before.items():

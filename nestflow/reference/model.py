@@ -37,7 +37,11 @@ class Reference:
         weights: Mapping[str, Tensor],
         training: bool = False,
         networks: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        step: int = 0,
     ) -> None:
+        """seed, step: what the draws of `dropout`, `noise` and `bernoulli` are a function of (§3.10)."""
+        self.seed, self.step = seed, step
         self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
         self.heads = {s.path: s.heads for s in graph.state} | {TICKS: None, reading.AGE: None}
@@ -140,6 +144,7 @@ class Reference:
             grad = torch.is_grad_enabled()
             tick = Tick(self.weights, dict(now), start, now[TICKS], dtype, self.training, grad, now, whole, self._begun)
             tick.networks, tick.age = self.networks, now.get(reading.AGE)
+            tick.seed, tick.step = self.seed, self.step
             at = {n: (x[:, i] if clocks[n] else x).unsqueeze(1) for n, x in inputs.items()}
             frame = Frame(tick, self.graph.root, at)
             values = [frame.eval(r) for r in roots]

@@ -34,6 +34,9 @@ CONTEXT = frozenset(
         "previous",
         "window",
         "rope",
+        "uniform",
+        "noise",
+        "dropout",
     )
 )
 
@@ -122,7 +125,9 @@ class Update:
         if s.pending is not None and s.pending_value is not None:
             kept[s.pending] = w.old[s.pending] + self.value(s.pending_value, w)
             w.new[s.pending] = kept[s.pending]
-        new = align(self.value(s.value, w), w.old[s.slot])[0].expand_as(w.old[s.slot])
+        new = self.value(s.value, w)
+        new = new.reshape(new.shape[:2]) if w.old[s.slot].ndim == 2 else new  # one number for all tensors
+        new = align(new, w.old[s.slot])[0].expand_as(w.old[s.slot])
         if s.every > 1:
             due = self.updates % s.every == 0
             new = pick(due, new, w.old[s.slot])

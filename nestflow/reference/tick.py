@@ -15,6 +15,7 @@ from torch import Tensor
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import memory_path
 from nestflow.ir.node import Node, walk
+from nestflow.reference.chance import flat, hashes, normal
 from nestflow.reference.values import align, apply, as_float, leaf, rope
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 Tensors = dict[str, Tensor]
 LOOKBACK = frozenset(("short_conv", "previous", "window", "call", "network"))
+
+
+def waits(node: Node) -> bool:
+    """Whether a call is given what an objective recalls, which is there once the context has been evaluated."""
+    return node.op == "call" and any(n.op == "recall" and n["mode"] == "objective" for n in walk(node))
 
 
 @dataclass
@@ -43,6 +49,8 @@ class Tick:
     tails: set[str] = field(default_factory=set)
     emits: dict[str, Tensor] = field(default_factory=dict)
     age: Tensor | None = None  # [B, 1], ticks since the row's stream began, this one included
+    seed: int = 0
+    step: int = 0
     networks: Any = None  # of the caller: see nestflow.reference.networks
 
     @property
@@ -100,7 +108,7 @@ class Frame:
     def look_back(self, *roots: Node | None) -> None:
         """Evaluate the blocks below the roots that keep a state: they take their input at every tick (§3.2)."""
         for node in walk(*(r for r in roots if r is not None)):
-            if node.op in LOOKBACK:
+            if node.op in LOOKBACK and not waits(node):
                 self.eval(node)
 
     def compute(self, node: Node, xs: list[Tensor]) -> Tensor:
@@ -121,7 +129,8 @@ class Frame:
         if op == "rope":
             return rope(as_float(xs[0], tick.dtype), tick.t, node["base"], node["reset"])
         if op == "window":
-            return self.window(node, xs[0], node["n"] - 1).flip(2)
+            seen = self.window(node, xs[0], node["n"] - 1)
+            return seen if node.get("oldest") else seen.flip(2)
         if op in ("short_conv", "previous"):
             return self.short_conv(node, *xs) if op == "short_conv" else self.window(node, xs[0], node["n"])[:, :, 0]
         if op == "call":
@@ -142,6 +151,8 @@ class Frame:
             return tick.networks.tick(self, node, xs)
         if op == "network_result":
             return tick.networks.tick_result(self, node)
+        if op in ("uniform", "noise", "dropout"):
+            return self.draw(node, xs)
         self.tap(node, xs)
         known = leaf(node, tick.dtype, tick.device)
         return known if known is not None else apply(node, xs, tick.dtype)
@@ -182,6 +193,18 @@ class Frame:
                 state = tick.state
         return torch.stack([y.expand(outer.t.shape[0], *y.shape[1:]) for y in results], 2)
 
+    def draw(self, node: Node, xs: list[Tensor]) -> Tensor:
+        """A draw by counter (§3.10); what has no token axis is drawn once."""
+        tick = self.tick
+        if node.op == "dropout" and not tick.training:
+            return as_float(xs[0], tick.dtype)
+        t = tick.t if node.type.clock else torch.ones_like(tick.t)
+        path = memory_path(self.instance.path, "", node["path"])
+        h = hashes(tick.seed, path, tick.step, t, node.type.heads or 1, node.type.shape)
+        if node.op != "dropout":
+            return flat(h) if node.op == "uniform" else normal(h).to(tick.dtype)
+        return torch.where(flat(h) < node["p"], 0.0, as_float(xs[0], tick.dtype) / (1 - node["p"]))
+
     # look-back (§3.11) -----------------------------------------------------------------------------
 
     def window(self, node: Node, x: Tensor, kept: int) -> Tensor:
@@ -217,6 +240,8 @@ class Frame:
         if memory.cache is not None:
             return attend(self, memory, xs[0])
         theta = self.states[memory.name, node["mode"]]
+        if node.get("tensor") is not None:
+            return theta[node["tensor"]]
         if memory.function is None:
             return next(iter(theta.values()))
         body = Frame(self.tick, self.instance, {"key": xs[0]} if xs else {}, theta)

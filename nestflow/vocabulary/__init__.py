@@ -1,6 +1,6 @@
 """Everything a spec may name, one small record each."""
 
-from nestflow.vocabulary import fields, functions, images, losses, matrices
+from nestflow.vocabulary import chance, fields, functions, images, losses, matrices
 from nestflow.vocabulary.record import REQUIRED, WORDS, Word, lookup
 
 
@@ -9,4 +9,6 @@ def find(name: str) -> Word | None:
     return lookup(name) or fields.SYNTAX.get(name)
 
 
-__all__ = ["REQUIRED", "WORDS", "Word", "fields", "find", "functions", "images", "lookup", "losses", "matrices"]
+__all__ = [
+    "REQUIRED", "WORDS", "Word", "chance", "fields", "find", "functions", "images", "lookup", "losses", "matrices",
+]  # fmt: skip

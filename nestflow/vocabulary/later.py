@@ -5,11 +5,7 @@ from __future__ import annotations
 LATER = frozenset(
     [
         "es",
-        "ticks",
         "average",
         "gram",
-        "dropout",
-        "noise",
-        "bernoulli",
     ]
 )

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from nestflow.ir import ops
+from nestflow.ir.construct import number
 from nestflow.ir.node import Node, Type, make
 from nestflow.vocabulary.record import describe, word
 
@@ -51,17 +52,36 @@ def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
     return ops.binary("div", ops.reduce("sum", ops.binary("pow", e, ops.const(n))), ops.const(n))
 
 
-@word("huber(delta)", kind="objective", paper="MIRAS (Yaad), per coordinate")
-def huber(site: Any, p: Node, v: Node, delta: Any = None) -> Node:
-    """Per coordinate ½e² inside δ, δ(|e| − δ/2) outside: gradient clip(e, ±δ)."""
+@word("huber(delta, form = each)", kind="objective", paper="MIRAS eq. 14-16 (Yaad)", options="each norm mixed")
+def huber(site: Any, p: Node, v: Node, delta: Any = None, form: Any = None) -> Node:
+    """`each` coordinate: ½e² inside δ, δ(|e| − δ/2) outside, gradient clip(e, ±δ). `norm`: the same of ‖e‖, gradient
+    e · min(1, δ/‖e‖). `mixed`: ½‖e‖² where ‖e‖ ≤ δ, else δ Σ|e|, gradient e or δ · sign(e) (Yaad as printed)."""
     d = site.node(delta, "huber")
     if d.op == "const" and not float(d.value) > 0:
         site.fail("NF304", f"delta of huber is above 0, and this is {float(d.value):g}: nothing would be learned")
+    shape = site.word_text(form) or "each"
+    if shape not in ("each", "norm", "mixed"):
+        site.fail("NF309", f"huber knows no form `{shape}`", "`form = each`, `form = norm` or `form = mixed`")
     e = ops.binary("sub", p, v)
-    a = ops.unary("abs", e)
-    quadratic = ops.binary("mul", ops.const(0.5), ops.unary("square", e))
-    line = ops.binary("mul", d, ops.binary("sub", a, ops.binary("mul", ops.const(0.5), d)))
-    return ops.reduce("sum", ops.where(ops.binary("le", a, d), quadratic, line))
+    if shape != "each" and e.type.shape and not d.type.is_number:
+        site.fail("NF301", f"delta of `huber(form = {shape})` is one number, and this is {d.type}", "`linear(x, 1)`")
+    half = ops.const(0.5)
+    if shape == "each" or not e.type.shape:
+        size = ops.unary("abs", e)
+        outside = ops.binary("mul", d, ops.binary("sub", size, ops.binary("mul", half, d)))
+        return ops.reduce("sum", ops.where(ops.binary("le", size, d), squared(e), outside))
+    d = number(d) if d.type.shape else d
+    size = ops.root(ops.reduce("sum", ops.unary("square", e)))
+    if shape == "norm":
+        outside = ops.binary("mul", d, ops.binary("sub", size, ops.binary("mul", half, d)))
+    else:
+        outside = ops.binary("mul", d, ops.reduce("sum", ops.unary("abs", e)))
+    return ops.where(ops.binary("le", size, d), ops.reduce("sum", squared(e)), outside)
+
+
+def squared(e: Node) -> Node:
+    """½e²"""
+    return ops.binary("mul", ops.const(0.5), ops.unary("square", e))
 
 
 # --- losses of outputs --------------------------------------------------------------------------------
@@ -277,6 +297,13 @@ describe(
     "objective at this batch: an estimate of the diagonal. It needs the objective, so it trains a compiled module.",
     "Sophia",
     also="hessian hutchinson hvp",
+)
+describe(
+    "ticks(e)",
+    "special",
+    "In `update`, `retain` and `project` of a memory of every N tokens: e at the N ticks since the last update, oldest "
+    "first, along a new first axis: `update momentum(lr, mean(ticks(sigmoid(linear(x, 1))), axis = 0))`.",
+    "LaCT: rates averaged over a chunk",
 )
 describe("before(m)", "special", "The state of a memory before this tick.")
 describe("debias(m)", "update", "m / (1 − the product of its retains).", "Adam")

@@ -94,6 +94,38 @@ def test_mistakes(expression: str, code: str, said: str) -> None:
     assert code in str(e.value) and said in str(e.value)
 
 
+@pytest.mark.parametrize("form", ["each", "norm", "mixed"])
+def test_forms_of_huber(form: str) -> None:
+    """One update from an empty matrix: W = −rate · ∂ℓ/∂p kᵀ at p = 0."""
+    text = f"""nestflow 1
+    input k : float[T, 3]
+    input v : float[T, 4]
+    output store(k, v)
+    level store(k, v) {{ every 1 token; memory matrix; key k; value v; query k; update gd(1)
+      objective huber(1.2, form = {form}) }}
+    """
+    b = nestflow.compile(text, dtype="float64")
+    for scale in (0.1, 1.0, 3.0):
+        e = -scale * torch.tensor([0.5, -1.0, 1.5, 0.2], dtype=torch.float64)
+        k = torch.tensor([1.0, 0, 0], dtype=torch.float64)
+        size = e.norm()
+        want = {
+            "each": e.clamp(-1.2, 1.2),
+            "norm": e * min(1.0, 1.2 / float(size)),
+            "mixed": e if size <= 1.2 else 1.2 * e.sign(),
+        }[form]
+        torch.testing.assert_close(b.module(k=k.view(1, 1, 3), v=-e.view(1, 1, 4))[0, 0], -want)
+
+
+def test_huber_has_three_forms() -> None:
+    with pytest.raises(nestflow.NestflowError, match="NF309"):
+        nestflow.compile(
+            "nestflow 1\ninput k : float[T, 3]\noutput s(k)\n"
+            "level s(k) { every 1 token; memory matrix; key k; value k; query k\n"
+            '  update gd(1); objective huber(1, form = "l1") }'
+        )
+
+
 def test_a_class_outside_is_a_data_error() -> None:
     b = nestflow.compile(SPEC.format("log_prob(z, c)").replace(" in [0, 6)", ""))
     for runs in (b.module, b.reference()):

@@ -40,6 +40,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "longhorn": SMALL,
     "mamba2": SMALL | {"state": 4},
     "memora": SMALL | {"chunk": 4, "expand": 2},
+    "mesanet": SMALL | {"iters": 8},
+    "normalized_attention": SMALL,
     "moneta": SMALL | {"chunk": 4, "expand": 2},
     "omega": SMALL | {"chunk": 4, "span": 3, "expand": 2},
     "retnet": SMALL,

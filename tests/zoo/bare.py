@@ -109,6 +109,18 @@ MATRICES = [
     Bare("longhorn exact", KVQ | {"b": (WIDTH, "rate")},
          f"memory matrix; {SPLIT} objective l2; update prox(on_value(split_heads(b)))",
          lambda x, w: matrices.longhorn(x["k"], x["v"], x["q"], x["b"], exact=True)),
+    Bare("mesa", KVQ | BETA | ALPHA,
+         f"k_h = split_heads(k); ridge = softplus(learned({WIDTH}, init = ones)) + 0.25; objective dot\n"
+         "update gd(split_heads(b)); retain split_heads(a)\n"
+         "memory kk : matrix { key k_h; value k_h }\nmemory kv : matrix { key k_h; value split_heads(v) }\n"
+         "return merge_heads(kv(solve(kk + diag(ridge), split_heads(q), method = cg, iters = 12)))",
+         lambda x, w: matrices.mesa(x["k"], x["v"], x["q"], x["b"], x["a"],
+                                    torch.nn.functional.softplus(w["mem.ridge.learned"]) + 0.25)),
+    Bare("normalized", {"k": (WIDTH, "positive")} | V | {"q": (WIDTH, "positive")},
+         "k_h = split_heads(k); q_h = split_heads(q); objective dot; update gd(1)\n"
+         "memory kv : matrix { key k_h; value split_heads(v) }\nmemory z : vector { value k_h }\n"
+         "return merge_heads(kv(q_h) / (inner(z, q_h) + 1e-6))",
+         lambda x, w: matrices.normalized(x["k"], x["v"], x["q"])),
     Bare("swa", KVQ, f"memory cache(window = 3); {SPLIT}", lambda x, w: matrices.attention(x["k"], x["v"], x["q"], 3)),
 ]  # fmt: skip
 
@@ -153,8 +165,7 @@ DEEP = [
     Bare("dla", KVQ | FAST, f"{LAYERS} {SPLIT} objective dot; {LEARN}", anchored(deep.mlp(True), deep.dot, *TWO)),
     Bare("yaad", KVQ | FAST | {"d": (1, "positive")},
          f"every 1 token; chunk 4; memory net; {SPLIT} delta = 1.5 * split_heads(d)\n"
-         "objective where(norm(M(key) - value) <= delta, l2(M(key), value), delta * sum(abs(M(key) - value)))\n"
-         f"{LEARN}",
+         f"objective huber(delta, form = mixed); {LEARN}",
          anchored(deep.miras, lambda p, v, d: deep.huber_mixture(p, v, 1.5 * d), *TWO, extra="d"), MIRAS),
     Bare("moneta", KVQ | FAST,
          f"every 1 token; chunk 4; memory net; {SPLIT} objective lp(3); update gd(split_heads(lr))\n"

@@ -143,9 +143,10 @@ def chunked(
 
 def ttt(
     net: Net, start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rate: Tensor, chunk: int,
-    gain: Tensor, bias: Tensor,
+    gain: Tensor, bias: Tensor, learned: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Token i of a chunk: W_i = W_a − (1/i) Σ_{j≤i} η_j G_j; f(x) = x + gain ⊙ norm(net(x)) + bias."""
+    """Token i of a chunk: W_i = W_a − max(1/i + c_i, 0) Σ_{j≤i} η_j G_j; f(x) = x + gain ⊙ norm(net(x)) + bias.
+    learned: c [chunk]."""
 
     def f(w: Sequence[Tensor], x: Tensor) -> Tensor:
         return x + gain * norm(net(w, x)) + bias
@@ -157,7 +158,8 @@ def ttt(
             anchor, total = state, [torch.zeros_like(w) for w in state]
         term = gradients(l2(f(anchor, key[:, :, t]), value[:, :, t]), anchor)
         total = [s + number(rate[:, :, t], g) * g for s, g in zip(total, term, strict=True)]
-        state = [a - s / (t % chunk + 1) for a, s in zip(anchor, total, strict=True)]
+        tau = 1 / (t % chunk + 1) + (torch.zeros(chunk, dtype=key.dtype) if learned is None else learned)[t % chunk]
+        state = [a - tau.clamp(min=0) * s for a, s in zip(anchor, total, strict=True)]
         outputs.append(f(state, query[:, :, t]))
     return torch.stack(outputs, 2)
 

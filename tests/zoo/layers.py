@@ -231,10 +231,11 @@ def places(w: L, x: Tensor) -> Tensor:
 
 def ttt(net: deep.Net, base: float, *names: str) -> Layer:
     def layer(w: L, x: Tensor) -> Tensor:
-        k, q = (rope(w.lin(x, f"{n}.linear"), reset=4) for n in ("key", "q"))
-        rate = base * w.lin(x, "update.linear").sigmoid() / k.shape[-1]
+        k, q = (rope(w.lin(x, f"{n}.linear"), reset=4) for n in ("key", "query"))
+        rate = base * w.lin(x, "weight.linear").sigmoid() / k.shape[-1]
+        norm = (w(f"memory.layernorm.{n}") for n in ("weight", "bias"))
         start = [w(f"memory.{n}") for n in names]
-        y = deep.ttt(net, start, k, w.lin(x, "value.linear"), q, rate, 4, w("gain.learned"), w("bias.learned"))
+        y = deep.ttt(net, start, k, w.lin(x, "value.linear"), q, rate, 4, *norm, w("update.embed.weight")[:, 0])
         y = deep.norm(y) * head(w("out.layernorm.weight")) + head(w("out.layernorm.bias"))
         return w.lin(merge(y), "out.linear")
 
@@ -248,6 +249,19 @@ def lact(w: L, x: Tensor) -> Tensor:
     rates = softplus(w.lin(x, "rates.linear") + torch.log(torch.expm1(torch.tensor(0.001, dtype=x.dtype))))
     y = deep.lact(start, k, unit(silu(w.lin(x, "value.linear"))), q, rates, 4)
     return w.lin(merge(w.norm(y, "out")), "out.linear") + near
+
+
+def mesa(w: L, x: Tensor) -> Tensor:
+    k, q = unit(w.mixed(x, "k")), unit(w.mixed(x, "q"))
+    ridge = softplus(w("ridge.learned")) + 0.25
+    beta, gamma = w.lin(x, "update.linear").sigmoid(), w.lin(x, "retain.linear").sigmoid()
+    y = matrices.mesa(k, w.lin(x, "kv.value.linear"), q, beta, gamma, ridge)
+    return w.lin(merge(w.norm(y, "out")), "out.linear")
+
+
+def normalized(w: L, x: Tensor) -> Tensor:
+    k, q = (torch.nn.functional.elu(w.conv(w.lin(x, f"{n}.linear"), n)) + 1 for n in ("k", "q"))
+    return w.lin(merge(matrices.normalized(k, w.lin(x, "kv.value.linear"), q)), "out.linear")
 
 
 RESIDUAL = deep.mlp(True)
@@ -265,6 +279,8 @@ LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "deltaproduct": ("deltaproduct", {}, deltaproduct),
     "rwkv7": ("time_mix", {}, rwkv7),
     "longhorn": ("longhorn", {}, longhorn),
+    "mesanet": ("mesa", {}, mesa),
+    "normalized_attention": ("normalized", {}, normalized),
     "swa": ("swa", {"window": 4}, swa),
     "gqa": ("gqa", {"kv_heads": 1}, gqa),
     "tnt": ("tnt", {"chunk": 2, "span": 4}, tnt),

@@ -133,3 +133,21 @@ def attention(k: Tensor, v: Tensor, q: Tensor, window: int) -> Tensor:
         score = torch.einsum("bhd,bhnd->bhn", q[:, :, t], k[:, :, near]) / k.shape[-1] ** 0.5
         outputs.append(torch.einsum("bhn,bhnd->bhd", score.softmax(-1), v[:, :, near]))
     return torch.stack(outputs, 2)
+
+
+def mesa(k: Tensor, v: Tensor, q: Tensor, beta: Tensor, gamma: Tensor, ridge: Tensor) -> Tensor:
+    """H ← γ H + β k kᵀ, G ← γ G + β v kᵀ, y = G (H + Λ)⁻¹ q; ridge Λ: [H, D]."""
+    h = torch.zeros(*k.shape[:2], k.shape[-1], k.shape[-1], dtype=k.dtype)
+    g = torch.zeros(*k.shape[:2], v.shape[-1], k.shape[-1], dtype=k.dtype)
+    outputs = []
+    for k_t, v_t, q_t, b_t, a_t in zip(*(s.unbind(2) for s in (k, v, q, beta, gamma)), strict=True):
+        h = a_t[..., None] * h + outer(b_t * k_t, k_t)
+        g = a_t[..., None] * g + outer(b_t * v_t, k_t)
+        outputs.append(times(g, torch.linalg.solve(h + torch.diag_embed(ridge), q_t)))
+    return torch.stack(outputs, 2)
+
+
+def normalized(k: Tensor, v: Tensor, q: Tensor) -> Tensor:
+    """Σ_{i≤t} v_i (k_iᵀ q) / Σ_{i≤t} k_iᵀ q, as attention over all pairs."""
+    scores = (q @ k.mT).tril()
+    return scores @ v / (scores.sum(-1, keepdim=True) + 1e-6)
