@@ -238,7 +238,6 @@ TEXTS: list[tuple[str, str]] = [
     ("a path of Windows", 'nestflow 1\nuse "\\\\\\\\server\\\\share\\\\a.nl"\noutput 1\n'),
     ("a device as a file", 'nestflow 1\nuse "/dev/zero.nl"\noutput 1\n'),
     ("a home as a file", 'nestflow 1\nuse "~/a.nl"\noutput 1\n'),
-    ("an extends of itself by name", "nestflow 1\nextends nowhere { level a { chunk 4 } }\n"),
     ("an extends of what is not there inside", "nestflow 1\nextends titans { level titanz { chunk 64 } }\n"),
     ("a template that calls itself", GOOD.replace("return x + titans(rmsnorm(x))", "return block(titans(rmsnorm(x)))")),
     (
