@@ -142,7 +142,7 @@ prox         level: update prox(0.5)
 grouped      level: heads 4; memory cache; key grouped(linear(x), 2); value grouped(linear(x), 2); objective; update
 on_value     level: update gd(on_value(sigmoid(linear(x))))
 before       rule: memory m : like(w) { value g; update gd(0.1); retain 0.9 }; step -lr * sign(before(m) + g)
-curvature    rule: memory h : like(w) { value curvature(hutchinson); update gd(0.1); retain 0.9 }; step -lr * g / (1 + abs(h))
+curvature    rule: memory h : like(w) { value curvature(hutchinson); update gd(1) }; step -lr * g / (1 + abs(h))
 precondition rule: step -lr * precondition(g) @ g
 debias       rule: memory m : like(w) { value g; update gd(0.1); retain 0.9 }; step -lr * debias(m)
 patches      picture: patches(p, 4) |> linear(8)
