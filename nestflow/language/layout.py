@@ -93,7 +93,8 @@ class Layout:
     def _pass(self) -> list[Token]:
         self.out: list[Token] = []
         self.stack: list[tuple[Token, int]] = []  # open brackets, and where they stand in self.tokens
-        self.inner: list[Token] = []  # each `;` inside brackets: an error, unless the brackets are what is wrong
+        # each `;` inside brackets, and the outermost: an error, unless the brackets are what is wrong
+        self.inner: list[tuple[Token, Token | None]] = []
         self.closed: list[tuple[int, Token]] = []  # each `}`, and what it closes
         self.pending: Token | None = None  # a line end or `;` not yet judged
         self.hard = False  # whether it was a `;`
@@ -117,11 +118,9 @@ class Layout:
             self.out.append(t)
         if self.stack:
             self._unclosed_at_end()
-        for t in self.inner:
-            said = "`;` ends a statement, and cannot stand inside brackets or an expression"
-            self.errors.error(
-                "NF101", said, t.span, "entries are separated by commas" if self.statements else "delete it"
-            )
+        self._told: set[int] = set()
+        for t, opener in self.inner:
+            self._inner_end(t, opener)
         return self.out
 
     # --- separators and statement starts -----------------------------------------------------------
@@ -133,13 +132,30 @@ class Layout:
     def _separator(self, t: Token) -> None:
         if t.type == "SEMI":
             if self._inside():
-                self.inner.append(t)
+                outer = next((o for o, _ in self.stack if o.type != "LBRACE"), None)
+                self.inner.append((t, outer))
                 return
             self.hard = True
         if self._inside():
             return
         if self.pending is None or t.type == "SEMI":
             self.pending = t
+
+    def _inner_end(self, t: Token, opener: Token | None) -> None:
+        """Report a `;` inside brackets, once for the outermost of them."""
+        if opener is not None:
+            if opener.start in self._told:
+                return
+            self._told.add(opener.start)
+        if opener is not None and opener.type == "LRECORD":
+            said = "this `{` holds statements, and what stands before it has no body"
+            help = (
+                "level, flow, optimizer, execution, extends, for, repeat, if, else and `memory name : kind` have bodies"
+            )
+            self.errors.error("NF101", said, opener.span, help, (Related(t.span, "a `;` ends a statement"),))
+            return
+        said = "`;` ends a statement, and cannot stand inside brackets or an expression"
+        self.errors.error("NF101", said, t.span, "entries are separated by commas" if self.statements else "delete it")
 
     def _start(self, t: Token) -> bool:
         """Whether the token opens a statement; puts the separator before it where one is due."""
