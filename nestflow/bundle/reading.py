@@ -1,14 +1,16 @@
 """Weights that learn while the module reads: what a generated module with such levels runs a call with.
 
-The shortest period cuts the stream in segments. Each row has its own copies of the weights,
-so the generated code runs row by row on a segment. When all terms of the loss in a segment are known (with
-`next`, on reading the token after it), their sum's gradient is taken in the copies, everything from before the segment
-constant, and the levels that are due learn. A segment that earlier calls began is run again for its gradient.
+The shortest period cuts the stream in segments. Each row has its own copies of the weights, so the generated code runs
+on one row, mapped over all of them (or row by row, where an operation cannot be mapped). When all terms of the loss in
+a segment are known (with `next`, on reading the token after it), their sum's gradient is taken in the copies,
+everything from before the segment constant, and the levels that are due learn. A segment that earlier calls began is
+run again for its gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,6 +32,7 @@ class Kept:
     from that level's state. gated: the model's `gates` has a factor for it."""
 
     rule: type[Level]
+    loss: str  # the first level that has the same one
     weights: tuple[str, ...]
     starts: tuple[str, ...]
     slots: tuple[tuple[str, str, float | None], ...] = ()
@@ -70,6 +73,7 @@ class Reading:
     ticks: Callable[..., Sequence[Tensor]]
     terms: Callable[..., dict[str, Tensor]]
     gates: Callable[[Context], dict[str, Any]]
+    batched: list[bool] = field(default_factory=lambda: [True], compare=False)  # whether rows can run all at once
 
     def giving(self, ticks: Callable[..., Sequence[Tensor]], values: tuple[int | None, ...]) -> Reading:
         """The same levels, and more values of the model."""
@@ -95,8 +99,8 @@ def end_sequence(reading: Reading, c: Context, *inputs: Tensor | None) -> None:
         reader.finish()
 
 
-def _of(inputs: Inputs, rows: slice) -> Inputs:
-    return [None if x is None else x[rows] for x in inputs]
+def _alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {p: x.unsqueeze(0) for p, x in state.items()}
 
 
 def _usable(x: Tensor) -> Tensor:
@@ -172,10 +176,6 @@ class Reader:
 
     # running the model -----------------------------------------------------------------------------
 
-    def parts(self) -> Iterator[slice]:
-        """Rows that share copies."""
-        yield from (slice(b, b + 1) for b in range(self.rows))
-
     def run(
         self, inputs: Inputs, state: dict[str, Tensor], t0: int, after: Inputs | None, learns: bool
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -202,24 +202,44 @@ class Reader:
         after: Inputs | None,
         learns: bool,
     ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        found: list[list[Tensor]] = []
-        states: list[dict[str, Tensor]] = []
-        totals: dict[str, Tensor] = {}
-        for rows in self.parts():
-            own = {p: copies[x.path(p)][rows][0] for x in self.reading.levels for p in x.weights}
-            before = {p: state[p][rows] for p in self.snapshots}
-            w, age0 = {**self.c.w, **own}, self.age - self.t + t0
-            c = self.c.part(w=w, s=before, t0=t0, age0=age0, n={}, now={}, published={})
-            x = _of(inputs, rows)
-            values = list(self.reading.ticks(c, *x))
-            found.append(values)
-            states.append({**before, **c.n})
-            if learns:
-                following = None if after is None else _of(after, rows)
-                for name, total in self.terms(c, x, values[: self.reading.own], following).items():
-                    totals[name] = totals[name] + total if name in totals else total
-        joined = [torch.cat([v[i] for v in found]) for i in range(len(self.reading.values))]
-        return joined, {p: torch.cat([one[p] for one in states]) for p in self.snapshots}, totals
+        """Every row on copies of its own: values and state joined, and Σ ℓ over rows and ticks by level."""
+        given = [i for i, x in enumerate(inputs) if x is not None]
+        before = {p: state[p] for p in self.snapshots}
+        x, y = ([z for z in zs if z is not None] for zs in (inputs, after or inputs))
+
+        def row(w: dict[str, Tensor], s: dict[str, Tensor], x: list[Tensor], y: list[Tensor]) -> tuple[Any, Any, Any]:
+            """One row, without its batch axis."""
+            c = self.c.part(w={**self.c.w, **w}, s=_alone(s), t0=t0, age0=self.age - self.t + t0, n={})
+            here, following = self.inputs(given, x), self.inputs(given, y)
+            values = list(self.reading.ticks(c, *here))
+            own = values[: self.reading.own]
+            sums = self.terms(c, here, own, following if after is not None else None) if learns else {}
+            ended = {**c.s, **c.n}
+            return [v[0] for v in values], {p: ended[p][0] for p in s}, sums
+
+        weights = {p: copies[level.path(p)] for level in self.reading.levels for p in level.weights}
+        if self.rows > 1 and self.reading.batched[0]:
+            try:  # all rows at once
+                with warnings.catch_warnings():  # an operation without a rule of its own is run row by row inside
+                    warnings.filterwarnings("ignore", message="There is a performance drop")
+                    values, ended, sums = torch.vmap(row)(weights, before, x, y)
+                return values, ended, {n: v.sum() for n, v in sums.items()}
+            except (RuntimeError, NotImplementedError):  # an operation that cannot: row by row from now on
+                self.reading.batched[0] = False
+        found = [
+            row({p: w[b] for p, w in weights.items()}, {p: z[b] for p, z in before.items()}, [z[b] for z in x], last)
+            for b, last in enumerate([[z[b] for z in y] for b in range(self.rows)])
+        ]
+        values = [torch.stack([f[0][i] for f in found]) for i in range(len(self.reading.values))]
+        ended = {p: torch.stack([f[1][p] for f in found]) for p in before}
+        return values, ended, {n: torch.stack([f[2][n] for f in found]).sum() for n in found[0][2]}
+
+    def inputs(self, given: list[int], x: list[Tensor]) -> Inputs:
+        """The inputs of one row, with the batch axis."""
+        all_of: Inputs = [None] * len(self.reading.inputs)
+        for i, z in zip(given, x):
+            all_of[i] = z.unsqueeze(0)
+        return all_of
 
     def terms(self, c: Context, inputs: Inputs, values: list[Tensor], after: Inputs | None) -> dict[str, Tensor]:
         """Σ ℓ_t over the ticks given, by level."""
@@ -231,20 +251,22 @@ class Reader:
                 v if axis is None else torch.cat([v, v.narrow(axis, ticks - 1, 1).detach()], axis)
                 for v, axis in zip(values, self.reading.values)
             ]
-        return {name: x[:, :ticks].sum() for name, x in self.reading.terms(c, *inputs, *values).items()}
+        found = self.reading.terms(c, *inputs, *values)
+        sums = {id(x): x[:, :ticks].sum() for x in found.values()}  # levels with one loss share its sum
+        return {name: sums[id(x)] for name, x in found.items()}
 
     def gradients(self, totals: dict[str, Tensor], copies: dict[str, Tensor]) -> dict[str, Tensor]:
-        """∇ of each level's sum in its own copies."""
-        found: dict[str, Tensor] = {}
+        """∇ of each level's sum in its own copies; one backward pass for the levels that have the same loss."""
+        groups: dict[str, list[str]] = {}
         for x in self.reading.levels:
-            paths = [x.path(p) for p in x.weights]
-            if not totals[x.name].requires_grad:
-                found |= {p: torch.zeros_like(copies[p]) for p in paths}
-                continue
+            groups.setdefault(x.loss, []).extend(x.path(p) for p in x.weights)
+        found: dict[str, Tensor] = {}
+        for loss, paths in groups.items():
             mine = [copies[p] for p in paths]
-            grads = torch.autograd.grad(
-                totals[x.name], mine, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            total = totals[loss]
+            grads: Sequence[Tensor] = [torch.zeros_like(a) for a in mine]
+            if total.requires_grad:
+                grads = torch.autograd.grad(total, mine, retain_graph=True, allow_unused=True, materialize_grads=True)
             found |= dict(zip(paths, grads))
         return found
 

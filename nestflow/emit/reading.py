@@ -194,6 +194,8 @@ def _table(
             for x in levels:
                 with writer.block(f"{one}("):
                     writer.line(f"{rules[x.name]},")
+                    first = next(y.name for y in levels if y.terms is x.terms)
+                    writer.line(f"loss={first!r},")
                     for line in _kept(x, graph):
                         writer.line(line + ",")
                 writer.line("),")

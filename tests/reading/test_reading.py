@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import nestflow
+from nestflow.lowering.explain import explain
 from tests.reading.models import FAST, HEAD, PLAIN, Block, compiled, continuum, near, tokens
 
 FAST_W = ("model.fast.linear.weight", "model.fast.linear_2.weight")
@@ -200,6 +201,30 @@ def test_around_other_memories(memory: str, rule: str) -> None:
             out, state = b.module.run(state, tokens=x[:, low:high])
             outs.append(out)
     near(torch.cat(outs, 1), y)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_rows_at_once_are_rows_one_by_one(memory: str) -> None:
+    """The generated code is mapped over the rows; where an operation cannot be, they are run in turn."""
+    level = f"level mix(x) {{ key linear(x); query linear(x); value linear(x); {MEMORIES[memory]} }}\n"
+    model = PLAIN.replace("|> fast", "|> mix |> fast") + level
+    b = compiled(HEAD + model + FAST)
+    table = b.module.__dict__["_program"].READING
+    x = tokens(3)
+    assert table.batched == [True]
+    with torch.no_grad():
+        at_once = b.module(tokens=x)
+        assert table.batched == [True]
+        table.batched[0] = False
+        near(b.module(tokens=x), at_once)
+
+
+def test_explain_prices_it() -> None:
+    """Copies, their pending gradients and Adam's two memories: 4 times the 48 numbers of an MLP."""
+    text = explain(compiled(HEAD + PLAIN + LEVELS["sequential"][0]))
+    assert "segments of 4 tokens" in text and "every 8 tokens, by adam(0.02)" in text and "192 numbers" in text
+    still = explain(compiled(HEAD + PLAIN + FAST.replace("gd(0.1)", "gd(0)")))
+    assert "its rate is 0: the plain model" in still
 
 
 STREAM = FAST.replace(" }", "; reset never; per stream }")
