@@ -98,7 +98,7 @@ def _one(spec: InputSpec, value: Any, dtype: torch.dtype, device: torch.device) 
             spec.span,
             f"convert it: `{spec.name}.{ {'int': 'long', 'float': 'float', 'bool': 'bool'}[spec.type.dtype] }()`",
         )
-    lead = ["batch"] + (["T"] if spec.type.clock else [])
+    lead = ["batch"] + ([spec.type.clock] if spec.type.clock else [])
     shape = tuple(value.shape)
     if len(shape) != len(lead) + len(spec.type.shape) or shape[len(lead) :] != spec.type.shape:
         wanted = ", ".join([*lead, *map(str, spec.type.shape)])
@@ -129,8 +129,12 @@ def _bounds(spec: InputSpec, value: Tensor) -> None:
 
 def _agree(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> list[Diagnostic]:
     found: list[Diagnostic] = []
-    for axis, what in ((0, "rows"), (1, "ticks")):
-        having = [s for s in specs if axis == 0 or s.type.clock]
+    groups = [(0, "rows", list(specs)), (1, "ticks", [s for s in specs if s.type.clock and s.type.clock != "N"])]
+    for group in dict.fromkeys(s.name.rpartition(".")[0] for s in specs if s.type.clock == "N"):
+        # support and query may differ in their examples; what belongs together may not
+        of = [s for s in specs if s.type.clock == "N" and s.name.rpartition(".")[0] == group]
+        groups.append((1, "examples", of))
+    for axis, what, having in groups:
         sizes = {s.name: tensors[s.name].shape[axis] for s in having}
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"`{n}` {k}" for n, k in sizes.items())

@@ -360,7 +360,7 @@ class Module(Branch):
                 self.__dict__["_ahead"],
                 "call the module with whole sequences, or open a fresh stream for each",
             )
-        clocked = [i.name for i in self.__dict__["_graph"].inputs if i.type.clock and i.name in bound]
+        clocked = [i.name for i in self.__dict__["_graph"].inputs if i.type.clock == "T" and i.name in bound]
         ticks = bound[clocked[0]].shape[1] if clocked else 1
         outs, groups = [], []
         for g in state.groups:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from nestflow.emit.layout import Letters
 from nestflow.emit.operand import ATOM, Expr
 from nestflow.emit.ops import CHEAP, OPERATIONS
-from nestflow.emit.records import is_record, reduced, square_root
+from nestflow.emit.records import SPECIAL, is_record
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import Instance
 from nestflow.ir.node import Node, Type
@@ -75,6 +75,7 @@ class Emitter:
         self.done: dict[Node, Expr] = {}
         self.uses: Counter[Node] = Counter()
         self.counted: set[Node] = set()
+        self.copies: frozenset[str] = frozenset()  # levels without slots that have a copy for each row here
         self.published: dict[Node, str] = {}  # call of a root flow -> the variable with what it published
         self.holder: dict[str, Node | None] = {}  # variable -> the node it holds
         self.names: dict[Node, str] = {}
@@ -164,10 +165,8 @@ class Emitter:
         emit = OPERATIONS.get(node.op)
         if emit is None:
             raise NotImplementedError(f"no emission for `{node.op}`")
-        if node.op in ("sum", "mean", "amax", "amin") and node.args[0].type.like:
-            emit = reduced
-        elif node.op == "sqrt" and is_record(node):
-            emit = square_root
+        if node.op in SPECIAL and is_record(node):
+            emit = SPECIAL[node.op]
         e: Expr = emit(self, node)
         if node in self.done:  # an operation with several results has assigned itself
             return

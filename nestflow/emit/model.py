@@ -17,6 +17,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
+from nestflow.emit.inner import emit_inner, inner_levels, prelude
 from nestflow.emit.layout import axes
 from nestflow.emit.ops import hits
 from nestflow.emit.reads import emit_pieces, emit_read, piece_size
@@ -179,11 +180,13 @@ def _doc(instance: Instance, writer: Writer) -> None:
 def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> None:
     slots = [(slot_node(i.name, i.type), identifier(i.name + letters.suffix(i.type)), i.type) for i in graph.inputs]
     arguments = ", ".join(["c", *(v for _, v, _ in slots)])
+    variables = {n["name"]: v for n, v, _ in slots}
+    inner = inner_levels(graph)
 
-    def emitter(*roots: Node | None) -> Emitter:
+    def emitter(*roots: Node | None, inside: str = "") -> Emitter:
         read = graph.read_by(*roots)
         ticks, batch = sizes((v, t) for n, v, t in slots if n["name"] in read)
-        return Emitter(
+        em = Emitter(
             writer,
             {n: v for n, v, _ in slots},
             instance=graph.root,
@@ -193,7 +196,11 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             prefix="",
             reuse=False,
         )
+        em.copies = frozenset(n for n, x in inner.items() if x.inner and x.inner.copies == "task" and n != inside)
+        return em
 
+    for level in inner.values():
+        emit_inner(graph, writer, emitter, variables, level)
     groups = objectives(graph)
     nodes = {name: levels[0].objective for name, levels in groups.items()}
     shown = losses_of(graph)
@@ -207,6 +214,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     with writer.block(f"def forward({arguments}):"):
         writer.line("# the output of the spec")
         shared_weights(graph, writer)
+        prelude(graph, writer, variables, graph.output)
         writer.line(
             f"return {emitter(graph.output).value(graph.output)}" if graph.output is not None else "return None"
         )
@@ -221,6 +229,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         with writer.block(f"def {objective_name(name)}({arguments}):"):
             writer.line(f"# what {' and '.join(level.name for level in groups[name])} minimise")
             shared_weights(graph, writer)
+            prelude(graph, writer, variables, node)
             writer.line(f"return {emitter(node).value(node)}")
         writer.line()
         writer.line()
@@ -231,6 +240,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             with writer.block(f"def {condition_name(level.name)}({arguments}):"):
                 writer.line(f"# when {level.name} takes a gradient")
                 shared_weights(graph, writer)
+                prelude(graph, writer, variables, level.when)
                 writer.line(f"return {emitter(level.when).value(level.when)}")
             writer.line()
             writer.line()
@@ -238,12 +248,13 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
         shared_weights(graph, writer)
         if len(groups) == 1:
+            prelude(graph, writer, variables, *nodes.values())
             em = emitter(*nodes.values())
             values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
         writer.line("return {" + ", ".join(values) + "}")
     writer.line()
     writer.line()
-    _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, arguments, emitter, writer)
+    _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, variables, emitter, writer)
     if reading is not None:
         reading.finish()
     _emit_start(writer)
@@ -259,7 +270,7 @@ def _emit_start(writer: Writer) -> None:
 def _emit_metrics(
     graph: LevelGraph,
     nodes: Mapping[str, Node | None],
-    arguments: str,
+    variables: Mapping[str, str],
     emitter: Callable[..., Emitter],
     writer: Writer,
 ) -> None:
@@ -267,9 +278,10 @@ def _emit_metrics(
     scored = {name: scores(node) for name, node in nodes.items()}
     if not any(scored.values()):
         return
-    with writer.block(f"def metrics({arguments}):"):
+    with writer.block(f"def metrics({', '.join(['c', *variables.values()])}):"):
         writer.line("# the losses, and of each cross entropy how many classes had the largest score, of how many")
         shared_weights(graph, writer)
+        prelude(graph, writer, variables, *nodes.values())
         em = emitter(*nodes.values())
         em.plan(*(n for n in nodes.values() if n is not None), *(a for n in scored.values() for s in n for a in s.args))
         values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
@@ -362,7 +374,7 @@ def _tables(graph: LevelGraph) -> str:
         lines += [f"    {(a + '.', b + '.')!r}," for a, b in shared]
     lines += ["]"]
     read = [n for x in graph.step_levels for n in (x.objective, x.when) if n is not None]
-    if any(n.op == "record" for n in walk(*read)):
+    if inner_levels(graph) or any(n.op == "record" for n in walk(*read)):
         lines += ["# level without slots, what the paths of its tensors begin with, their names", "LEVELS = {"]
         lines += [f"    {x.name!r}: ({x.prefix!r}, {x.names!r})," for x in graph.step_levels]
         lines += ["}"]

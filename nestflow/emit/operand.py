@@ -69,7 +69,7 @@ def is_python(node: Node) -> bool:
     stack = [node]
     while stack:  # no recursion: a thousand unrolled layers are one deep expression
         n = stack.pop()
-        if n in seen or n.op in ("const", "training"):
+        if n in seen or n.op in ("const", "training", "updates_of"):
             continue
         if n.type.batch or not n.args or n.op not in TRANSPARENT:
             return False

@@ -19,7 +19,7 @@ def is_record(node: Node) -> bool:
     stack, seen = [node], set[Node]()
     while stack:
         n = stack.pop()
-        if n.op in ("record", "g", "w", "w0", "slot_old", "slot_new") and n.type.like:
+        if n.op in ("record", "g", "w", "w0", "slot_old", "slot_new", "fact") and (n.type.like or n.op == "fact"):
             return True
         if n.op not in ("total", "norm_all") and n not in seen:
             seen.add(n)
@@ -60,4 +60,43 @@ def square_root(em: Emitter, node: Node) -> Expr:
     return expr_of(f"safe_sqrt({e.text})", ATOM, e)
 
 
-__all__ = ["average", "is_record", "norm_all", "norm_each", "record", "reduced", "square_root", "total"]
+def pairwise(em: Emitter, node: Node) -> Expr:
+    """max and min of records: of each tensor with the other's, or with a number."""
+    name = {"max": "maximum", "min": "minimum"}[node.op]
+    em.writer.use("nestflow.ops.blocks", name)
+    a, b = sorted(node.args, key=lambda n: not is_record(n))
+    x, y = em.done[a], em.done[b]
+    return expr_of(f"{x.atom}.each({name}, {y.text})", ATOM, x, y)
+
+
+def one_by_one(em: Emitter, node: Node) -> Expr:
+    """A function of matrices, of each tensor alone."""
+    from nestflow.emit.ops import OPERATIONS
+
+    a = node.args[0]
+    x = em.done[a]
+    em.done[a] = Expr("v", ATOM)
+    inside = OPERATIONS[node.op](em, node)
+    em.done[a] = x
+    return expr_of(f"{x.atom}.each(lambda v: {inside.text})", ATOM, x)
+
+
+def choice(em: Emitter, node: Node) -> Expr:
+    """a if c else b, where the condition or a side is a record."""
+    em.writer.use(RECORDS, "choice")
+    parts = [em.done[a] for a in node.args]
+    return expr_of(f"choice({', '.join(p.text for p in parts)})", ATOM, *parts)
+
+
+SPECIAL = {
+    "where": choice,
+    **dict.fromkeys(("sum", "mean", "amax", "amin"), reduced),
+    "sqrt": square_root,
+    "max": pairwise,
+    "min": pairwise,
+    "newton_schulz": one_by_one,
+}
+"""What is written in another way where it acts on records."""
+
+
+__all__ = ["SPECIAL", "average", "is_record", "norm_all", "norm_each", "record", "total"]

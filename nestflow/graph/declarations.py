@@ -16,7 +16,7 @@ from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
 
-AXES = ("T",)
+AXES = ("T", "N")  # the tokens of a sequence; the examples of a task
 INPUT_TYPES = ("int", "float", "bool")
 PARAM_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "string": (str,)}
 
@@ -176,8 +176,6 @@ def _axes(elab: Elaborator, dims: tuple[tree.Expr, ...]) -> tuple[str | None, tu
             if i:
                 raise elab.failure("NF303", f"`{d.name}` is the first axis", d.span, "`float[T, 64]`")
             clock = d.name
-        elif isinstance(d, tree.Name) and d.name == "N" and d.name not in elab.values:
-            raise elab.not_yet("the axis N of a task's examples", d.span)
         else:
             n = plain(elab, d, "an axis of an input")
             if not isinstance(n, int) or isinstance(n, bool) or not 0 < n <= 2**31:

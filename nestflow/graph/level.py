@@ -212,7 +212,7 @@ class LevelBuilder:
         if self.mistakes:
             raise NestflowError(self.mistakes)
         inputs = [v for v in self.bound.values() if isinstance(v, Node) and v.op == "slot"]
-        if inputs and not any(v.type.clock for v in inputs):
+        if inputs and not any(v.type.clock and v.type.clock != "N" for v in inputs):
             message = f"level `{self.template.name}` ticks by tokens, and none of its inputs has the token axis T"
             raise self.elab.failure("NF401", message, self.site.span, "`input x : float[T, 64]` has it")
         self.set_heads()

@@ -457,8 +457,18 @@ class LevelGraph:
 
     def read_by(self, *roots: Node | None) -> frozenset[str]:
         """The inputs that these expressions of the root read: a class that only a loss compares with is not among
-        those of the output."""
-        return frozenset(n["name"] for n in walk(*(r for r in roots if r is not None)) if n.op == "slot")
+        those of the output. What a level that begins anew in every step learns from is read where it is recalled."""
+        inner = {x.name: x.objective for x in self.step_levels if x.inner is not None and x.objective is not None}
+        found: set[str] = set()
+        stack = [r for r in roots if r is not None]
+        while stack:
+            for n in walk(stack.pop()):
+                if n.op == "slot":
+                    found.add(n["name"])
+                name = n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
+                if name in inner:
+                    stack.append(inner.pop(name))
+        return frozenset(found)
 
     @property
     def kept(self) -> tuple[WeightSpec, ...]:

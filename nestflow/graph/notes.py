@@ -19,7 +19,7 @@ def notes(
     for n in (
         *_memories(root),
         *_copies(root),
-        *_unused(root, output),
+        *_unused(root, output, steps),
         *_sums(steps),
         *_waiting(networks),
         *_odd(root, steps),
@@ -63,13 +63,16 @@ def _copies(root: Instance) -> Iterator[Diagnostic]:
                 yield _note("NF453", message, m.span, help_)
 
 
-def _unused(root: Instance, output: Node | None) -> Iterator[Diagnostic]:
+def _unused(root: Instance, output: Node | None, steps: tuple[StepLevel, ...]) -> Iterator[Diagnostic]:
     """A root flow that the output does not reach."""
     if output is None:
         return
+    # a level's copy of a flow, and the flow whose weights such a copy starts from, are what they should be
+    copies = {x.name for x in steps if x.inner is not None}
+    copied = copies | {c.name for n, c in root.children if n in copies}
     reached = {n["child"] for n in walk(output) if n.op == "call"}
     for name, child in root.children:
-        if name not in reached:
+        if name not in reached and name not in copied:
             message = f"no output uses `{name}`: it is computed for an objective only"
             yield _note("NF454", message, child.span, f"`output {name}(…)`, if it is what the model should give")
 

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nestflow.graph.arguments import bind
 from nestflow.graph.declarations import plain
-from nestflow.graph.expressions import evaluate, partial
+from nestflow.graph.expressions import apply, evaluate, partial
 from nestflow.graph.model import Init
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
@@ -85,16 +84,25 @@ class SlowNames:
             raise self.elab.failure("NF303", f"the size of a vector is a whole number, and this is {n}", f.value.span)
         return (n,)
 
+    def owned(self) -> set[str]:
+        """The flows whose weights some level owns."""
+        found: set[str] = set()
+        for name in self.levels:
+            f = self.field(name, "memory")
+            if self.kind(name) in ("weights", "rest") and f is not None and isinstance(f.value, tree.Call):
+                found |= {a.name for a in f.value.args[:1] if isinstance(a, tree.Name)}
+        return found
+
     # recalls ---------------------------------------------------------------------------------------
 
     def call(self, name: str, args: list[Any], kwargs: dict[str, Any], site: tree.Expr) -> Any:
         """A recall: the memory's function with the level's tensors."""
+        from nestflow.graph.templates import signature
+
         elab, kind = self.elab, self.kind(name)
         if kind in ("weights", "rest"):
             f = self.field(name, "memory")
             flow = f.value.args[0] if f is not None and isinstance(f.value, tree.Call) and f.value.args else None
-            from nestflow.graph.expressions import apply
-
             if flow is not None:
                 return apply(evaluate(flow, elab.top), args, kwargs, elab.top, site, getattr(flow, "name", name))
         if kind != "function":
@@ -104,6 +112,11 @@ class SlowNames:
         merged = {**dict(given.kwargs), **kwargs}
         bound = [*args[:1], *given.args, *args[1:]]
         slots, overrides = elab.templates.bind(given, template, bound, merged, site)
+        if template.name in self.owned() and template.name not in elab.root.children:
+            # the weights that a level owns are those of the flow itself, which may be called through copies alone
+            elab.root.name((template.name,), template.name, ())
+            elab.templates.root_keys[template.name] = signature(template, slots, overrides)
+            elab.templates.instantiate(template, template.name, slots, overrides, elab.top, site)
         return elab.templates.root_call(given, template, slots, overrides, elab.top, site, rel=name)
 
     def function(self, name: str) -> tuple[tree.Template, Partial]:
@@ -174,6 +187,20 @@ def total_word(elab: Any, piped: list[Any], args: tuple[tree.Expr, ...], kwargs:
     return ops.total(node, site.span)
 
 
+def distance_word(elab: Any, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Any:
+    """`square_distance(a, b)` outside flows: of records over all their tensors, else the word of the vocabulary."""
+    given = piped + [evaluate(a, elab.top) for a in args]
+    named = {k: evaluate(e, elab.top) for k, e in kwargs}
+    nodes = [elab.as_node(v, site) for v in (*given, *named.values())] if any(is_state(v) for v in given) else []
+    if len(nodes) == 2:
+        return ops.total(ops.unary("square", ops.binary("sub", nodes[0], nodes[1], site.span)), site.span)
+    return apply(elab.find_top("square_distance"), given, named, elab.top, site, "square_distance")
+
+
+def is_state(value: Any) -> bool:
+    return isinstance(value, LevelValue) or (isinstance(value, Node) and reaches_record(value))
+
+
 def reaches_record(node: Node) -> bool:
     """Whether a value is a record, or one number for each tensor of a record."""
     stack, seen = [node], set[int]()
@@ -194,4 +221,13 @@ def records(node: Node) -> list[Node]:
     return [n for n in walk(node) if n.op == "record"]
 
 
-__all__ = ["LevelValue", "SlowNames", "bind", "init_of", "level_word", "reaches_record", "records", "total_word"]
+__all__ = [
+    "LevelValue",
+    "SlowNames",
+    "distance_word",
+    "init_of",
+    "level_word",
+    "reaches_record",
+    "records",
+    "total_word",
+]

@@ -13,6 +13,7 @@ from nestflow.graph.memory import written
 from nestflow.graph.memory_learning import CLOCKS
 from nestflow.graph.model import ClockSpec, Inner
 from nestflow.graph.projection import named
+from nestflow.graph.published import published
 from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.slow import reaches_record, records
@@ -20,7 +21,7 @@ from nestflow.graph.slow_state import is_inner
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, walk
-from nestflow.ir.rule import Rule, SetWeight, Step
+from nestflow.ir.rule import DgdStep, Rule, SetWeight, Step
 from nestflow.language import tree
 from nestflow.vocabulary.record import Word
 
@@ -93,6 +94,7 @@ def check_records(s: StepLevels, node: Node, f: tree.Node, own: str, inner: bool
         message = "this objective is a record, one tensor for each weight, and an objective is one number"
         raise elab.failure("NF407", message, f.span, "`total(…)` sums over the tensors")
     averaged = {id(n.args[0]) for n in walk(node) if n.op == "average"}
+    group_of(s, node, f)
     for r in records(node):
         name = r["level"]
         if elab.slow.per_task(name) and name != own and id(r) not in averaged:
@@ -100,6 +102,23 @@ def check_records(s: StepLevels, node: Node, f: tree.Node, own: str, inner: bool
             raise elab.failure("NF237", message, r.span or f.span, f"`average({name})` is the mean over the copies")
         if name == own and r["what"] in ("before", "copies") and inner:
             raise elab.failure("NF237", f"`{name}` begins anew in every step: it has no state before it", f.span)
+
+
+def group_of(s: StepLevels, node: Node, f: tree.Node) -> None:
+    """Examples are lined up with those of their own group alone: support and query differ in their number."""
+    groups: dict[int, str] = {}
+    for n in walk(node):
+        if n.op == "slot" and n.type.clock == "N":
+            groups[id(n)] = n["name"].rpartition(".")[0]
+        met = {groups[id(a)]: None for a in n.args if id(a) in groups}
+        if len(met) > 1:
+            one, other = list(met)[:2]
+            message = f"examples of `{one}` meet examples of `{other}`, and there need not be as many"
+            raise s.elab.failure(
+                "NF301", message, n.span or f.span, "inputs of one group: `support.x`, `support.label`"
+            )
+        if met and n.type.clock == "N":
+            groups[id(n)] = next(iter(met))
 
 
 # --- when, weight, retain, project ------------------------------------------------------------------------
@@ -287,6 +306,22 @@ def inner_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], re
     return gradient_of(s, fields["gradient"], inner) if "gradient" in fields else inner
 
 
+def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) -> None:
+    """What a level that begins anew in every step cannot do."""
+    elab, name = s.elab, level.name
+    for word in ("when", "weight"):
+        if word in fields:
+            raise elab.not_yet(f"`{word}` of a level that begins anew in every step", fields[word].span)
+    child = elab.root.children.get(name)
+    if child is not None and published(child) and elab.slow.per_task(name):
+        raise elab.not_yet("`emit` in a memory that has a copy for each task", fields["memory"].span)
+    objective = s.objectives.get(name)
+    for n in walk(objective) if objective is not None and elab.slow.per_task(name) else ():
+        other = n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
+        if other in elab.slow.levels and other != name and elab.slow.per_task(other):
+            raise elab.not_yet("a level with a copy for each task that reads another one", n.span or level.span)
+
+
 def per(s: StepLevels, f: tree.Field) -> str:
     word = f.value.name if isinstance(f.value, tree.Name) else ""
     if word in ("task", "model"):
@@ -322,8 +357,25 @@ def gradient_of(s: StepLevels, f: tree.Field, inner: Inner) -> Inner:
     raise elab.failure("NF231", "`gradient` says how slower gradients go through the level", f.span, help_)
 
 
+def check_inner_rule(rule: Rule) -> str | None:
+    """What of a rule a level that begins anew cannot do; None where it can all."""
+    for s in rule.program:
+        if isinstance(s, DgdStep):
+            return "`dgd`"
+    for n in walk(*(rule.expand(x) for x in rule.nodes())):
+        if n.op == "schedule":
+            return "a schedule"
+        if n.op in ("w_chunk", "w_in"):
+            return f"`{n.op}`"
+        if n.op == "debias" and rule.expand(n.args[1]).op != "const":
+            return "`debias` of a retain that varies"
+    return None
+
+
 __all__ = [
     "STEP",
+    "check_inner",
+    "check_inner_rule",
     "check_records",
     "condition",
     "drawn_to",

@@ -15,8 +15,10 @@ from nestflow.graph.level import LEVEL_FIELDS, field_help
 from nestflow.graph.memory import written
 from nestflow.graph.model import StepLevel, Texts, TokenLevel, WeightSpec
 from nestflow.graph.rule_shapes import check_rule
-from nestflow.graph.slow import SlowNames, level_word, total_word
+from nestflow.graph.slow import SlowNames, distance_word, level_word, total_word
 from nestflow.graph.slow_fields import (
+    check_inner,
+    check_inner_rule,
     check_records,
     condition,
     drawn_to,
@@ -57,7 +59,7 @@ class StepLevels:
         self.conditions: dict[str, Node] = {}
         elab.slow = SlowNames(elab, levels)
         elab.words |= {word: partial(level_word, elab, word) for word in ("before", "average")}
-        elab.words["total"] = partial(total_word, elab)
+        elab.words |= {"total": partial(total_word, elab), "square_distance": partial(distance_word, elab)}
 
     def prepare(self) -> None:
         """Evaluate the objectives: they and `output` make the root instances."""
@@ -361,6 +363,11 @@ class StepLevels:
             help_ = "`objective loss`" if not state else "`value outer`, or an `objective`"
             raise self.elab.failure("NF232", f"level `{level.name}` needs an `objective`", level.span, help_)
         rule = self.rule(fields, level, owned, own)
+        if inner is not None:
+            check_inner(self, level, fields)
+        missing = check_inner_rule(rule) if inner is not None else None
+        if missing is not None:
+            raise self.elab.not_yet(f"{missing} in a level that begins anew in every step", fields["update"].span)
         return replace(
             made,
             objective=self.objectives.get(name),

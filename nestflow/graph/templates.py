@@ -278,7 +278,7 @@ class Templates:
     ) -> Any:
         """Run a flow's body from top to bottom; the value of its `return`."""
         # the position, where there is a token axis to count along
-        ticks = any(isinstance(v, Node) and v.type.clock for v in bound.values())
+        ticks = any(isinstance(v, Node) and v.type.clock and v.type.clock != "N" for v in bound.values())
         patches = next((v.type.shape[0] for v in bound.values() if isinstance(v, Node) and v.type.unrolled), None)
         given: dict[str, Any] = {"training": ops.leaf("training", Type("bool"))}
         if patches is not None:

@@ -38,6 +38,18 @@ class Record(dict[str, Tensor]):
     def detach(self) -> Record:
         return self.each(torch.Tensor.detach)
 
+    def to(self, dtype: torch.dtype) -> Record:
+        return self.each(lambda x: x.to(dtype))
+
+    def filled(self, value: float) -> Record:
+        """The same shapes, all of one number."""
+        return self.each(lambda x: torch.full_like(x, value))
+
+    def number(self, value: float) -> Tensor:
+        """A number of the tensors' kind."""
+        first = next(iter(self.values()))
+        return torch.tensor(float(value), dtype=first.dtype, device=first.device)
+
     def fact(self, name: str) -> Record:
         """ndim, rows or cols of each tensor."""
         known: dict[str, Callable[[Tensor], int]] = {
@@ -125,6 +137,19 @@ def safe_sqrt(x: Any) -> Any:
     return torch.where(none, 0.0, torch.where(none, 1.0, x).sqrt())
 
 
+def choice(condition: Any, a: Any, b: Any) -> Any:
+    """a where the condition holds, else b; each a record, a tensor or a number."""
+    if isinstance(condition, bool):
+        return a if condition else b
+    names = next(x for x in (condition, a, b) if isinstance(x, Record))
+
+    def at(x: Any, n: str) -> Tensor:
+        x = x[n] if isinstance(x, Record) else x
+        return x if isinstance(x, Tensor) else torch.tensor(x, dtype=torch.float64)
+
+    return Record({n: torch.where(at(condition, n).bool(), at(a, n), at(b, n)) for n in names})
+
+
 def average(x: Record) -> Record:
     """The mean over the copies of a level, one for each task: the first axis."""
     return x.each(lambda v: v.mean(0))
@@ -135,4 +160,4 @@ def by_prefix(prefix: str, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + n: v for n, v in x.items()}
 
 
-__all__ = ["Record", "average", "by_prefix", "norm_all", "norm_each", "record", "safe_sqrt", "total"]
+__all__ = ["Record", "average", "by_prefix", "choice", "norm_all", "norm_each", "record", "safe_sqrt", "total"]

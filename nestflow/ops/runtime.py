@@ -39,13 +39,18 @@ class Context:
         self.now: dict[str, Tensor] = {}
         self.published: dict[str, Tensor] = {}
 
+    def beside(self, tensors: Mapping[str, Tensor]) -> Context:
+        """The same call with other tensors at some paths."""
+        return self.part(w={**self.w, **tensors})
+
     def emit(self, name: str, value: Tensor) -> None:
         """`emit name = e`: values of one name are summed over the instances."""
         self.now[name] = self.now[name] + value if name in self.now else value
 
     def publish(self) -> dict[str, Tensor]:
         """What was emitted since the last call of this, by name. `published` has the sums over all of them."""
-        now, self.now = self.now, {}
+        now = dict(self.now)
+        self.now.clear()
         for name, value in now.items():
             known = self.published.get(name)
             fits = known is None or known.shape == value.shape

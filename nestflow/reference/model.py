@@ -19,7 +19,8 @@ from nestflow.ir.node import Node, walk
 from nestflow.reference import reading
 from nestflow.reference.cache import Whole
 from nestflow.reference.level import slot_path
-from nestflow.reference.loss import Loss, Records
+from nestflow.reference.loss import Records
+from nestflow.reference.nested import Nested
 from nestflow.reference.networks import Networks
 from nestflow.reference.rule import pick, start_slots
 from nestflow.reference.tick import Frame, Tensors, Tick
@@ -41,7 +42,8 @@ class Reference:
         step: int = 0,
     ) -> None:
         """seed, step: what the draws of `dropout`, `noise` and `bernoulli` are a function of (§3.10)."""
-        self.seed, self.step = seed, step
+        self.seed, self.step, self.given_networks = seed, step, networks
+        self.chance = seed, step
         self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
         self.heads = {s.path: s.heads for s in graph.state} | {TICKS: None, reading.AGE: None}
@@ -52,6 +54,11 @@ class Reference:
     def __call__(self, *args: Tensor, **inputs: Tensor) -> Tensor:
         """The output for whole sequences from a fresh stream, [B, T, ...]; differentiable in weights and inputs."""
         given = self._inputs(args, inputs, self.graph.needed)
+        output = self._output()
+        nested = Nested(self.graph, self.weights, self.training, self.given_networks, None, self.chance)
+        if nested.needed(output) or any(n.op == "slot" and n.type.clock == "N" for n in walk(output)):
+            whole = nested.value(output, given)
+            return whole if output.type.clock else whole[:, 0]
         (output,) = zip(*(values for values, _ in self._ticks(None, given, [self._output()])))
         return self._stacked(self._output(), output)
 
@@ -82,14 +89,8 @@ class Reference:
     def loss(self, objective: Node, inputs: Mapping[str, Tensor], records: Records | None = None) -> Tensor:
         """An objective of the whole model: one number. records: the tensors of levels that it names."""
         given = self._inputs((), inputs)
-        calls = [n for n in walk(objective) if n.op in ("call", "emitted")]
-        per_tick = [values for values, _ in self._ticks(None, given, calls)] if calls else []
-        known = {
-            id(n): torch.cat([v.expand(self._batch(given), *v.shape[1:]) for v in vs], 1)
-            for n, vs in zip(calls, zip(*per_tick))
-        }
-        kind = self._kind(given)
-        return Loss(self.weights, given, known, *kind, self.networks, records).eval(objective).reshape(())
+        nested = Nested(self.graph, self.weights, self.training, self.given_networks, records, self.chance)
+        return nested.value(objective, given).reshape(())
 
     def _ticks(
         self, state: Mapping[str, Tensor] | None, inputs: Tensors, roots: Sequence[Node], starts: Tensor | None = None
@@ -132,7 +133,7 @@ class Reference:
         whole: Whole,
     ) -> Iterator[tuple[list[Tensor], Tensors]]:
         """Once through the ticks of the call."""
-        (dtype, device), clocks = self._kind(inputs), {s.name: s.type.clock for s in self.graph.inputs}
+        (dtype, device), clocks = self._kind(inputs), {s.name: s.type.clock == "T" for s in self.graph.inputs}
         beyond = self.beyond | ({reading.AGE} if self.beyond else set())
         for i in range(self._length(inputs)):
             whole.now = i
@@ -228,7 +229,7 @@ class Reference:
         return next(iter(inputs.values())).shape[0] if inputs else 1
 
     def _length(self, inputs: Tensors) -> int:
-        return next((inputs[s.name].shape[1] for s in self.graph.inputs if s.type.clock and s.name in inputs), 1)
+        return next((inputs[s.name].shape[1] for s in self.graph.inputs if s.type.clock == "T" and s.name in inputs), 1)
 
     def _kind(self, inputs: Tensors) -> tuple[torch.dtype, torch.device]:
         """dtype and device of all that is made here: the weights', else the inputs'."""

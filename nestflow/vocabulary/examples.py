@@ -32,6 +32,9 @@ SPECS = {
     "level outer { every 1 step; memory weights(f); objective loss; update gd(0.1) }\n",
     "top": _HEAD + "output f(x)\nLINE\nflow f(x) { return linear(x) }\n",
     "spec": "nestflow 1\nLINE\n",
+    "copies": _HEAD + "output f(x)\nflow f(x) { return linear(x) }\n"
+    "level near { per task; memory f; init hub; reset each(step); objective mean(near(x)); update gd(0.1) }\n"
+    "level hub {\n  every 1 step; memory weights(f); update gd(0.1)\n  LINE\n}\n",
     "trained": _HEAD + "output f(x)\nLINE\n"
     "level outer { every 1 step; memory weights(f); objective loss; update gd(0.1) }\n",
 }
@@ -121,6 +124,7 @@ linear_decay outer: update adamw(lr = linear_decay(3e-4, warmup = 10, total = 10
 wsd          outer: update adamw(lr = wsd(3e-4, warmup = 10, stable = 80, decay = 10))
 clip_norm    outer: update g |> clip_norm(1) |> adamw(3e-4)
 norm_all     outer: update -0.1 * g / (norm_all(g) + 1)
+average      copies: value average(near); objective l2
 total        rule: step -lr * g / (1 + total(g * g))
 trust        outer: update adam(1e-3) |> trust(0.1)
 ball         level: project ball(10)
@@ -183,6 +187,7 @@ shared       flow: shared emb = embed(16, 8); return x + emb(i)
 repeat       flow: repeat 2 { x = x + swiglu(rmsnorm(x)) }; return x
 for          flow: for p in [1, 4] { x = x + mlp(x, name = "mlp_{p}") }; return x
 if           flow: if width(x) > 4 { x = rmsnorm(x) }; return x
+clock        top: clock task
 assert       top: assert 8 % 2 == 0, "two must divide eight"
 emit         flow: emit size = mean(square(x)); return x
 clock        top: clock round = 500 steps

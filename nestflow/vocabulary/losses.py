@@ -112,6 +112,13 @@ describe(
     also="aux_loss auxiliary_loss",
 )
 
+describe(
+    "average(level)",
+    "loss",
+    "The mean over the copies of a level, one for each task: Reptile's `value average(task)`.",
+    also="mean_over_tasks",
+)
+
 # --- distributions ------------------------------------------------------------------------------------
 
 
