@@ -183,7 +183,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     variables = {n["name"]: v for n, v, _ in slots}
     inner = inner_levels(graph)
 
-    def emitter(*roots: Node | None, inside: str = "") -> Emitter:
+    def plain_emitter(*roots: Node | None, inside: str = "") -> Emitter:
         read = graph.read_by(*roots)
         ticks, batch = sizes((v, t) for n, v, t in slots if n["name"] in read)
         em = Emitter(
@@ -199,6 +199,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         em.copies = frozenset(n for n, x in inner.items() if x.inner and x.inner.copies == "task" and n != inside)
         return em
 
+    emitter: Callable[..., Emitter] = plain_emitter
     for level in inner.values():
         emit_inner(graph, writer, emitter, variables, level)
     groups = objectives(graph)
