@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from nestflow.graph.describe import step_text
 from nestflow.graph.model import LevelGraph, Memory, TokenLevel
 from nestflow.graph.state import state_tensors
 from nestflow.graph.token_state import shortest
@@ -103,8 +104,13 @@ def explain(target: Any) -> str:
     blocks = [text_of(e) for e in explanations(plan)]
     blocks += [reading_text(x, plan.graph) for x in plan.graph.token_levels]
     for s in plan.graph.step_levels:
-        steps = f"every {s.every} step" + "s" * (s.every > 1)
-        how = "frozen: it never learns" if s.rule is None else f"one torch optimizer, {len(s.weights)} weights, {steps}"
+        what = "tensors of its own" if s.state else "weights"
+        how = f"one torch optimizer, {len(s.weights)} {what}, {step_text(s)}"
+        how = "frozen: it never learns" if s.rule is None else how
+        if s.inner is not None:
+            through = {"truncate": f"through the last {s.inner.keep} updates", "implicit": "at the stationary point"}
+            slower = through.get(s.inner.gradient, s.inner.gradient)
+            how = f"inside the step, begins anew in each; {step_text(s)}; slower gradients: {slower}"
         waits = any(not n.given for n in plan.graph.networks) and not s.weights
         how = how.replace("0 weights", "weights of a network of yours") if waits else how
         blocks.append(f"{s.name}\n  how        {how}")

@@ -13,7 +13,7 @@ from nestflow.ops.runtime import Context
 
 Level = tuple[str, Sequence[str]]
 Error = Callable[..., Tensor]
-Learn = Callable[[Context, Record, Record, Any, int, bool], tuple[Record, Any]]
+Learn = Callable[..., tuple[Any, Any]]
 
 
 def run_inner(

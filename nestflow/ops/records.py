@@ -12,9 +12,48 @@ from torch import Tensor
 from nestflow.ops.runtime import Context
 
 
+def _act(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An operator of two records, or of a record and what is the same for all its tensors."""
+    return lambda self, other: self.each(function, other)
+
+
+def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self, other: self.each(lambda x, o: function(o, x), other)
+
+
+def _alone(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda self: self.each(function)
+
+
 class Record(dict[str, Tensor]):
     """Tensors by name. `a * b`, `torch.sqrt(a)`, `a.sum()` are done tensor by tensor; beside a record, a number or a
     tensor without axes is the same for all of its tensors."""
+
+    __add__: Any = _act(operator.add)
+    __radd__: Any = _reflected(operator.add)
+    __sub__: Any = _act(operator.sub)
+    __rsub__: Any = _reflected(operator.sub)
+    __mul__: Any = _act(operator.mul)
+    __rmul__: Any = _reflected(operator.mul)
+    __truediv__: Any = _act(operator.truediv)
+    __rtruediv__: Any = _reflected(operator.truediv)
+    __pow__: Any = _act(operator.pow)
+    __rpow__: Any = _reflected(operator.pow)
+    __mod__: Any = _act(operator.mod)
+    __rmod__: Any = _reflected(operator.mod)
+    __floordiv__: Any = _act(operator.floordiv)
+    __rfloordiv__: Any = _reflected(operator.floordiv)
+    __lt__: Any = _act(operator.lt)
+    __le__: Any = _act(operator.le)
+    __gt__: Any = _act(operator.gt)
+    __ge__: Any = _act(operator.ge)
+    __eq__: Any = _act(operator.eq)
+    __ne__: Any = _act(operator.ne)
+    __and__: Any = _act(operator.and_)
+    __or__: Any = _act(operator.or_)
+    __neg__: Any = _alone(operator.neg)
+    __invert__: Any = _alone(operator.invert)
+    __hash__: Any = None
 
     def each(self, function: Callable[..., Any], *others: Any) -> Record:
         """function(tensor, other, ...) for each name; others: records, or the same value for all."""
@@ -58,45 +97,6 @@ class Record(dict[str, Tensor]):
             "cols": lambda x: x[0].numel() if x.ndim else 1,
         }
         return self.each(lambda x: torch.tensor(known[name](x), device=x.device))
-
-
-def _act(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Record, other: Any) -> Record:
-        return self.each(function, other)
-
-    return method
-
-
-def _reflected(function: Callable[..., Any]) -> Callable[..., Any]:
-    def method(self: Record, other: Any) -> Record:
-        return self.each(lambda x, o: function(o, x), other)
-
-    return method
-
-
-for _name in (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "pow",
-    "mod",
-    "floordiv",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "eq",
-    "ne",
-    "and",
-    "or",
-):
-    _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
-    setattr(Record, f"__{_name}__", _act(_function))
-    if _name not in ("lt", "le", "gt", "ge", "eq", "ne"):
-        setattr(Record, f"__r{_name}__", _reflected(_function))
-setattr(Record, "__neg__", lambda self: self.each(operator.neg))  # noqa: B010
-setattr(Record, "__invert__", lambda self: self.each(operator.invert))  # noqa: B010
 
 
 def record(c: Context, level: tuple[str, Sequence[str]], what: str = "") -> Record:

@@ -97,7 +97,7 @@ def test_a_task_alone_is_the_task_in_company() -> None:
 
 
 def test_maml_learns_and_its_copies_leave_nothing_behind() -> None:
-    b = nestflow.compile(example("maml", **{"adam(1e-3)": "adam(0.02)"}), width=16)
+    b = nestflow.compile(example("maml", **{"adam(1e-3)": "adam(0.02)"}), hidden=16)
     g = torch.Generator().manual_seed(1)
     centres = torch.eye(3, 4)
 
@@ -221,7 +221,7 @@ RULES = {
 @pytest.mark.parametrize("name", RULES)
 def test_any_rule_inside_compiled_equals_interpreted(name: str) -> None:
     spec = example("maml", **{"  update gd(rate)\n": f"  update {RULES[name]}\n"})
-    b = nestflow.compile(spec, dtype="float64", rounds=4, width=3)
+    b = nestflow.compile(spec, dtype="float64", rounds=4, hidden=3)
     batch, w = {n: x[:2] for n, x in tasks(2).items()}, list(b.module.weights.values())
     got, told = b.loss(batch), b.reference().loss(b.graph.step_levels[-1].objective, batch)
     torch.testing.assert_close(got, told, rtol=1e-10, atol=1e-12)
@@ -273,7 +273,7 @@ WRONG = [
     ("update gd(rate)", "update gd(cosine(0.1))", "NF490"),
     ("cross_entropy(task(query.x), query.label)", "total((task - meta) ^ 2)", "NF237"),
     ("cross_entropy(task(query.x), query.label)", "mean(task(query.x) - net(support.x) + support.x @ eye(4, 3))", "NF"),
-    ("x |> linear(width, bias = true)", "x |> short_conv(2) |> linear(width, bias = true)", "NF301"),
+    ("x |> linear(hidden, bias = true)", "x |> short_conv(2) |> linear(hidden, bias = true)", "NF301"),
     ("init meta", "init query", "NF"),
 ]
 
@@ -299,3 +299,13 @@ def test_functional_call_sees_the_same_module() -> None:
     doubled = {n: 2 * v for n, v in b.module.state_dict().items()}
     want = net({n: v for n, v in doubled.items() if n.startswith("net.")}, x)
     torch.testing.assert_close(functional_call(b.module, doubled, kwargs={"x": x}), want)
+
+
+def test_one_file_of_python_gives_the_same_numbers() -> None:
+    b = nestflow.compile(example("imaml"))
+    names: dict[str, object] = {}
+    exec(compile(b.standalone(), "standalone", "exec"), names)
+    batch = {n: x[:2].float() if n.endswith("x") else x[:2] for n, x in tasks().items()}
+    alone = names["Model"]()(**{n.replace(".", "_"): x for n, x in batch.items()})  # type: ignore[operator]
+    del batch["query.label"]
+    assert torch.equal(alone, b.module(**batch))
