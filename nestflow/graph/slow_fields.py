@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LIKE = Type(like=True)
 GRADIENTS = "`through`, `stop`, `truncate(n)` or `implicit(cg, iters = 10)`"
+CHANCE = frozenset(("dropout", "noise", "bernoulli"))
 STEP = ClockSpec("step", "step", 1)
 
 
@@ -315,6 +316,9 @@ def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field])
     child = elab.root.children.get(name)
     if child is not None and published(child) and elab.slow.per_task(name):
         raise elab.not_yet("`emit` in a memory that has a copy for each task", fields["memory"].span)
+    bodies = [i.result for i in child.walk() if i.result is not None] if child is not None else []
+    if elab.slow.per_task(name) and any(n.op in CHANCE for n in walk(*bodies)):
+        raise elab.not_yet("chance in a memory that has a copy for each task", fields["memory"].span)
     objective = s.objectives.get(name)
     for n in walk(objective) if objective is not None and elab.slow.per_task(name) else ():
         other = n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
