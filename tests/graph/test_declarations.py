@@ -73,7 +73,6 @@ def test_a_param_below_a_loop_can_be_set() -> None:
         ("input x : float[T, 2.5]", "NF303"),
         ("input x : float[T, x]", "NF201"),
         ("input x : int[T] in {1, 2}", "NF490"),
-        ("input x : float[N, 8]", "NF490"),
         ("input x : float[T, 8]\ninput x : float[T, 8]", "NF220"),
         ("input t : float[T, 8]", "NF219"),
     ],
