@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from nestflow.diagnostics.core import Span, fail
@@ -61,6 +60,8 @@ def _load(target: str) -> Callable[..., Any]:
         for part in name.split("."):
             found = getattr(found, part)
     else:
+        from importlib.metadata import entry_points  # slow to import, and seldom asked
+
         points = [p for p in entry_points(group=GROUP) if p.name == target]
         if not points:
             raise ValueError(f"no installed package has an entry point of that name in `{GROUP}`")

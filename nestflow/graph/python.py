@@ -6,7 +6,6 @@ gives one tensor of that first axis. So it acts at each tick by itself, as every
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -93,6 +92,8 @@ def _constant(value: Any) -> Any:
 
 def _bind(f: PyFunction, given: list[tuple[str | None, Any]], elab: Any, site: tree.Expr) -> None:
     """The call fits the function's signature."""
+    import inspect
+
     try:
         signature = inspect.signature(f.function)
     except (TypeError, ValueError):

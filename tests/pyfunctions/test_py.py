@@ -230,6 +230,47 @@ def test_entry_points(monkeypatch: pytest.MonkeyPatch) -> None:
         def load() -> Any:
             return mine.swish
 
-    monkeypatch.setattr(_python, "entry_points", lambda group: [Point] if group == "nestflow.functions" else [])
+    found = {"nestflow.functions": [Point]}
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: found.get(group, []))
     b = nestflow.compile(HEAD + 'output x |> py("their_swish")', dtype="float64", allow_python=True)
     torch.testing.assert_close(b.module(x=x_of()), x_of() * torch.sigmoid(x_of()))
+
+
+def test_an_objective_of_the_whole_model() -> None:
+    spec = """input v : float[T, 6]
+output m(x)
+flow m(x) { return linear(x) }
+loss = mean(py("MINE:pair", m(x), v)[0]) + mean(square(py("MINE:swish", m(x)) - v))
+level o { memory weights(m); objective loss; update gd(0.1) }
+"""
+    b = nestflow.compile(text(spec), dtype="float64", allow_python=True)
+    batch = {"x": x_of(), "v": x_of(2, 5).flip(1)}
+    objective = b.graph.step_levels[0].objective
+    assert objective is not None
+    y = b.module(x=batch["x"])
+    wanted = y.sum(-1).mean() + (mine.swish(y) - batch["v"]).square().mean()
+    torch.testing.assert_close(b.loss(batch), wanted)
+    torch.testing.assert_close(b.reference().loss(objective, batch), wanted)
+
+
+def test_an_optimizers_memory_of_python() -> None:
+    """A momentum whose value goes through Python, beside a loop."""
+    spec = """input v : float[T, 6]
+output m(x)
+flow m(x) { return linear(x) }
+optimizer signed(lr) {
+  memory s : like(w) { value py("MINE:sign_step", g, lr = -1.0); update gd(0.5); retain 0.5 }
+  step -lr * s
+}
+level o { memory weights(m); objective mean(square(m(x) - v)); update signed(0.05) }
+"""
+    b = nestflow.compile(text(spec), dtype="float64", allow_python=True)
+    batch = {"x": x_of(), "v": x_of(2, 5).flip(1)}
+    (w,) = b.module.weights.values()
+    kept = torch.zeros_like(w)
+    for _ in range(3):
+        (g,) = torch.autograd.grad(b.loss(batch), [w])
+        kept = 0.5 * kept + 0.5 * torch.sign(g)
+        wanted = w.detach() - 0.05 * kept
+        b.step(batch)
+        torch.testing.assert_close(w.detach(), wanted)
