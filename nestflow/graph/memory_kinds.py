@@ -11,6 +11,7 @@ from nestflow.graph.caches import cache_spec
 from nestflow.graph.expressions import apply, partial
 from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.model import Init, MemoryFunction
+from nestflow.graph.networks import NetworkValue
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.starts import tensor
 from nestflow.graph.values import Partial, SelfReference
@@ -58,6 +59,8 @@ def make_function(m: MemoryBuild) -> None:
     value = partial(m.kind_expr, m.level.env.with_(prefix=m.name)) if given is None else given
     if not isinstance(value, Partial) or not _may_store(value):
         what = f"`{value.name}` is {_a(value)}" if isinstance(value, Partial) else "this is a value"
+        if isinstance(value, NetworkValue):
+            what = f"`{value.name}` is a network of yours, whose weights a level at the top may own"
         message = f"`memory` takes a kind of memory or a flow, and {what}"
         help_ = "`matrix`, `mlp(depth = 2)`, `cache`, or a flow of yours"
         raise m.elab.failure("NF226", message, m.kind_expr.span, help_)

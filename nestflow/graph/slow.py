@@ -9,6 +9,7 @@ from typing import Any
 from nestflow.graph.declarations import plain
 from nestflow.graph.expressions import apply, evaluate, partial
 from nestflow.graph.model import Init
+from nestflow.graph.networks import NetworkValue
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
@@ -125,6 +126,9 @@ class SlowNames:
         if f is None:
             raise LookupError(f"`{name}` has no memory")
         value = partial(f.value, self.elab.top)
+        if isinstance(value, NetworkValue):
+            what = f"a copy of `{value.name}`, a network of your own, as a memory (`weights({value.name})` owns it)"
+            raise self.elab.not_yet(what, f.value.span)
         if not isinstance(value, Partial) or value.kind not in ("flow", "word"):
             what = "a level's memory is a flow, a block, `weights(F)`, `rest(F)`, `like(…)`, `vector(n)` or `scalar`"
             raise self.elab.failure("NF226", what, f.value.span, "`memory net`, net a flow of yours")

@@ -282,3 +282,62 @@ levels:
     b = nestflow.compile(yaml, net=causal(), other=nn.Linear(2, 2).double())
     assert [(n.name, n.inputs) for n in b.graph.networks] == [("net", ("input_ids", "scale")), ("other", None)]
     torch.testing.assert_close(b.module(tokens=tokens()), b.module.net(tokens(), 2.0))
+
+
+FLOW = "nestflow 1\ninput x : float[T, 6]\nextern net(x) : float[T, 6]\n"
+FLOW += "flow f(z) { return net(z) + z }\noutput m(x)\n"
+
+
+def test_a_network_where_it_cannot_stand() -> None:
+    head = FLOW
+    level = (
+        "level m(x) {{ every 1 token; memory {0}; key {1}; value x; query x; objective l2; update gd(0.1); return y }}"
+    )
+    assert code(lambda: nestflow.check(head + level.format("matrix", "net(x)"))) == "NF443"
+    assert code(lambda: nestflow.check(head + level.format("net", "x"))) == "NF226"
+    assert code(lambda: nestflow.check(head + level.format("f", "x"))) == "NF443"
+    update = level.format("matrix", "x").replace("gd(0.1)", "gd(net(x))")
+    assert code(lambda: nestflow.check(head + update)) == "NF443"
+    top = head.replace("m(x)", "f(x)") + "level up { memory net; init a; objective mean(up(x)); update gd(0.1) }\n"
+    top += "level a { memory weights(net); objective mean(f(x)); update gd(0.1) }"
+    assert "NF490" in {d.code for d in _mistakes(lambda: nestflow.check(top))}
+
+
+def _mistakes(act: object) -> tuple[nestflow.Diagnostic, ...]:
+    with pytest.raises(NestflowError) as e:
+        act()  # type: ignore[operator]
+    return e.value.diagnostics
+
+
+def test_a_flow_that_calls_a_network_serves_a_level() -> None:
+    """Its gradients too, in each way to lower a memory."""
+    head = FLOW
+    levels = {
+        "delta": "memory matrix; key f(x) |> linear |> l2norm; value linear(x); query linear(x); update gd(0.1)",
+        "chunk": "chunk 2; memory mlp(depth = 2); key linear(f(x)); value linear(x); query f(x); update gd(0.1)",
+        "scan": "memory mlp(depth = 2); key linear(f(x)); value linear(x); query linear(x); update adam(0.1)",
+    }
+
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tanh(self.inner(x.cumsum(1)))
+
+    for how, fields in levels.items():
+        torch.manual_seed(0)
+        spec = head + f"level m(x) {{ every 1 token; {fields}; objective l2; return f(y) }}"
+        b = nestflow.compile(spec, net=Sum().double())
+        assert b.how() == {"m": how}
+        x = torch.randn(2, 5, 6).double()
+        y, ref = b.module(x=x), b.reference()(x=x)
+        torch.testing.assert_close(y, ref)
+        learns = list(b.module.weights.values())
+        for a, r in zip(
+            torch.autograd.grad(y.square().sum(), learns), torch.autograd.grad(ref.square().sum(), learns), strict=True
+        ):
+            torch.testing.assert_close(a, r)
+        s = b.stream(2)
+        torch.testing.assert_close(torch.cat([s.feed(x=x[:, :2]), s.feed(x=x[:, 2:])], 1), y)
