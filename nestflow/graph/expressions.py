@@ -202,7 +202,9 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         "NF203",
         f"`{full or expr.name}`: there is no `.{expr.name}` here",
         expr.span,
-        "`.weight` belongs to a name made by `shared`",
+        "`.logits` and `.loss` are what a network's result may have"
+        if isinstance(value, Node) and value.op == "network_result"
+        else "`.weight` belongs to a name made by `shared`",
     )
 
 

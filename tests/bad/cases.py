@@ -204,6 +204,9 @@ CHANGES: list[tuple[str, str, str]] = [
     ("terminal codes", "objective l2", "objective \x1b[31ml2"),
 ]
 
+NET = "nestflow 1\ninput x : float[T, 8]\nextern net(x) : float[T, 8]\n"
+LEVEL = "output m(x)\nlevel m(x) { memory matrix; key x; value x; query x; objective l2; update gd(0.1) }\n"
+
 TEXTS: list[tuple[str, str]] = [
     ("nothing", ""),
     ("spaces", "   \n\n  "),
@@ -249,6 +252,23 @@ TEXTS: list[tuple[str, str]] = [
     ("an assert that does not hold", GOOD + 'assert dim % 7 == 0, "seven must divide dim"\n'),
     ("an assert of what is not known", GOOD + "assert tokens > 3\n"),
     ("a use of an absolute path", 'nestflow 1\nuse "/etc/passwd.nl"\noutput 1\n'),
+    ("a network that is no value", NET + "output net + 1\n"),
+    ("a network called with nothing", NET + "output net()\n"),
+    ("a network called with a number", NET + "output net(3)\n"),
+    ("a network called by a name it has not", NET + "output net(x, mask = x)\n"),
+    ("a network in a level", NET + LEVEL.replace("key x", "key net(x)")),
+    ("a network as a memory", NET + LEVEL.replace("memory matrix", "memory net")),
+    ("a network that only lends its weights", "nestflow 1\ninput x : float[T, 8]\nextern net\noutput net(x)\n"),
+    ("a network and a flow of one name", NET + "flow net(x) { return x }\noutput net(x)\n"),
+    ("a part of a network that is not there", NET + "output net(x).hidden\n"),
+    ("a loss of a network in a flow", NET + "flow f(x) { return net(x).loss }\noutput f(x)\n"),
+    ("an input of a network given twice", "nestflow 1\nextern net(x, x)\n"),
+    ("a type of a network without inputs", "nestflow 1\nextern net : float[T, 8]\n"),
+    (
+        "a glob of a network that is none",
+        'nestflow 1\nextern net\nlevel a { memory weights(net, "[1-3].**"); update gd(1) }\n',
+    ),
+    ("python by no string", "nestflow 1\ninput x : float[T, 8]\noutput py(x)\n"),
 ]
 
 FILES: list[tuple[str, str, bytes]] = [
