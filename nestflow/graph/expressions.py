@@ -174,8 +174,6 @@ def dotted(expr: tree.Expr) -> str | None:
 
 
 def _attribute(expr: tree.Attribute, env: Env) -> Any:
-    from nestflow.graph import networks
-
     full = dotted(expr)
     if full is not None:
         grouped = env.lookup(full)
@@ -193,8 +191,10 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         return env.elab.templates.shared_weight(value, expr.name, env, expr)
     if is_record(value) and expr.name in value:
         return value[expr.name]
-    if isinstance(value, Node) and value.op == "network_result" and expr.name in networks.FIELDS:
-        return networks.field(value, expr.name, env, expr)
+    if isinstance(value, Node) and value.op == "network_result":
+        from nestflow.graph.networks import field
+
+        return field(value, expr.name, env, expr)
     gradient = getattr(value, "gradient", None)
     if gradient is not None and expr.name == "g":  # of a level without slots
         return gradient(expr)
@@ -202,9 +202,7 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         "NF203",
         f"`{full or expr.name}`: there is no `.{expr.name}` here",
         expr.span,
-        "`.logits` and `.loss` are what a network's result may have"
-        if isinstance(value, Node) and value.op == "network_result"
-        else "`.weight` belongs to a name made by `shared`",
+        "`.weight` belongs to a name made by `shared`",
     )
 
 
@@ -363,18 +361,12 @@ def called_name(function: tree.Expr, value: Any, env: Env) -> str:
 
 def apply(value: Any, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Any:
     """Call a value. A template or word without its first input becomes a Partial."""
-    from nestflow.graph import networks, python
+    from nestflow.graph.outside import called
 
     elab = env.elab
-    for a in (*args, *kwargs.values()):
-        if isinstance(a, Node):
-            networks.known(a, elab, site)
-    if isinstance(value, Partial) and isinstance(value.target, Word) and value.target.name == "py":
-        return python.reach(args, dict(kwargs), env, site)
-    if isinstance(value, python.PyFunction):
-        return python.call(value, args, dict(kwargs), env, site)
-    if isinstance(value, networks.NetworkValue):
-        return networks.call(value, args, dict(kwargs), env, site)
+    outside = called(value, args, dict(kwargs), env, site)
+    if outside is not None:
+        return outside
     if isinstance(value, SharedValue):
         return elab.templates.call_shared(value, args, kwargs, env, site)
     if not isinstance(value, Partial):

@@ -190,6 +190,9 @@ def call(value: NetworkValue, args: list[Any], kwargs: dict[str, Any], env: Env,
 def field(result: Node, name: str, env: Env, site: tree.Expr) -> Node:
     """`.logits` and `.loss` of what a network gives."""
     raw = result.args[0]
+    if name not in FIELDS:
+        help_ = "`.logits` and `.loss` are what a network's result may have"
+        raise env.elab.failure("NF203", f"`{name}`: there is no `.{name}` here", site.span, help_)
     if result["field"]:
         raise env.elab.failure("NF203", f"`.{name}` of `.{result['field']}`: there is no such part", site.span)
     if name == "loss":
