@@ -61,8 +61,8 @@ def objectives(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
 
 
 def losses_of(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
-    """Those that are written as an objective and belong to a step: what a loop shows as its losses. Where there is none,
-    how far memories are from their values."""
+    """Those that are written as an objective and belong to a step: what a loop shows as its losses. Where there is
+    none, how far memories are from their values."""
     steps = {n: g for n, g in objectives(graph).items() if g[0].clock.name == "step"}
     return {n: g for n, g in steps.items() if not g[0].texts.value} or steps
 
