@@ -1,4 +1,4 @@
-"""The zoo's recurrences beside other people's code, where it is installed: fla's naive loops (float32).
+"""The zoo beside other people's code, where it is installed: fla's naive loops (float32), titans-pytorch's layer.
 
 Conventions apart: fla scales queries by 1/√d unless told otherwise (here they are told 1, or get √d more), takes gates
 as logarithms, and lays tensors out as [B, T, H, D].
@@ -76,3 +76,60 @@ def test_is_what_fla_computes(name: str) -> None:
         got, want = b.module(**inputs), peer(f, given).flatten(2).double()
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 3e-6 * (1 + want.abs().max())
+
+
+LUCID = """nestflow 1
+input x : float[T, 6]
+output memory_layer(x)
+level memory_layer(x) {
+  every     4 tokens
+  memory    mlp(depth = 2, expand = 2, act = gelu)
+  key       x |> linear
+  value     x |> linear
+  query     x |> linear
+  objective 2 / 6 * l2(M(key), value)
+  weight    x |> linear(1, bias = true) |> sigmoid
+  update    momentum(lr = 1, beta = mean(ticks(x), axis = 0) |> linear(1, bias = true) |> sigmoid)
+  retain    1 - (mean(ticks(x), axis = 0) |> linear(1, bias = true) |> sigmoid)
+}
+"""
+
+
+def test_is_what_titans_pytorch_computes() -> None:
+    """Its mode in which the gradient is taken anew at each chunk (`batch_size = chunk_size`), float64.
+
+    Its conventions, said in the language: it learns once per chunk, from the sum of the chunk's errors, each with a
+    rate of its own; momentum and decay are made of the chunk's mean; the loss is a mean over features; a tick whose
+    chunk is complete reads what the chunk has taught. The paper's, and our `titans`: it learns at each token."""
+    titans_pytorch = pytest.importorskip("titans_pytorch", exc_type=ImportError)
+    theirs = titans_pytorch.NeuralMemory(
+        dim=6, chunk_size=4, batch_size=4, pre_rmsnorm=False, mem_model_norm_add_residual=False,
+        default_model_kwargs={"depth": 2, "expansion_factor": 2.0},
+    ).double()  # fmt: skip
+    ours = nestflow.compile(LUCID, dtype=torch.float64)
+    names = {
+        "memory.linear.weight": theirs.memory_model_parameters[0][0].T,  # theirs map by x @ W
+        "memory.linear_2.weight": theirs.memory_model_parameters[1][0].T,
+        "key.linear.weight": theirs.to_keys.weight,
+        "value.linear.weight": theirs.to_values.weight,
+        "query.linear.weight": theirs.to_queries.weight,
+    }
+    for field, part in {"weight": "adaptive_step", "update": "momentum", "retain": "decay_factor"}.items():
+        linear = getattr(theirs, f"to_{part}")[0]
+        names |= {f"{field}.linear.weight": linear.weight, f"{field}.linear.bias": linear.bias}
+    weights = dict(ours.module.named_weights())
+    assert {f"memory_layer.{n}" for n in names} == set(weights)
+    with torch.no_grad():
+        for n, w in names.items():
+            weights[f"memory_layer.{n}"].copy_(w)
+    x = torch.randn(2, 19, 6, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    probe = torch.randn(2, 19, 6, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    got, (want, _) = ours.module(x=x), theirs(x)
+    assert (got - want).abs().max() <= 1e-12 * (1 + want.abs().max())
+    mine = torch.autograd.grad((got * probe).sum(), [weights[f"memory_layer.{n}"] for n in names])
+    their_leaves = [theirs.memory_model_parameters[0], theirs.memory_model_parameters[1], *list(names.values())[2:]]
+    other = list(torch.autograd.grad((want * probe).sum(), their_leaves))
+    other[:2] = [g[0].T for g in other[:2]]
+    for n, a, b in zip(names, mine, other, strict=True):
+        assert b.abs().max() > 0, n
+        assert (a - b).abs().max() <= 1e-11 * (1 + b.abs().max()), n
