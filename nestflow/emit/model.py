@@ -212,7 +212,8 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         from nestflow.emit.reading import ReadingCode
 
         reading = ReadingCode(graph, writer, letters, slots)
-        reading.write((graph.output,), tuple(nodes.values()), *((n,) for n in nodes.values()))
+        whens = [level.when for level in graph.step_levels if level.when is not None and level.inner is None]
+        reading.write((graph.output,), *((n,) for n in nodes.values()), (*nodes.values(), *whens))
         emitter = reading.opened
     with writer.block(f"def forward({arguments}):"):
         writer.line("# the output of the spec")

@@ -105,7 +105,8 @@ class ReadingCode:
 
     def opened(self, *roots: Node | None) -> Emitter:
         """In an entry point: read the whole call, and know the values."""
-        values = self.values(*roots)
+        wanted = self.values(*roots)
+        values = wanted if wanted in self.tables else next(v for v in self.tables if set(wanted) <= set(v))
         named = self.named(values)
         self.writer.line(
             f"{', '.join(named.values())}, = {self.writer.use(RUNTIME, 'read')}({self.tables[values]}, {self.plain})"

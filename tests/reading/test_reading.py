@@ -219,6 +219,27 @@ def test_rows_at_once_are_rows_one_by_one(memory: str) -> None:
         near(b.module(tokens=x), at_once)
 
 
+def test_beside_levels_with_other_losses() -> None:
+    """A second objective on a flow of its own, with labels that no call of the module needs, and a condition."""
+    outer = HEAD[HEAD.index("level outer") :]
+    text = HEAD.replace(
+        outer,
+        "input labels : int[T] in [0, 8)\nflow side(tokens) { return embed(tokens, 8, 4) |> linear(8) }\n"
+        + outer.replace(" }", "; when mean(model(tokens)) > -100 }")
+        + "level two { every 2 steps; memory weights(side); update adam(1e-3)\n"
+        "  objective cross_entropy(side(tokens) + model(tokens), labels) }\n",
+    )
+    b = compiled(text + PLAIN + FAST)
+    x, batch = tokens(), {"tokens": tokens(), "labels": tokens(seed=3)}
+    near(b.module(tokens=x), b.reference()(tokens=x))
+    found = b.losses(batch)
+    for level in b.graph.step_levels:
+        assert level.objective is not None
+        near(found[level.name], b.reference().loss(level.objective, batch))
+    assert b.step(batch)["levels"]["outer"]["updated"]
+    assert b.module.metrics(**batch)["accuracy of outer"][1] == 36
+
+
 def test_explain_prices_it() -> None:
     """Copies, their pending gradients and Adam's two memories: 4 times the 48 numbers of an MLP."""
     text = explain(compiled(HEAD + PLAIN + LEVELS["sequential"][0]))
