@@ -153,6 +153,10 @@ patches      picture: patches(p, 4) |> linear(8)
 conv2d       picture: conv2d(p, 4, 3) |> flatten
 max_pool     picture: max_pool(p, 2) |> flatten
 upsample     picture: upsample(p, 2) |> flatten
+dropout      value: dropout(linear(x), 0.1)
+noise        value: x + 0.1 * noise(8)
+bernoulli    value: x * bernoulli(0.9, like = x)
+ticks        level: every 4 tokens; update gd(0.1 * mean(ticks(sigmoid(linear(x, 1)))))
 memory       level: memory mlp(depth = 2, expand = 4)
 key          level: key x |> linear |> l2norm
 value        level: value x |> linear
