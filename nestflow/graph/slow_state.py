@@ -38,7 +38,7 @@ class OwnTensors:
             return f"{name}."
         f = self.elab.slow.field(name, "memory")
         e = None if f is None else f.value
-        return f"{e.args[0].name}." if isinstance(e, tree.Call) and isinstance(e.args[0], tree.Name) else ""
+        return f"{e.args[0].name}." if isinstance(e, tree.Call) and e.args and isinstance(e.args[0], tree.Name) else ""
 
     def of(self, name: str) -> tuple[WeightSpec, ...]:
         """The tensors of a level that are its own, by absolute path."""

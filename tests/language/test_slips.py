@@ -100,3 +100,9 @@ def test_a_body_read_as_a_record_is_one_mistake() -> None:
     text = "nestflow 1\nif 1 < 2 { x = 1; y = 2 } else else { level a { key x; value x; query x }; z = 3 }\n"
     (d,) = said("nl", text).diagnostics
     assert "holds statements" in d.message and d.span is not None and d.span.text == "{"
+
+
+def test_the_rest_of_nothing_is_told() -> None:
+    text = shipped()["architectures/hope.nl"]
+    found = [outcome(m) for m in mutants("architectures/hope.nl", text) if "rest()" in m.text]
+    assert found and all(o.kind == "told" for o in found), found[0].said
