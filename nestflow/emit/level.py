@@ -396,7 +396,8 @@ class LevelCode:
         for p in self.plan.looped if plans is None else plans:
             if not p.closed and p.memory.rule is not None:
                 m = p.memory
-                groups.setdefault((m.rule, m.every, m.when), []).append(p)
+                own = m.reset_where if m.every > 1 else None
+                groups.setdefault((m.rule, m.every, m.when, own), []).append(p)
         return list(groups.values())
 
     def comment(self, text: str, node: object = None) -> None:
@@ -406,7 +407,7 @@ class LevelCode:
     def update(self, code: RuleCode) -> None:
         m = code.first
         self.comment("learn: " + written(m), m.rule)
-        if m.every == 1:
+        if m.every == 1 or m.reset_where is not None:
             code.update()
             return
         with self.writer.block(f"if (t + n) % {m.every} == 0:"):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nestflow.emit.expr import Emitter
+from nestflow.emit.level_commit import finish, wait
 from nestflow.emit.level_nodes import Nodes, per_tick, state
 from nestflow.emit.ops import tensor
 from nestflow.emit.writer import Writer, identifier
@@ -201,40 +202,11 @@ class RuleCode:
             if t.project is not None:
                 t.w = self.kept(t, t.w, "stepped_" + identifier(t.path.removesuffix(".weight")))
                 t.w = self.kept(t, self.value(t, t.project), "new_" + identifier(t.path.removesuffix(".weight")))
-        self.commit()
-
-    def commit(self) -> None:
-        """Assign the new states to the variables that stay."""
-        for t in self.tensors:
-            if t.memory.when is not None:
-                t.w = ops.where(self.made(t.memory), t.w, self.leaf(t.memory, t.spec, "now"))
-                t.new = {s: ops.where(self.made(t.memory), n, self.slot(t, s)) for s, n in t.new.items()}
-        for t in self.tensors:
-            variable, value = self.name(t, "now"), self.em.value(t.w)
-            if value != variable:
-                self.writer.line(f"{variable} = {value}")
-            for slot, node in t.new.items():
-                self.writer.line(f"{self.names[self.slot(t, slot)]} = {self.em.value(node)}")
-            if t.memory.every > 1:
-                self.writer.line(f"{self.name(t, '@pending')} = torch.zeros_like({self.name(t, '@pending')})")
-                if len(t.spec.shape) == 2 and state(t.memory, t.path, "@gram", self.leaf_k(t).type) in self.names:
-                    self.writer.line(f"{self.name(t, '@gram')} = torch.zeros_like({self.name(t, '@gram')})")
-        for p in self.plans if self.first.when is not None else ():
-            updates, ticks = (self.counter(p.memory, c) for c in (UPDATES, TICKS))
-            self.writer.line(f"{self.names[updates]} = {self.names[self.counter(p.memory, COUNT)]}")
-            if ticks in self.names:
-                self.writer.line(f"{self.names[ticks]} = torch.zeros_like({self.names[ticks]})")
+        finish(self)
 
     def wait(self) -> None:
         """Between updates: the sums go on."""
-        for t in self.tensors:
-            self.writer.line(f"{self.name(t, '@pending')} = {self.names[self.leaf(t.memory, t.spec, 'g')]}")
-            k = self.leaf_k(t) if len(t.spec.shape) == 2 else None
-            if k is not None and k in self.names:
-                self.writer.line(f"{self.name(t, '@gram')} = {self.names[k]}")
-        for p in self.plans if self.first.when is not None else ():
-            seen = self.names[self.counter(p.memory, SEEN)]
-            self.writer.line(f"{self.names[self.counter(p.memory, TICKS)]} = {seen}")
+        wait(self)
 
     def statement(self, t: Tensor, s: Statement) -> Callable[[], None]:
         if not holds(s.where, t.spec.shape):

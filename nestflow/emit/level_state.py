@@ -10,7 +10,18 @@ from nestflow.emit.level_rows import starts_of
 from nestflow.emit.level_rule import RuleCode, decayed, slot_leaf
 from nestflow.emit.writer import identifier
 from nestflow.graph.model import Init, Memory, MemoryTensor
-from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, counters, has_dgd, keeps_anchor, slot_start, state_tensors
+from nestflow.graph.state import (
+    CHUNK,
+    GRAM,
+    PENDING,
+    SINCE,
+    TICKS,
+    counters,
+    has_dgd,
+    keeps_anchor,
+    slot_start,
+    state_tensors,
+)
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
 from nestflow.lowering.plan import MemoryPlan
@@ -129,6 +140,19 @@ class StateNames:
             for name, start in self.fresh_values(m):
                 shape = f"(*{due}.shape{front}, *[1] * ({name}.ndim - {due}.ndim{less}))"
                 self.writer.line(f"{name} = torch.where({due}.reshape({shape}), {start}, {name})")
+            if SINCE in counters(m):
+                self.begin_chunks(m)
+
+    def begin_chunks(self, m: Memory) -> None:
+        """Rows that start anew at ticks of their own begin their chunks there."""
+        since = self.names[state(m, "", SINCE, Type("int", heads=m.heads))]
+        self.writer.line(f"{since} = {since} + 1")
+        for t in state_tensors(m) if keeps_anchor(m) else ():
+            type_ = Type(shape=t.shape, heads=m.heads)
+            chunk, now = (self.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
+            begins = f"(({since} - 1) % {m.chunk} == 0)[..., {', '.join(['None'] * len(t.shape))}]"
+            begins = begins if t.shape else f"({since} - 1) % {m.chunk} == 0"
+            self.writer.line(f"{chunk} = torch.where({begins}, {now}, {chunk})")
 
     def fresh_values(self, m: Memory) -> list[tuple[str, str]]:
         """Variables of the memory's state, and what each starts with."""
@@ -164,7 +188,7 @@ class StateNames:
                     own = f"torch.full_like({variable}, {init.a!r})"
                 found.append((variable, own))
         for counter in counters(m):
-            if counter == TICKS or not m.keep_rule:
+            if counter in (TICKS, SINCE) or not m.keep_rule:
                 variable = self.names[state(m, "", counter, Type("int", heads=m.heads))]
                 found.append((variable, f"torch.zeros_like({variable})"))
         return list(dict.fromkeys(found))
@@ -187,7 +211,7 @@ class StateNames:
         chunks: dict[int, list[tuple[str, str]]] = {}
         for p in self.level.plan.looped:
             m = p.memory
-            for t in state_tensors(m) if keeps_anchor(m) else ():
+            for t in state_tensors(m) if keeps_anchor(m) and m.reset_where is None else ():
                 type_ = Type(shape=t.shape, heads=m.heads)
                 chunk, now = (self.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
                 chunks.setdefault(m.chunk, []).append((chunk, now))

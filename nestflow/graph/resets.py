@@ -111,8 +111,6 @@ def condition(m: MemoryBuild, what: tree.Expr, every: int, chunk: int) -> Node:
         raise m.elab.failure("NF305", message, what.span, "`reset where(starts > 0)`")
     if node.type.short:
         raise m.elab.failure("NF403", "a condition cannot look ahead", what.span, "`next` belongs to a loss")
-    if (every, chunk) != (1, 1):
-        raise m.elab.not_yet("`reset where(…)` with `chunk` or `every` above 1", what.span)
     if depends(node, lambda n: n.op in ("recall", "position")):
         raise m.elab.not_yet("a recall or `t` in `reset where(…)`", what.span)
     return number(node)

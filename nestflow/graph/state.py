@@ -6,6 +6,7 @@ LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
 LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
 LEVEL.MEMORY@updates           updates so far, LEVEL.MEMORY@ticks the ticks since the last one that brought a pair (only
                                with `when`; the second where every > 1)
+LEVEL.MEMORY@since             ticks since the last reset (only `reset where` with chunks)
 LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule; LEVEL.MEMORY.SLOT where it is one for all (`per level`)
 LEVEL.MEMORY.key / .value      the pairs a cache keeps
 INSTANCE.TAIL                  the last inputs of a look-back block
@@ -21,7 +22,7 @@ from nestflow.ir import ops
 from nestflow.ir.rule import DgdStep, Rule, RuleSlot
 
 CHUNK, PENDING, GRAM = "@chunk", "@pending", "@gram"
-UPDATES, TICKS = "@updates", "@ticks"
+UPDATES, TICKS, SINCE = "@updates", "@ticks", "@since"
 
 
 def memory_path(instance: str, memory: str, tensor: str) -> str:
@@ -80,10 +81,12 @@ def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
 
 
 def counters(memory: Memory) -> tuple[str, ...]:
-    """With `when` rows learn at ticks of their own: they count their updates, and what they wait with."""
+    """With `when` rows learn at ticks of their own: they count their updates, and what they wait with. With `reset
+    where(…)` their chunks begin at ticks of their own: they count those since the last reset."""
+    since = (SINCE,) if memory.reset_where is not None and (memory.every, memory.chunk) != (1, 1) else ()
     if memory.when is None:
-        return ()
-    return (UPDATES, TICKS) if memory.every > 1 else (UPDATES,)
+        return since
+    return (UPDATES, TICKS, *since) if memory.every > 1 else (UPDATES, *since)
 
 
 def _tensor_slot(path: str, memory: Memory, t: MemoryTensor, suffix: str) -> StateSlot:

@@ -144,7 +144,7 @@ def boundary_between(memory: Memory, pattern: str, setting: Setting) -> int | No
     if pattern == "frozen":
         return None
     if pattern == "scan":
-        return memory.every
+        return memory.every if memory.reset_where is None else 1  # rows learn at ticks of their own
     if memory.retain_on == "key":
         return shorter(memory.chunk, CHANNELS) if keeps_anchor(memory) else CHANNELS
     if pattern == "chunk" or keeps_anchor(memory) or memory.name in setting.recalled:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.model import Memory
-from nestflow.graph.state import CHUNK, GRAM, PENDING, TICKS, UPDATES, keeps_anchor, memory_path
+from nestflow.graph.state import CHUNK, GRAM, PENDING, SINCE, TICKS, UPDATES, keeps_anchor, memory_path
 from nestflow.graph.windows import age_of
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.node import Node, walk
@@ -71,13 +71,20 @@ def begin(frame: Frame, m: Memory) -> Learning:
     start_anew(frame, m, path)
     before = {t.path: tick.state[f"{path}.{t.path}"] for t in tensors}
     anchor = dict(before)
+    if path + SINCE in tick.state:  # rows whose chunks begin where they started anew
+        tick.put(path + SINCE, tick.state[path + SINCE] + 1)
     if keeps_anchor(m):  # otherwise C = N: nothing has changed since the chunk began
-        begins = (tick.clock(m) - 1) % m.chunk == 0
+        begins = (since(frame, m, path) - 1) % m.chunk == 0
         for name, a in before.items():
             anchor[name] = pick(begins, a, tick.state[f"{path}.{name}{CHUNK}"])
             tick.put(f"{path}.{name}{CHUNK}", anchor[name])
     frame.states[m.name, "chunk"] = {n: linked(m, a) for n, a in anchor.items()}
     return Learning(m, path, before, dict(before), anchor, {}, {}, {})
+
+
+def since(frame: Frame, m: Memory, path: str) -> Tensor:
+    """Ticks that the clock of a memory has made: since its row's sequence began, or `reset where(…)` held."""
+    return frame.tick.state.get(path + SINCE, frame.tick.clock(m))
 
 
 def chunk_began(frame: Frame, m: Memory) -> Tensors:
@@ -110,8 +117,8 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
         if t.source is not None:  # another memory's state, as this tick found it
             taken = tick.before[memory_path(frame.instance.path, *t.source)]
             starts |= {f"{path}.{t.path}{suffix}": taken for suffix in ("", CHUNK)}
-    own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS}
-    for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES)]:
+    own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS, path + SINCE}
+    for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES, path + SINCE)]:
         if key in own or not m.keep_rule:
             tick.put(key, pick(due, starts[key], tick.state[key]))
 
@@ -197,7 +204,7 @@ def error(frame: Frame, one: Learning) -> None:
 
 def keep_pending(frame: Frame, one: Learning) -> None:
     tick = frame.tick
-    learns = tick.clock(one.memory) % one.memory.every == 0
+    learns = since(frame, one.memory, one.path) % one.memory.every == 0
     for sums, suffix in ((one.g, PENDING), (one.gram, GRAM)):
         for name in sums:
             key = f"{one.path}.{name}{suffix}"
@@ -230,7 +237,7 @@ def same_update(ones: list[Learning]) -> list[tuple[Rule, list[Learning]]]:
             continue
         for rule, group in groups:
             other = group[0].memory
-            if rule == one.memory.rule and (other.every, other.when) == (one.memory.every, one.memory.when):
+            if rule == one.memory.rule and clock_of(other) == clock_of(one.memory):
                 group.append(one)
                 break
         else:
@@ -238,10 +245,15 @@ def same_update(ones: list[Learning]) -> list[tuple[Rule, list[Learning]]]:
     return groups
 
 
+def clock_of(m: Memory) -> tuple[object, ...]:
+    """What two memories share that learn at the same ticks."""
+    return m.every, m.when, m.reset_where if m.every > 1 else None
+
+
 def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
     """4. In the rows where N divides t: Δ, s_t = update(g, …, s_{t−1}); A_t = retain(A_{t−1}) + Δ."""
     tick, m = frame.tick, group[0].memory
-    learns = tick.clock(m) % m.every == 0
+    learns = since(frame, m, group[0].path) % m.every == 0
     if not learns.any() and m.when is None:
         return
     weights: dict[str, Weight] = {}
@@ -252,10 +264,10 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
             weights[f"{one.path}.{n}"] = Weight(
                 n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
             )
-    since = tick.clock(m) if m.reset is None or m.keep_rule else (tick.t - 1) % m.reset + 1
-    updates, n_ticks = since // m.every, torch.full_like(tick.t, m.every)
+    ticks = tick.clock(m) if m.reset is None or m.keep_rule else (tick.t - 1) % m.reset + 1
+    updates, n_ticks = ticks // m.every, torch.full_like(tick.t, m.every)
     if m.turns > 1:  # each round is an update
-        updates = (since - 1) * m.turns + m.turn + 1
+        updates = (ticks - 1) * m.turns + m.turn + 1
     if m.when is not None:
         learns, updates, n_ticks = counted(frame, group)
     updates, n_ticks = updates.clamp(min=1), n_ticks.clamp(min=1)  # 0 only in rows that do not learn now
@@ -267,7 +279,7 @@ def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
         every=m.every,
         context=frame.eval,
         stop=m.gradient == "stop",
-        ticks=since,
+        ticks=ticks,
     ).run()
     for one in group:
         for n, a in one.before.items():
@@ -282,7 +294,7 @@ def counted(frame: Frame, group: list[Learning]) -> tuple[Tensor, Tensor, Tensor
     tick, m = frame.tick, group[0].memory
     if m.when is None:
         raise LookupError("no condition")
-    due = tick.clock(m) % m.every == 0
+    due = since(frame, m, group[0].path) % m.every == 0
     brings = frame.eval(m.when).reshape(*frame.memo[id(m.when)].shape[:2])
     learns = updates = seen = brings
     for one in group:

@@ -124,3 +124,85 @@ def test_told(memories: str, code: str) -> None:
     with pytest.raises(nestflow.NestflowError) as e:
         nestflow.check(HEAD + f"level m(k, v) {{ key k; value v; {more}\n{text}\nreturn fast(k) }}\n")
     assert code in [d.code for d in e.value.diagnostics], str(e.value)
+
+
+def test_chunks_begin_where_a_row_starts_anew() -> None:
+    """`reset where(…)` beside `chunk 3`: each row counts its chunks from where it started anew."""
+    b = nestflow.compile(
+        HEAD + "level m(k, v) { memory matrix; key k; value v; query k; objective l2; chunk 3\n"
+        "update momentum(0.2, 0.5); reset where(v[0] > 0.5) }\n",
+        dtype=torch.float64,
+    )
+    x, rows, lengths = inputs(), [], set()
+    for row in range(2):
+        a = anchor = s = torch.zeros(1, D, D, dtype=torch.float64)
+        since, ys = 0, []
+        for t in range(T):
+            k, v = x["k"][row : row + 1, t], x["v"][row : row + 1, t]
+            if v[0, 0] > 0.5:
+                lengths.add(since % 3)
+                a, s, since = torch.zeros_like(a), torch.zeros_like(s), 0
+            if since % 3 == 0:
+                anchor = a
+            s = 0.5 * s - 0.2 * gradient(anchor, k, v)
+            a, since = a + s, since + 1
+            ys.append(torch.einsum("boi,bi->bo", a, k)[0])
+        rows.append(torch.stack(ys))
+    assert len(lengths) > 1  # a reset within a chunk is among them
+    for run in (b.module, b.reference()):
+        torch.testing.assert_close(run(**x), torch.stack(rows))
+
+
+@pytest.mark.parametrize("heads", ["", "heads 2;"])
+@pytest.mark.parametrize("memory", ["matrix", "mlp(depth = 2, expand = 1)"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        "chunk 4; update momentum(0.1, 0.5); reset where(x[0] > 0)",
+        "chunk 3; update dgd(0.2); reset where(x[0] > 0.7); when x[1] > 0",
+        "chunk 3; update lion(0.01); read chunk_start; retain 0.9; reset where(x[0] > 0.7); keep rule",
+        "chunk 2; update gd(0.1); reset where(sum(linear(x, 1)) > 0)",
+        "every 2 tokens; chunk 4; update momentum(0.1, 0.5); reset where(x[0] > 0.7); when x[1] > 0",
+        "every 2 tokens; update dgd(0.2); reset where(x[0] > 0.7); keep rule",
+    ],
+)
+def test_resets_within_chunks_compiled(heads: str, memory: str, fields: str) -> None:
+    b = nestflow.compile(
+        f"nestflow 1\ninput x : float[T, 4]\noutput m(x)\nlevel m(x) {{ {heads} memory {memory}; {fields}\n"
+        "key x |> linear |> l2norm; value x |> linear; query x |> linear; objective l2 }\n",
+        dtype=torch.float64,
+    )
+    x = inputs()["k"]
+    y, stream, state, parts = b.module(x=x), b.stream(batch=2), None, []
+    torch.testing.assert_close(b.reference()(x=x), y, rtol=1e-8, atol=1e-10)
+    for i, j in ((0, 2), (2, 3), (3, T)):
+        parts.append(stream.feed(x=x[:, i:j]))
+        with torch.no_grad():
+            _, state = b.reference().run(state, {"x": x[:, i:j]})
+    torch.testing.assert_close(torch.cat(parts, 1), y)
+    for path, kept in stream.state.tensors.items():
+        torch.testing.assert_close(kept, state[path], rtol=1e-8, atol=1e-10, msg=lambda m, p=path: f"{p}: {m}")
+
+
+def test_sums_begin_where_a_row_starts_anew() -> None:
+    """`reset where(…)` beside `every 3 tokens`: what waits is dropped, and the next update comes three ticks later."""
+    b = nestflow.compile(
+        HEAD + "level m(k, v) { memory matrix; key k; value v; query k; objective l2; every 3 tokens; update gd(0.2)\n"
+        "reset where(v[0] > 0.5) }\n",
+        dtype=torch.float64,
+    )
+    x, rows = inputs(), []
+    for row in range(2):
+        a = pending = torch.zeros(1, D, D, dtype=torch.float64)
+        since, ys = 0, []
+        for t in range(T):
+            k, v = x["k"][row : row + 1, t], x["v"][row : row + 1, t]
+            if v[0, 0] > 0.5:
+                a, pending, since = torch.zeros_like(a), torch.zeros_like(a), 0
+            pending, since = pending + gradient(a, k, v), since + 1
+            if since % 3 == 0:
+                a, pending = a - 0.2 * pending, torch.zeros_like(a)
+            ys.append(torch.einsum("boi,bi->bo", a, k)[0])
+        rows.append(torch.stack(ys))
+    for run in (b.module, b.reference()):
+        torch.testing.assert_close(run(**x), torch.stack(rows))
