@@ -207,9 +207,13 @@ class Reader:
         before = {p: state[p] for p in self.snapshots}
         x, y = ([z for z in zs if z is not None] for zs in (inputs, after or inputs))
 
-        def row(w: dict[str, Tensor], s: dict[str, Tensor], x: list[Tensor], y: list[Tensor]) -> tuple[Any, Any, Any]:
+        ids = torch.arange(self.rows, device=self.c.device) if self.c.rows is None else self.c.rows
+
+        def row(w: dict[str, Tensor], s: dict[str, Tensor], x: list[Tensor], y: list[Tensor], i: Tensor) -> Any:
             """One row, without its batch axis."""
-            c = self.c.part(w={**self.c.w, **w}, s=_alone(s), t0=t0, age0=self.age - self.t + t0, n={})
+            c = self.c.part(
+                w={**self.c.w, **w}, s=_alone(s), t0=t0, age0=self.age - self.t + t0, n={}, rows=i.unsqueeze(0)
+            )
             here, following = self.inputs(given, x), self.inputs(given, y)
             values = list(self.reading.ticks(c, *here))
             own = values[: self.reading.own]
@@ -222,12 +226,18 @@ class Reader:
             try:  # all rows at once
                 with warnings.catch_warnings():  # an operation without a rule of its own is run row by row inside
                     warnings.filterwarnings("ignore", message="There is a performance drop")
-                    values, ended, sums = torch.vmap(row)(weights, before, x, y)
+                    values, ended, sums = torch.vmap(row)(weights, before, x, y, ids)
                 return values, ended, {n: v.sum() for n, v in sums.items()}
             except (RuntimeError, NotImplementedError):  # an operation that cannot: row by row from now on
                 self.reading.batched[0] = False
         found = [
-            row({p: w[b] for p, w in weights.items()}, {p: z[b] for p, z in before.items()}, [z[b] for z in x], last)
+            row(
+                {p: w[b] for p, w in weights.items()},
+                {p: z[b] for p, z in before.items()},
+                [z[b] for z in x],
+                last,
+                ids[b],
+            )
             for b, last in enumerate([[z[b] for z in y] for b in range(self.rows)])
         ]
         values = [torch.stack([f[0][i] for f in found]) for i in range(len(self.reading.values))]

@@ -61,6 +61,8 @@ def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | No
     for n in walk(*nodes):
         if n.op in ("emit", "emitted"):
             raise elab.not_yet("`emit` in a model whose weights learn while it reads", n.span or span)
+        if n.op in ("noise", "dropout", "bernoulli"):
+            raise elab.not_yet("chance in a model whose weights learn while it reads", n.span or span)
         if n.op in ("network", "network_result"):
             raise elab.not_yet("a network of your own in a model whose weights learn while it reads", n.span or span)
     for i in root.walk():
