@@ -40,7 +40,7 @@ def converted(spec: InputSpec, column: Any, columns: Columns, as_ticks: bool = F
     """
     inner = 1 if spec.type.clock and not as_ticks else 0
     if isinstance(column, Tensor) or hasattr(column, "__array__"):
-        x = _typed(spec, torch.as_tensor(column), columns)
+        x = _typed(spec, torch.as_tensor(column).detach().cpu(), columns)
         _fits(spec, tuple(x.shape[1:]), inner, columns, None)
         found: Tensor | Ragged = x
     else:

@@ -28,6 +28,8 @@ def token_levels_line(graph: Any, length: int) -> str:
     names = {getattr(level, "name", "") for level in getattr(graph, "levels", ()) or ()}
     for level in getattr(graph, "levels", ()) or ():
         # the memories of an update rule learn with the level that they belong to
+        if "patch" in getattr(level, "frequency_text", ""):
+            continue  # it learns inside each example
         if level.clock == "token" and level.every >= 1 and getattr(level, "parent", None) not in names:
             key = (level.title.split(".")[0], level.every, level.count)
             groups[key] = groups.get(key, 0) + 1

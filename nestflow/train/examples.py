@@ -16,7 +16,7 @@ from nestflow.diagnostics.core import Diagnostic, NestflowError, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import InputSpec
 from nestflow.train.columns import Ragged, converted
-from nestflow.train.readers import Columns, read_columns
+from nestflow.train.readers import Columns, read_columns, vectors
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,15 @@ def _items(inputs: Sequence[InputSpec], source: Any) -> Columns:
             f"a {name} is no data: it has no length, or no items by number",
             help="a mapping of tensors, a file, or a torch data set",
         )
+    if hasattr(source, "columns") and hasattr(source, "to_dict"):  # a table of pandas: a column by its name
+        return Columns("the table", vectors({str(n): list(source[n]) for n in source.columns}), ticks=True)
     values: dict[str, list[Any]] = {}
     for n in range(len(source)):
-        item = source[n]
+        try:
+            item = source[n]
+        except Exception as e:  # of the caller's own code
+            said = f"{type(e).__name__}: {e}"
+            raise fail("NF530", f"item {n} of the {name} cannot be had: {said[:200]}") from e
         if not isinstance(item, Mapping):
             given = list(item) if isinstance(item, list | tuple) else [item]
             if len(given) != len(inputs):

@@ -131,7 +131,7 @@ def _csv(path: Path) -> Columns:
                 column.append(cell)
     if all(_is_number(h) for h in header):
         raise fail("NF530", f"`{path}` has no header", help="the first line names the columns: `x.0,x.1,label`")
-    return Columns(str(path), _vectors(values), 2, ticks=True)
+    return Columns(str(path), vectors(values), 2, ticks=True)
 
 
 def _is_number(text: str) -> bool:
@@ -142,7 +142,7 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _vectors(values: dict[str, list[Any]]) -> dict[str, Tensor | list[Any]]:
+def vectors(values: dict[str, list[Any]]) -> dict[str, Tensor | list[Any]]:
     """`x.0`, `x.1`, … joined: one list a row."""
     groups: dict[str, dict[int, list[Any]]] = {}
     for name, column in values.items():

@@ -270,8 +270,33 @@ def test_a_data_set_of_torch_gives_its_items() -> None:
     assert d.code == "NF531" and "2 values" in d.message
     (d,) = mistakes(lambda: dataset(TABLE, 3))
     assert d.code == "NF530"
+    (d,) = mistakes(lambda: dataset(TABLE, Items(lambda row: row["nothing"])))
+    assert d.code == "NF530" and "KeyError" in d.message
     ragged = dataset(MASKED, [{"tokens": torch.arange(1, 1 + n), "label": n} for n in (3, 1)])
     assert ragged.columns["mask"].tolist() == [[True, True, True], [True, False, False]]
+
+
+class Table:
+    """What a table of pandas offers."""
+
+    def __init__(self, values: dict[str, list[Any]]) -> None:
+        self.values, self.columns = values, list(values)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def __getitem__(self, name: str) -> list[Any]:
+        return self.values[name]
+
+    def to_dict(self) -> dict[str, list[Any]]:
+        return self.values
+
+
+def test_a_table_gives_its_columns() -> None:
+    values = columns()
+    cells = {f"x.{i}": values["x"][:, i].tolist() for i in range(3)}
+    table = Table({**cells, "label": values["label"].tolist(), "good": values["good"].tolist()})
+    assert dataset(TABLE, table).fingerprint == dataset(TABLE, values).fingerprint
 
 
 def test_a_huge_file_is_read_in_reasonable_pieces(tmp_path: Path) -> None:
