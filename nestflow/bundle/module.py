@@ -197,7 +197,7 @@ class Module(Branch):
             return values
         return checked(graph.inputs, values, *self._kind())
 
-    def forward(self, *args: Any, **inputs: Any) -> Tensor:
+    def forward(self, *args: Any, **inputs: Any) -> Any:
         return self._fresh("forward", self.bind(args, inputs), None)
 
     def losses(self, *args: Any, training: bool | None = None, **inputs: Any) -> dict[str, Tensor]:
@@ -344,7 +344,7 @@ class Module(Branch):
             published.update(c.published)
         return result, {**tensors, **c.n}
 
-    def _run(self, bound: dict[str, Tensor], state: State, training: bool | None) -> tuple[Tensor, State]:
+    def _run(self, bound: dict[str, Tensor], state: State, training: bool | None) -> tuple[Any, State]:
         batch = next(iter(bound.values())).shape[0] if bound else 1
         if state.batch != batch:
             raise fail(
@@ -375,6 +375,8 @@ class Module(Branch):
             return outs[0], State(tuple(groups))
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
+        if isinstance(outs[0], Mapping):
+            return {n: torch.cat([o[n] for o in outs])[back] for n in outs[0]}, State(tuple(groups))
         return torch.cat(outs)[back], State(tuple(groups))
 
 

@@ -10,7 +10,10 @@ def shape_lines(graph: LevelGraph) -> list[str]:
     lines = ["inputs"] + [f"  {i.name:<24} {i.type}{_bounds(i.low, i.high)}" for i in graph.inputs]
     for instance in graph.root.walk():
         lines += _instance(instance)
-    if graph.output_type is not None:
+    if graph.output is not None and graph.output.op == "outputs":
+        for name, node in zip(graph.output["names"], graph.output.args):
+            lines.append(f"output {name:<19} {node.type}")
+    elif graph.output_type is not None:
         lines.append(f"output{'':<20} {graph.output_type}")
     return lines
 

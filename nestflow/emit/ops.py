@@ -176,6 +176,11 @@ def mean_all(em: Emitter, node: Node) -> Expr:
     return expr_of(f"{e.atom}{cast}.mean()", ATOM, e)
 
 
+def outputs(em: Emitter, node: Node) -> Expr:
+    parts = [em.done[a] for a in node.args]
+    return expr_of("{" + ", ".join(f'"{n}": {p.text}' for n, p in zip(node["names"], parts)) + "}", ATOM, *parts)
+
+
 def sum_features(em: Emitter, node: Node) -> Expr:
     e, rank = em.done[node.args[0]], len(node.args[0].type.shape)
     return expr_of(f"{e.atom}.sum({tuple(range(-rank, 0))})", ATOM, e) if rank else e
@@ -245,6 +250,7 @@ OPERATIONS: dict[str, Operation] = {
     "cross_entropy": cross_entropy,
     "cross_entropy_terms": cross_entropy,
     "mean_all": mean_all,
+    "outputs": outputs,
     "sum_features": sum_features,
     **chance.OPERATIONS,
     **matrices.OPERATIONS,

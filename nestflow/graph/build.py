@@ -25,7 +25,8 @@ from nestflow.graph.token_loss import TokenLevels, on_tokens
 from nestflow.graph.token_state import reading_slots
 from nestflow.graph.token_terms import check_around
 from nestflow.graph.unused import check_unused
-from nestflow.graph.values import Abort, Quiet
+from nestflow.graph.values import Abort, Quiet, is_record
+from nestflow.ir import ops
 from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
@@ -83,6 +84,8 @@ class _Top:
         root = self.root(output)
         weights = absolute_weights(root, self.elab.slow.levels)
         reading = tokens.settle(weights)
+        if reading and output is not None and output.op == "outputs":
+            raise self.elab.not_yet("several outputs of a model that learns while it reads", output.span)
         if reading:
             check_around(self.elab, root, [x.terms for x in reading], output, reading[0].span)
         steps.elsewhere = set(tokens.owner)
@@ -122,7 +125,7 @@ class _Top:
             tuple(self.inputs),
             root,
             output,
-            None if output is None else output.type,
+            None if output is None or output.op == "outputs" else output.type,
             levels,
             tuple(weights),
             state,
@@ -237,17 +240,24 @@ class _Top:
         if self.output is None:
             return None
         try:
-            node = self.elab.as_node(evaluate(self.output.value, self.elab.top), self.output.value, "`output`")
-            if node.type.short:
-                raise self.elab.failure(
-                    "NF403", "an output cannot look ahead", self.output.span, "`next` belongs to a loss"
-                )
-            return node
+            value = evaluate(self.output.value, self.elab.top)
+            if not is_record(value):
+                return self.one_output(value, self.output)
+            if not value:
+                raise self.elab.failure("NF413", "this `output` names nothing", self.output.span)
+            nodes = {name: self.one_output(v, self.output) for name, v in value.items()}
+            return ops.outputs(nodes, self.output.span)
         except NestflowError as e:
             self.elab.collector.take(e)
         except Quiet:
             pass
         return None
+
+    def one_output(self, value: Any, field: tree.Field) -> Node:
+        node = self.elab.as_node(value, field.value, "`output`")
+        if node.type.short:
+            raise self.elab.failure("NF403", "an output cannot look ahead", field.span, "`next` belongs to a loss")
+        return node
 
     def root(self, output: Node | None) -> Instance:
         r = self.elab.root

@@ -48,7 +48,7 @@ newton_schulz(x; iters, coefficients, eps, dtype)
 poly(x, w; p)                       monomials of degree 0 to p
 Model-wide (outside flows): cross_entropy(p, y [, mask]; smoothing) one number: the mean over unmasked terms;
   cross_entropy_terms: each of them, 0 where masked;
-  mean_all(x) mean over features, batch and ticks; sum_features
+  outputs(values...; names) several results by name; mean_all(x) mean over features, batch and ticks; sum_features
 emit(x, values...; names)           x; the values are published under the names (`emit aux = e`)
 emitted(calls...; name)             outside flows: what those calls published under a name, summed over the instances
 record(; level, what)               outside flows: the tensors of a level, like w. what: "now"; "before" this tick;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from nestflow.diagnostics.core import Span
 from nestflow.ir.elementwise import is_const
 from nestflow.ir.node import Node, Type, make
@@ -103,6 +105,11 @@ def cross_entropy(
         return make("cross_entropy", args, Type(), span, smoothing=smoothing)
     t = carried(*(a.type for a in args)).with_(shape=y.type.shape, unrolled=y.type.unrolled)
     return make("cross_entropy_terms", args, t, span, smoothing=smoothing)
+
+
+def outputs(values: Mapping[str, Node], span: Span | None = None) -> Node:
+    """Several results of the model, by name."""
+    return make("outputs", tuple(values.values()), Type(), span, names=tuple(values))
 
 
 def mean_all(x: Node, span: Span | None = None) -> Node:

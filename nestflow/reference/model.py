@@ -51,20 +51,20 @@ class Reference:
 
     # running ---------------------------------------------------------------------------------------
 
-    def __call__(self, *args: Tensor, **inputs: Tensor) -> Tensor:
-        """The output for whole sequences from a fresh stream, [B, T, ...]; differentiable in weights and inputs."""
+    def __call__(self, *args: Tensor, **inputs: Tensor) -> Any:
+        """The output for whole sequences from a fresh stream, [B, T, ...], by name where there are several;
+        differentiable in weights and inputs."""
         given = self._inputs(args, inputs, self.graph.needed)
-        output = self._output()
         nested = Nested(self.graph, self.weights, self.training, self.given_networks, None, self.chance)
-        if nested.needed(output) or any(n.op == "slot" and n.type.clock == "N" for n in walk(output)):
-            whole = nested.value(output, given)
-            return whole if output.type.clock else whole[:, 0]
-        (output,) = zip(*(values for values, _ in self._ticks(None, given, [self._output()])))
-        return self._stacked(self._output(), output)
+        nodes = self._outputs()
+        if any(nested.needed(o) or any(n.op == "slot" and n.type.clock == "N" for n in walk(o)) for o in nodes):
+            whole = [nested.value(o, given) for o in nodes]
+            return self._by_name([v if o.type.clock else v[:, 0] for o, v in zip(nodes, whole)])
+        return self._named([values for values, _ in self._ticks(None, given, nodes)])
 
     def run(
         self, state: Mapping[str, Tensor] | None, inputs: Mapping[str, Tensor], starts: Tensor | None = None
-    ) -> tuple[Tensor, Tensors]:
+    ) -> tuple[Any, Tensors]:
         """Continue a stream: the outputs [B, T, ...], and the state after the last tick. None begins one.
 
         state: absolute path -> [B, (heads,) *shape], and "@t". No gradient crosses the call (§3.9). starts: [B, T]
@@ -72,13 +72,13 @@ class Reference:
         given, outputs = self._inputs((), inputs, self.graph.needed), []
         before = None if state is None else {p: x.detach() for p, x in state.items()}
         after: Tensors = {}
-        for values, after in self._ticks(before, given, [self._output()], starts):  # noqa: B007
-            outputs.append(values[0])
-        return self._stacked(self._output(), outputs), self._outside(after)
+        for values, after in self._ticks(before, given, self._outputs(), starts):  # noqa: B007
+            outputs.append(values)
+        return self._named(outputs), self._outside(after)
 
     def trace(self, *args: Tensor, **inputs: Tensor) -> Iterator[Tensors]:
         """The state after each tick of a fresh stream."""
-        for _, state in self._ticks(None, self._inputs(args, inputs), [self._output()]):
+        for _, state in self._ticks(None, self._inputs(args, inputs), self._outputs()):
             yield self._outside(state)
 
     def initial_state(self, batch: int, dtype: torch.dtype | None = None) -> Tensors:
@@ -236,6 +236,19 @@ class Reference:
         found = [x for x in (*self.weights.values(), *inputs.values()) if x.is_floating_point()]
         anything = next(iter((*found, *inputs.values())), torch.zeros(()))
         return found[0].dtype if found else torch.get_default_dtype(), anything.device
+
+    def _outputs(self) -> Sequence[Node]:
+        """What is computed at each tick: the output, or each of those that it names."""
+        output = self._output()
+        return output.args if output.op == "outputs" else [output]
+
+    def _named(self, ticks: Sequence[Sequence[Tensor]]) -> Any:
+        """The values of each output over all ticks; by name where the spec names several."""
+        return self._by_name([self._stacked(node, values) for node, values in zip(self._outputs(), zip(*ticks))])
+
+    def _by_name(self, values: Sequence[Tensor]) -> Any:
+        output = self._output()
+        return dict(zip(output["names"], values)) if output.op == "outputs" else values[0]
 
     def _stacked(self, node: Node, values: Sequence[Tensor]) -> Tensor:
         """[B, T, *features] (per head: [B, T, H, *features]) of the values [B, H, *features] at each tick."""

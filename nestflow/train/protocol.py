@@ -52,6 +52,14 @@ def token_input(bundle: Trainable) -> str:
             "give examples with a column for each input: `--data FILE.npz` (.csv, .jsonl, .safetensors)",
         )
     only = inputs[0]
+    output = getattr(bundle.graph, "output", None)
+    if output is not None and output.op == "outputs":
+        raise fail(
+            "NF527",
+            "this spec has several outputs, and which of them scores the next byte is not said",
+            output.span,
+            "`output model(tokens)` alone, or a loop of your own with `bundle.step(batch)`",
+        )
     if only.low is None and only.high is None:
         raise fail(
             "NF527",
