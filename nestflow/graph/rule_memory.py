@@ -37,6 +37,7 @@ class RuleMemory:
     retain: Node | None = None
     form: Form = W
     keyed: bool = False
+    taken: Node | None = None
 
     @property
     def type(self) -> Type:
@@ -54,6 +55,14 @@ class RuleMemory:
 
     def old(self) -> Node:
         return ops.leaf("slot_old", self.type, name=self.name)
+
+    def gradient(self, expr: tree.Expr) -> Node:
+        """`m.g`: the gradient that it took in this tick."""
+        self.state_node(expr)
+        if self.taken is None:
+            message = f"`{self.name}` learns once in a period, and keeps no gradient of one tick"
+            raise fail("NF237", message, expr.span, "`m.g` is the gradient of a memory that learns at each tick")
+        return self.taken
 
     def recall(self, keys: list[Node], state: Node) -> Node:
         """M(x) = W x of every row of x."""
@@ -242,22 +251,37 @@ class MemoryStatement:
 
     # learning ----------------------------------------------------------------------------------------
 
+    def bent(self, objective: str, error: Node, text: tree.Call) -> Node:
+        """`lp(p)` and `huber(delta)`: what they make of the error."""
+        given = [*text.args, *(e for _, e in text.kwargs)]
+        if len(given) != 1:
+            message = f"`{objective}` in a memory of an optimiser takes one number"
+            raise self.elab.failure("NF213", message, text.span, "`lp(3)`, `huber(0.1)`")
+        number = self.elab.as_node(evaluate(given[0], self.env), given[0], f"`{objective}`")
+        if number.type.like:
+            raise self.elab.failure("NF301", f"`{objective}` takes a number", given[0].span, "`lp(3)`, `huber(0.1)`")
+        return _bent(objective, error, number)
+
     def inner_step(self, fields: dict[str, tree.Field], value: Node, key: Node | None) -> Node:
         """The memory's own step from its gradient: −value under dot (the default), m − value under l2; with keys k,
         a row each, (M(k) − value)ᵀ k and −valueᵀ k."""
         m = self.m
         text = fields["objective"].value if "objective" in fields else None
-        objective = text.name if isinstance(text, tree.Name) else "dot" if text is None and key is None else ""
+        called = text.function if isinstance(text, tree.Call) else text
+        objective = called.name if isinstance(called, tree.Name) else "dot" if text is None and key is None else ""
         if text is None and key is not None:
             message = f"memory `{self.s.name}` has a `key`, so it needs an `objective`"
             raise self.elab.failure("NF232", message, self.s.span, "`objective dot`, or `objective l2`")
-        if objective not in ("dot", "l2"):
+        if objective not in ("dot", "l2", "lp", "huber") or (objective in ("dot", "l2") and called is not text):
             raise self.elab.not_yet("this `objective` in a memory of an optimiser", fields["objective"].span)
         predicted = m.old() if key is None else m.recall([key], m.old())
         error = ops.unary("neg", value) if objective == "dot" else ops.binary("sub", predicted, value)
+        if objective in ("lp", "huber") and isinstance(text, tree.Call):
+            error = self.bent(objective, error, text)
         if key is not None:
             self.rule.same_form(error, self.rule.form(predicted, self.s.kind), self.s, "the error")
         g = error if key is None else ops.matmul(ops.transpose(error), key)
+        m.taken = g if "every" not in fields else None
         f = fields["update"]
         if isinstance(f.value, tree.Name) and f.value.name == "replace":
             if key is not None:
@@ -280,6 +304,15 @@ def size_of(rule: RuleBuilder, node: Node, e: tree.Node) -> Node:
         message = "a size is a whole number known when compiling, or made of `rows(w)` and `cols(w)`"
         raise rule.elab.failure("NF302", message, e.span, "`matrix(rows(w), rows(w))`")
     return node
+
+
+def _bent(objective: str, error: Node, number: Node) -> Node:
+    """The gradient in the prediction: sign(e)·|e|^(p − 1) of `lp(p)`, e within ±δ of `huber(δ)`."""
+    if objective == "huber":
+        low = ops.binary("max", error, ops.unary("neg", number))
+        return ops.binary("min", low, number)
+    power = ops.binary("pow", ops.unary("abs", error), ops.binary("sub", number, ops.const(1)))
+    return ops.binary("mul", ops.unary("sign", error), power)
 
 
 def kind_of(s: tree.MemoryPart) -> tuple[str, tuple[tree.Expr, ...]]:

@@ -203,3 +203,28 @@ def test_numbers_as_memories_keep_the_weights_precision(dtype: torch.dtype, tmp_
     drive(opt, params, 4)
     assert {opt.state[p][k].dtype for p in params for k in ("s", "a")} == {dtype}
     shipped_against_interpreter(spec, 6, lr=0.1)
+
+
+def test_objectives_of_memories_and_the_gradient_that_they_took(tmp_path: Path) -> None:
+    """Memories that move towards g by lp and huber, and a step that reads their gradients."""
+    spec = own(
+        tmp_path,
+        "memory a : like(w) { value g; objective lp(3); update gd(0.1) }\n"
+        "memory b : like(w) { value g; objective huber(0.5); update gd(0.3) }\n"
+        "step -lr * (a + b + a.g - b.g)",
+    )
+    params, weights = parameters(), draw(0)
+    a = b = [torch.zeros_like(w) for w in weights]
+    opt = nestflow.optimizer(spec, params, lr=0.1)
+    for t in range(10):
+        drive(opt, params, 1, first=t)
+        g = draw(1000 + t)
+        da = [(x - y).sign() * (x - y).square() for x, y in zip(a, g, strict=True)]
+        db = [(x - y).clamp(-0.5, 0.5) for x, y in zip(b, g, strict=True)]
+        a = [x - 0.1 * d for x, d in zip(a, da, strict=True)]
+        b = [x - 0.3 * d for x, d in zip(b, db, strict=True)]
+        steps = zip(weights, a, b, da, db, strict=True)
+        weights = [w - 0.1 * (x + y + p - q) for w, x, y, p, q in steps]
+    for p, w in zip(params, weights, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-10, atol=1e-10)
+    shipped_against_interpreter(spec, 5, lr=0.1)
