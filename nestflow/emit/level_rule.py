@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from nestflow.emit.expr import Emitter
 from nestflow.emit.level_commit import finish, wait
+from nestflow.emit.level_leaves import context_parts, decayed, is_context, slot_leaf, unit
 from nestflow.emit.level_nodes import Nodes, per_tick, state
 from nestflow.emit.ops import tensor
 from nestflow.emit.writer import Writer, identifier
@@ -134,13 +135,14 @@ class RuleCode:
 
     def gram(self, t: Tensor, pairs: tuple[tuple[Node, Node], ...]) -> None:
         """K = Σ |weight| k kᵀ over the inputs of the tensor."""
-        dgd = next(s for s in t.program if isinstance(s, DgdStep))
-        if not selected(dgd, t.path):
+        rule = t.memory.rule
+        normalize, only = (rule.inputs if rule is not None else None) or (False, "**")
+        if not matches(only, t.path):
             return
         m, terms = t.memory, []
         weight = None if m.weight is None else for_tensor(m.weight, t.path)
         for h, _ in pairs:
-            k = unit(h) if dgd.normalize else h
+            k = unit(h) if normalize else h
             weighted = k
             for w in [*([weight] if weight is not None else []), *([m.ages[age_of(h)]] if m.ages else [])]:
                 weighted = ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, w))), weighted)
@@ -311,6 +313,10 @@ class RuleCode:
                 return self.slot(t, n["name"])
             if n.op == "slot_new":
                 return t.new[n["name"]]
+            if n.op == "gram":
+                width = math.prod(t.spec.shape[1:])
+                known = len(t.spec.shape) == 2 and self.leaf_k(t) in self.names
+                return self.leaf_k(t) if known else ops.leaf("fill", Type(shape=(width, width)), kind="zeros")
             if n.op == "named":
                 return t.named[n["name"]]
             if n.op == "as_matrix":
@@ -387,50 +393,6 @@ class RuleCode:
     def name(self, t: Tensor, when: str) -> str:
         type_ = self.leaf_k(t).type if when == "@gram" else Type(shape=t.spec.shape, heads=t.memory.heads)
         return self.names[state(t.memory, t.path, when, type_)]
-
-
-def unit(x: Node) -> Node:
-    """x/‖x‖, and 0 where x = 0."""
-    size = ops.root(ops.reduce("sum", ops.unary("square", x), -1, keep=True))
-    return ops.binary("div", x, ops.where(ops.binary("eq", size, ops.const(0.0)), ops.const(1.0), size))
-
-
-def is_context(n: Node) -> bool:
-    """A value of the tick, with nothing in it of the rule's own."""
-    return bool(n.type.clock) and not any(x.type.like or x.op in ("slot_old", "slot_new") for x in walk(n))
-
-
-def context_parts(s: Node) -> list[Node]:
-    """The largest context expressions in an expression of a rule: rates and gates."""
-    found: list[Node] = []
-    stack = [s]
-    while stack:
-        n = stack.pop()
-        if is_context(n):
-            found.append(n)
-        else:
-            stack.extend(n.args)
-    return found
-
-
-def slot_leaf(m: Memory, t: MemoryTensor, name: str) -> Node:
-    """The leaf of a rule's memory as the update finds it."""
-    assert m.rule is not None
-    slot = next((s for s in m.rule.slots if s.name == name), None)
-    shape = t.shape if slot is None else slot.shape(t.shape) or ()
-    path = "" if slot is not None and slot.shared else t.path
-    return state(m, path, "slot:" + name, Type(shape=shape, heads=m.heads))
-
-
-def decayed(m: Memory, w: Node, gate: Node) -> Node:
-    """retain(w): a number, a vector on the key axis or on the value axis, or elementwise."""
-    if m.retain_on == "value":
-        gate = ops.reshape(gate, (*gate.type.shape, 1))
-    return ops.binary("mul", gate, w)
-
-
-def selected(s: DgdStep, path: str) -> bool:
-    return matches(s.only, path)
 
 
 __all__ = ["RuleCode", "context_parts", "decayed", "slot_leaf"]

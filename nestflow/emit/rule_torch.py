@@ -154,6 +154,10 @@ class RuleWriter(MemoryLines):
                 tensors.bound.update(
                     {n: key(s.slot) for n in self._leaves() if n.op == "slot_old" and n["name"] == s.slot}
                 )
+        if any(n.op == "gram" for n in self._leaves()):
+            zero = f"{self.tensors.helper('zeros_of')}(w, fact.heads, fact.cols, fact.cols)"
+            self.out.add(f"gram = {zero} if gram is None else gram")
+            tensors.bound.update({n: "gram" for n in self._leaves() if n.op == "gram"})
         self._starting_values()
         self._running_products()
         self._gradient()
@@ -182,7 +186,7 @@ class RuleWriter(MemoryLines):
             tensors.helpers,
             tensors.collective,
             tensors.needs_math,
-            any(isinstance(s, DgdStep) for s in rule.program),
+            rule.inputs is not None,
             rule.text,
             *self._inputs(),
             self._present(),
@@ -246,8 +250,7 @@ class RuleWriter(MemoryLines):
         return text if not any(n.op == "hyper" for c in conditions for n in walk(c)) else "True"
 
     def _inputs(self) -> tuple[bool, str]:
-        steps = [s for s in self.rule.program if isinstance(s, DgdStep)]
-        return (steps[0].normalize, steps[0].only) if steps else (False, "**")
+        return self.rule.inputs or (False, "**")
 
     def _leaves(self) -> list[Node]:
         return [n for n in walk(*self.rule.nodes()) if not n.args]

@@ -58,9 +58,8 @@ class Program:
         self.quiet = False
         self.w: Node = local["w"]
         self.below: tuple[tree.Statement, ...] = ()
-        self.env = env.with_(
-            specials={"before": self.before, "debias": self.debias, "eye": self.eye, "curvature": rule.curvature}
-        )
+        words = {"before": self.before, "debias": self.debias, "eye": self.eye}
+        self.env = env.with_(specials={**words, "curvature": rule.curvature, "gram": rule.gram})
         self.raw_env = env.extend(raw)
         # names given in text order: before(m) may stand above m's own statement
         for s in template.body:

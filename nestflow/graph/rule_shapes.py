@@ -106,6 +106,8 @@ def _type(n: Node, at: Shapes, types: dict[Node, Type]) -> Type:
         if types[n.args[0]].shape != rows_cols:
             raise ops.ShapeError(f"{list(types[n.args[0]].shape)} is not {list(rows_cols)}")
         return n.type.with_(like=False, shape=shape)
+    if n.op == "gram":
+        return n.type.with_(like=False, shape=(facts_of(shape)["cols"],) * 2)
     if n.op == "eye_of":
         size = int(n.args[0].value)
         return n.type.with_(like=False, shape=(size, size))

@@ -144,7 +144,20 @@ class RuleBuilder:
         env = env.extend(given_names(ops.leaf("g", LIKE)))
         # `total` and `before` of updates are words of their own
         kept = {k: v for k, v in env.specials.items() if k == "ticks"}
-        return env.with_(rule=self, specials={**kept, "curvature": self.curvature})
+        return env.with_(rule=self, specials={**kept, "curvature": self.curvature, "gram": self.gram})
+
+    def gram(
+        self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: tuple[tuple[str, tree.Expr], ...], site: tree.Expr
+    ) -> Node:
+        """`gram(w_in)`: Σ x xᵀ over the inputs of w, over the pairs that g sums."""
+        first = args[0].name if args and isinstance(args[0], tree.Name) else ""
+        given = dict(kwargs)
+        if piped or first != "w_in" or len(args) + len(given) > 2 or (given and "normalize" not in given):
+            message = "`gram` in an update is Σ x xᵀ over the inputs of the weight"
+            raise self.elab.failure("NF238", message, site.span, "`gram(w_in)`, `gram(w_in, normalize = true)`")
+        flag = given.get("normalize", args[1] if len(args) > 1 else None)
+        unit = flag is not None and Site(self.env, "gram", site, "gram").flag(evaluate(flag, self.env), "`normalize`")
+        return ops.leaf("gram", LIKE, site.span, normalize=unit)
 
     def curvature(self, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: Any, site: tree.Expr) -> Node:
         """`curvature(hutchinson)`: z ⊙ Hz of the level's objective at this batch."""

@@ -3,7 +3,7 @@
 LEVEL.MEMORY.TENSOR            the memory's tensor as it stands
 LEVEL.MEMORY.TENSOR@chunk      as the open chunk began (only where chunk > every: errors are taken there)
 LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
-LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd with every > 1)
+LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd and `gram`, every > 1)
 LEVEL.MEMORY@updates           updates so far, LEVEL.MEMORY@ticks the ticks since the last one that brought a pair (only
                                with `when`; the second where every > 1)
 LEVEL.MEMORY@since             ticks since the last reset (only `reset where` with chunks)
@@ -19,7 +19,7 @@ from dataclasses import replace
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Init, Instance, Memory, MemoryTensor, StateSlot, TailSpec
 from nestflow.ir import ops
-from nestflow.ir.rule import DgdStep, Rule, RuleSlot
+from nestflow.ir.rule import Rule, RuleSlot
 
 CHUNK, PENDING, GRAM = "@chunk", "@pending", "@gram"
 UPDATES, TICKS, SINCE = "@updates", "@ticks", "@since"
@@ -41,7 +41,8 @@ def keeps_anchor(memory: Memory) -> bool:
 
 
 def has_dgd(memory: Memory) -> bool:
-    return memory.rule is not None and any(isinstance(s, DgdStep) for s in memory.rule.program)
+    """Its rule reads Σ k kᵀ over the inputs of its weights."""
+    return memory.rule is not None and memory.rule.inputs is not None
 
 
 def state_slots(instance: Instance) -> tuple[StateSlot, ...]:

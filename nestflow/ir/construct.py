@@ -70,7 +70,7 @@ _BUILD: dict[str, Callable[[tuple[Node, ...], Node], Node]] = {
     "transpose": lambda a, n: ops.transpose(a[0], n.span),
     "dropout": lambda a, n: ops.dropout(a[0], n["p"], n["path"], n.span),
     "diag": lambda a, n: ops.diag(a[0], n.span),
-    "diagonal": lambda a, n: ops.diag(a[0], n.span) if not n.type.like else make("diagonal", a, a[0].type, n.span),
+    "diagonal": lambda a, n: ops.diag(a[0], n.span) if not a[0].type.like else make("diagonal", a, a[0].type, n.span),
     "solve": lambda a, n: ops.solve(a[0], a[1], n["method"], n["iters"], n.span),
     "matrix_root": lambda a, n: ops.matrix_function("matrix_root", a[0], n.span, p=n["p"]),
     "eigenvectors": lambda a, n: ops.matrix_function("eigenvectors", a[0], n.span),

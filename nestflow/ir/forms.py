@@ -97,6 +97,8 @@ class Forms:
             return W
         if n.op == "named":
             return self.named.get(n["name"], W if n.type.like else NUMBER)
+        if n.op == "gram":
+            return Form((COLS, COLS))
         if n.op == "draw":
             return self.slots.get(n["slot"], W)
         if n.op == "eye_of":

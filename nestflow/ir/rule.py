@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nestflow.diagnostics.core import Span
 from nestflow.ir.forms import NUMBER, Form, W, holds, shape_of
-from nestflow.ir.node import Node, make, rebuild
+from nestflow.ir.node import Node, make, rebuild, walk
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,16 @@ class Rule:
     def shaped(self) -> bool:
         """Whether a memory has a shape of its own, or is there for some weights only."""
         return any(s.own is not None or s.where is not None for s in self.slots)
+
+    @property
+    def inputs(self) -> tuple[bool, str] | None:
+        """What it reads of the inputs of its weights (`dgd`, `gram(w_in)`): whether they are normalised, and of which
+        tensors. None: nothing."""
+        for s in self.program:
+            if isinstance(s, DgdStep):
+                return s.normalize, s.only
+        found = next((n for n in walk(*self.nodes()) if n.op == "gram"), None)
+        return None if found is None else (found["normalize"], "**")
 
     def argument(self, name: str) -> Node:
         return dict(self.arguments)[name]

@@ -13,7 +13,7 @@ from nestflow.graph.state import CHUNK, GRAM, PENDING, SINCE, TICKS, UPDATES, ke
 from nestflow.graph.windows import age_of
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.node import Node, walk
-from nestflow.ir.rule import DgdStep, Rule
+from nestflow.ir.rule import Rule
 from nestflow.reference.cache import append
 from nestflow.reference.rule import Update, Weight, pick, times
 from nestflow.reference.tick import Frame, Tensors
@@ -192,12 +192,11 @@ def error(frame: Frame, one: Learning) -> None:
         )
     weight = {n: None if m.weight is None else frame.eval(for_tensor(m.weight, n)) for n in one.alias}
     one.g = {n: g if (w := weight[n]) is None else times(w, g) for n, g in zip(one.alias, grads)}
-    for step in m.rule.program:
-        if isinstance(step, DgdStep):
-            seen = frame.inputs_of.get(m.name, {})
-            aged = [frame.eval(e).abs() for e in m.ages]  # the pairs of a window weigh as they do in g
-            one.gram = {n: gram(xs, step.normalize, aged) for n, xs in seen.items()}
-            one.gram = {n: k if (w := weight[n]) is None else times(w.abs(), k) for n, k in one.gram.items()}
+    if m.rule.inputs is not None:
+        seen = frame.inputs_of.get(m.name, {})
+        aged = [frame.eval(e).abs() for e in m.ages]  # the pairs of a window weigh as they do in g
+        one.gram = {n: gram(xs, m.rule.inputs[0], aged) for n, xs in seen.items()}
+        one.gram = {n: k if (w := weight[n]) is None else times(w.abs(), k) for n, k in one.gram.items()}
     if m.every > 1:  # Σ G over the last N ticks
         keep_pending(frame, one)
 

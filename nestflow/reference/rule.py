@@ -164,6 +164,9 @@ class Update:
             if w.curvature is None:
                 raise LookupError("this rule reads the curvature of its objective, and none was given")
             return w.curvature
+        if op == "gram":
+            width = like.shape[3:].numel()
+            return like.new_zeros(1, 1, width, width) if w.gram is None else w.gram
         if op == "named":
             return w.named[node["name"]]
         if op == "slot_old":

@@ -304,7 +304,7 @@ GIVEN: dict[str, tuple[str, str]] = {
     "w": ("the weight as it stands", "in `update` and in optimisers"),
     "w0": ("the weight at its start", "in `update` and in optimisers"),
     "w_chunk": ("the weight as its chunk began", "in `update` and in optimisers"),
-    "w_in": ("the inputs of the weight", "in `update` and in optimisers (to come)"),
+    "w_in": ("the inputs of the weight", "in `gram(w_in)`, in `update` and in optimisers"),
     "age": ("how many ticks back a pair is", "in the `weight` of `windowed`"),
     "training": ("true in the forward pass of a step that learns", "in flows and fields"),
 }

@@ -5,6 +5,5 @@ from __future__ import annotations
 LATER = frozenset(
     [
         "es",
-        "gram",
     ]
 )

@@ -298,6 +298,15 @@ describe(
 )
 describe("on_value(e)", "special", "A vector that acts on the value (out) axis of a matrix.")
 describe(
+    "gram(x, normalize = false)",
+    "update",
+    "`gram(w_in)`: Σ x xᵀ over the inputs x of w in the objective, over the pairs that g sums, weighted as g is; "
+    "normalize: over x/‖x‖. cols × cols, zeros for a weight that multiplies no input. On the step clock it trains a "
+    "compiled module.",
+    "Nested Learning eq. 56-57",
+    also="covariance kfac",
+)
+describe(
     "curvature(kind)",
     "update",
     "`curvature(hutchinson)`: z ⊙ Hz, z = ±1 drawn by (seed, path, update), H the second derivatives of the level's "

@@ -300,4 +300,4 @@ def test_a_rule_that_does_not_fit_a_parameter_is_told(tmp_path: Path) -> None:
     with pytest.raises(NestflowError) as caught:
         after(spec, 1, [(4, 3), (5,)], lr=0.1)
     (d,) = caught.value.diagnostics
-    assert d.code == "NF301" and d.span is not None and d.span.source.name.endswith("mine.nl")
+    assert d.code == "NF301" and d.span is not None and "[5]" in d.message
