@@ -17,18 +17,18 @@ from collections.abc import Sequence
 from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
+from nestflow.emit.level_advance import advance
 from nestflow.emit.level_cache import CacheCode
 from nestflow.emit.level_facts import keeps_state, looks_at_start, numbers_of, reads_new, where, written
-from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes, per_tick
+from nestflow.emit.level_nodes import Nodes, frontier, looped_nodes
 from nestflow.emit.level_rounds import RoundsCode
-from nestflow.emit.level_rows import Rows, starts_of
+from nestflow.emit.level_rows import Rows
 from nestflow.emit.level_rule import RuleCode, context_parts
 from nestflow.emit.level_special import Special
 from nestflow.emit.level_state import StateNames
-from nestflow.emit.ops import tensor as as_tensor
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
-from nestflow.graph.state import UPDATES, has_dgd, state_tensors
+from nestflow.graph.state import has_dgd
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
@@ -385,7 +385,7 @@ class LevelCode:
         rounds.prepare()
         for p in self.plan.looped:
             if p.closed:
-                self.advance(p)
+                advance(self, p)
         for code in codes:
             self.update(code)
         rounds.write()
@@ -414,38 +414,6 @@ class LevelCode:
             code.update()
         with self.writer.block("else:"):
             code.wait()
-
-    def advance(self, p: MemoryPlan) -> None:
-        """X' = Σ P X + Σ L G from the last row of each state."""
-        m = p.memory
-        self.comment(f"the state of `{m.name}` after the piece")
-        advance = self.writer.use("nestflow.ops.chunk", "advance")
-        if m.when is not None:
-            updates = self.state.names[RuleCode.counter(m, UPDATES)]
-            brings = as_tensor(self.inner, self.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
-            self.writer.line(f"{updates} = {updates} + {brings}.sum(-1)")
-        for t in state_tensors(m):
-            rule = p.rules[t.path]
-            rows = self.rows.names[self.rows.key(p, t.path)]
-            names = self.state.starts(p, t)
-            errors, g = self.nodes.errors[m.name].get(t.path, ()), self.nodes.dense[m.name].get(t.path)
-            pairs = [f"({self.inner.value(h)}, {self.inner.value(e)})" for h, e in errors]
-            extra = [f"gradient={self.inner.value(g)}"] if g is not None else []
-            extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
-            order = starts_of(rule, m.every)
-            news = []
-            for slot in order:
-                support = rule.support(slot, m.every > 1)
-                starts = [name if other in support else "None" for name, other in zip(names, order)]
-                text = f"({starts[0]},)" if len(starts) == 1 else f"({', '.join(starts)})"
-                news.append(f"{advance}({', '.join([rows.of[slot], text, *pairs, *extra])})")
-            if len(news) == 1:
-                self.writer.line(f"{names[0]} = {news[0]}")
-            else:
-                self.writer.line(f"{', '.join(names)} = (")
-                for new in news:
-                    self.writer.line(f"    {new},")
-                self.writer.line(")")
 
 
 __all__ = ["LevelCode", "emit_level"]

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.apply import apply
 from nestflow.graph.arguments import bind
 from nestflow.graph.caches import cache_spec
-from nestflow.graph.expressions import apply, partial
+from nestflow.graph.expressions import partial
 from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.model import Init, MemoryFunction
 from nestflow.graph.networks import NetworkValue

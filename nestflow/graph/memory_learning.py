@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from nestflow.diagnostics.core import Related, Span
 from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
-from nestflow.graph.arguments import link
-from nestflow.graph.expressions import bind, evaluate, integer
+from nestflow.graph.arguments import bind, link
+from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.last_ticks import with_ticks
 from nestflow.graph.model import Link
 from nestflow.graph.projection import projection

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nestflow.graph.apply import apply
 from nestflow.graph.declarations import plain
-from nestflow.graph.expressions import apply, evaluate, partial
+from nestflow.graph.expressions import evaluate, partial
 from nestflow.graph.model import Init
 from nestflow.graph.networks import NetworkValue
 from nestflow.graph.values import Partial

@@ -326,7 +326,7 @@ class Templates:
     def shared(
         self, shared: SharedValue, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, reading: bool
     ) -> Any:
-        from nestflow.graph.expressions import apply
+        from nestflow.graph.apply import apply
 
         if env.builder is not shared.builder:
             raise self.elab.failure("NF216", f"`{shared.path}` is shared inside another body", site.span)

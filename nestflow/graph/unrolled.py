@@ -67,7 +67,7 @@ def count(n: int) -> Node:
 
 def look_back(word: Word, args: list[Any], kwargs: dict[str, Any], env: Env, site: tree.Expr, base: str) -> Node:
     """A block that looks back along patches: a flow of one function, at the path where the function would stand."""
-    from nestflow.graph.expressions import apply_word
+    from nestflow.graph.apply import apply_word
 
     x: Node = args[0]
     if env.builder.memory is not None:
