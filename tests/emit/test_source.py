@@ -19,7 +19,7 @@ def functions(source: str) -> dict[str, ast.FunctionDef]:
 
 def test_equal_bodies_share_a_function_and_repeats_are_a_loop() -> None:
     shallow, deep = (nestflow.compile(LM.replace("repeat 2", f"repeat {n}")).source for n in (2, 9))
-    assert list(functions(deep)) == ["swiglu", "block", "model", "forward", "losses", "initial_state"]
+    assert list(functions(deep)) == ["swiglu", "block", "model", "forward", "losses", "metrics", "initial_state"]
     assert "for i in range(9):" in deep
     assert deep.split("def swiglu")[1].replace("range(9)", "range(2)") == shallow.split("def swiglu")[1]
 
