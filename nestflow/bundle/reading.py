@@ -10,7 +10,8 @@ run again for its gradient.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -85,15 +86,24 @@ class Reading:
         return age if slow is None else (self.position(slow, age) - 1) % slow.every + 1
 
 
+@contextmanager
+def learning_allowed() -> Iterator[None]:
+    """Out of inference mode, where nothing has a gradient. Leaving it switches gradients on: they stay as they were, or
+    a stream would keep the graph of all that it has read."""
+    grad = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        yield
+
+
 def read(reading: Reading, c: Context, *inputs: Tensor | None) -> list[Tensor]:
     """The values of the model at every tick of a call; the state after it is in `c.n`."""
-    with torch.inference_mode(False):
+    with learning_allowed():
         return Reader(reading, c).read([None if x is None else _usable(x) for x in inputs])
 
 
 def end_sequence(reading: Reading, c: Context, *inputs: Tensor | None) -> None:
     """The rows' sequences end here: the open segment's gradient so far joins the sums that a stream keeps."""
-    with torch.inference_mode(False):
+    with learning_allowed():
         reader = Reader(reading, c, still=list(inputs))
         reader.learn(None)
         reader.finish()

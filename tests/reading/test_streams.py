@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -99,3 +101,25 @@ def test_what_cannot_be_is_told(fields: str, code: str) -> None:
     with pytest.raises(nestflow.NestflowError) as e:
         nestflow.check(text)
     assert [d.code for d in e.value.diagnostics] == [code]
+
+
+def test_a_stream_of_a_model_that_learns_keeps_no_graph() -> None:
+    """Without gradients a read brings none into the output or the state, at any split; so a stream can be copied."""
+    b = nestflow.compile(
+        'nestflow 1\ninput tokens : int[T] in [0, 8)\noutput model(tokens)\n'
+        "flow model(tokens) { x = embed(tokens, 8, 4); h = x + mlp(x); return h |> linear(8) }\n"
+        "loss = cross_entropy(model(tokens), next(tokens))\n"
+        'level a { every 2 tokens; memory weights(model, "mlp.**"); objective loss; update adam(0.1) }\n'
+        "level outer { every 1 step; memory weights(model); objective loss; update adamw(1e-3) }\n",
+        dtype=torch.float64,
+    )
+    x = torch.randint(8, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert not b.module(x).requires_grad
+    stream, outs = b.stream(2), []
+    for part in x.split([3, 1, 5], 1):
+        outs.append(copy.deepcopy(stream).feed(part))
+        torch.testing.assert_close(stream.feed(part), outs[-1], rtol=0, atol=0)
+        assert not outs[-1].requires_grad
+        assert not any(v.requires_grad for v in stream.state.tensors.values())
+    near(torch.cat(outs, 1), b.module(x).detach())
