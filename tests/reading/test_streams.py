@@ -106,7 +106,7 @@ def test_what_cannot_be_is_told(fields: str, code: str) -> None:
 def test_a_stream_of_a_model_that_learns_keeps_no_graph() -> None:
     """Without gradients a read brings none into the output or the state, at any split; so a stream can be copied."""
     b = nestflow.compile(
-        'nestflow 1\ninput tokens : int[T] in [0, 8)\noutput model(tokens)\n'
+        "nestflow 1\ninput tokens : int[T] in [0, 8)\noutput model(tokens)\n"
         "flow model(tokens) { x = embed(tokens, 8, 4); h = x + mlp(x); return h |> linear(8) }\n"
         "loss = cross_entropy(model(tokens), next(tokens))\n"
         'level a { every 2 tokens; memory weights(model, "mlp.**"); objective loss; update adam(0.1) }\n'
