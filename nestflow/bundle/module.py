@@ -381,10 +381,11 @@ class Module(Branch):
 
 
 def draws_at_random(graph: LevelGraph) -> bool:
-    """Whether the spec has `dropout`, `noise` or `bernoulli`."""
+    """Whether the spec has `dropout`, `noise`, `bernoulli` or `es`."""
     roots = [n for i in graph.root.walk() for n in (i.result, *(n for _, n in i.names)) if n is not None]
     roots += [n for i in graph.root.walk() for m in i.memories for n in context_of(m)]
-    return any(n.op in ("uniform", "noise", "dropout") for n in walk(*roots))
+    roots += [x.objective for x in graph.step_levels if x.objective is not None]
+    return any(n.op in ("uniform", "noise", "dropout", "es") for n in walk(*roots))
 
 
 def looks_ahead(graph: LevelGraph) -> Any:

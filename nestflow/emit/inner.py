@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from nestflow.diagnostics.core import fail
+from nestflow.emit.evolution import valued
 from nestflow.emit.expr import Emitter
 from nestflow.emit.writer import Writer, identifier, place
 from nestflow.graph.model import LevelGraph, StepLevel
@@ -43,7 +44,7 @@ def arguments_of(graph: LevelGraph, variables: Mapping[str, str], level: StepLev
 
 def prelude(graph: LevelGraph, writer: Writer, variables: Mapping[str, str], *nodes: Node | None) -> None:
     """`c = run_task(c, ...)` for each inner level that the expressions need."""
-    for level in needed(graph, *nodes):
+    for level in needed(graph, *(n if n is None else valued(n) for n in nodes)):
         writer.line(f"c = {run_name(level.name)}({', '.join(['c', *arguments_of(graph, variables, level)])})")
 
 

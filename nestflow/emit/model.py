@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from nestflow.diagnostics.core import fail
+from nestflow.emit.evolution import emit_estimates
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.inner import emit_inner, inner_levels, prelude
 from nestflow.emit.layout import axes
@@ -184,6 +185,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     arguments = ", ".join(["c", *(v for _, v, _ in slots)])
     variables = {n["name"]: v for n, v, _ in slots}
     inner = inner_levels(graph)
+    estimates: dict[Node, str] = {}
 
     def plain_emitter(*roots: Node | None, inside: str = "") -> Emitter:
         read = graph.read_by(*roots)
@@ -198,6 +200,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
             prefix="",
             reuse=False,
         )
+        em.special = lambda node: estimates.get(node)
         em.copies = frozenset(n for n, x in inner.items() if x.inner and x.inner.copies == "task" and n != inside)
         return em
 
@@ -205,7 +208,13 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     for level in inner.values():
         emit_inner(graph, writer, emitter, variables, level)
     groups = objectives(graph)
+
+    def opening(node: Node) -> None:
+        shared_weights(graph, writer)
+        prelude(graph, writer, variables, node)
+
     nodes = {name: levels[0].objective for name, levels in groups.items()}
+    estimates = emit_estimates(graph, writer, plain_emitter, variables, nodes, opening)
     shown = losses_of(graph)
     reading = None
     if graph.reading:
@@ -285,7 +294,7 @@ def _emit_metrics(
     with writer.block(f"def metrics({', '.join(['c', *variables.values()])}):"):
         writer.line("# the losses, and of each cross entropy how many classes had the largest score, of how many")
         shared_weights(graph, writer)
-        prelude(graph, writer, variables, *nodes.values())
+        prelude(graph, writer, variables, *nodes.values(), *(a for n in scored.values() for s in n for a in s.args))
         em = emitter(*nodes.values())
         em.plan(*(n for n in nodes.values() if n is not None), *(a for n in scored.values() for s in n for a in s.args))
         values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]

@@ -11,6 +11,7 @@ from nestflow.graph import describe
 from nestflow.graph.body import items_of
 from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
+from nestflow.graph.evolution import is_es, misplaced
 from nestflow.graph.execution import settings
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, StepLevel, TokenLevel, WeightSpec
@@ -27,7 +28,7 @@ from nestflow.graph.token_terms import check_around
 from nestflow.graph.unused import check_unused
 from nestflow.graph.values import Abort, Quiet, is_record
 from nestflow.ir import ops
-from nestflow.ir.node import Node, walk
+from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
@@ -89,7 +90,12 @@ class _Top:
         if reading:
             check_around(self.elab, root, [x.terms for x in reading], output, reading[0].span)
         steps.elsewhere = set(tokens.owner)
+        misplaced(self.elab, output)
         levels = steps.build(weights)
+        if reading:
+            found = next((x for x in levels if x.objective is not None and depends(x.objective, is_es)), None)
+            if found is not None:
+                raise self.elab.not_yet("`es` in a model whose weights learn while it reads", found.span)
         if reading and not levels:
             tokens.check_owners(weights, reading)
         reading = tokens.started(reading, weights, levels)

@@ -9,6 +9,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.evolution import check_level, es_word, misplaced, settled
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.level import LEVEL_FIELDS, field_help
@@ -60,6 +61,7 @@ class StepLevels:
         elab.slow = SlowNames(elab, levels)
         elab.words |= {word: partial(level_word, elab, word) for word in ("before", "average")}
         elab.words |= {"total": partial(total_word, elab), "square_distance": partial(distance_word, elab)}
+        elab.words["es"] = partial(es_word, elab)
 
     def prepare(self) -> None:
         """Evaluate the objectives: they and `output` make the root instances."""
@@ -174,6 +176,8 @@ class StepLevels:
                 owned[level.name] = tuple(w.path for w in own.of(level.name))
             except NestflowError as e:
                 self.elab.collector.take(e)
+        self.objectives = settled(self.objectives, owned)
+        misplaced(self.elab, *self.conditions.values())
         result: list[StepLevel] = []
         for level in self.levels:
             if level.name not in owned:
@@ -368,7 +372,7 @@ class StepLevels:
         missing = check_inner_rule(rule) if inner is not None else None
         if missing is not None:
             raise self.elab.not_yet(f"{missing} in a level that begins anew in every step", fields["update"].span)
-        return replace(
+        made = replace(
             made,
             objective=self.objectives.get(name),
             rule=rule,
@@ -377,6 +381,8 @@ class StepLevels:
             when=self.conditions.get(name),
             retain=gate(self, fields["retain"]) if "retain" in fields else None,
         )
+        check_level(self.elab, made, fields["objective"].span if "objective" in fields else level.span)
+        return made
 
     def may_wait(self, level: tree.Level, fields: dict[str, tree.Field]) -> bool:
         """A level on a network needs no objective: the caller's `backward()` brings its gradients. One that is written

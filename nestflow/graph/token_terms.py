@@ -59,6 +59,8 @@ def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | No
     """What a segment that is run row by row, and again, leaves to others."""
     nodes = [*terms, *([] if output is None else [output]), *(i.result for i in root.walk() if i.result is not None)]
     for n in walk(*nodes):
+        if n.op == "es":
+            raise elab.not_yet("`es` on the token clock", n.span or span)
         if n.op in ("emit", "emitted"):
             raise elab.not_yet("`emit` in a model whose weights learn while it reads", n.span or span)
         if n.op in ("noise", "dropout", "bernoulli"):

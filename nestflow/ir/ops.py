@@ -55,6 +55,7 @@ record(; level, what)               outside flows: the tensors of a level, like 
                                     "gradient" that it took in this tick; "copies": as "now", one for each task
 average(x)                          a record's mean over its copies
 total(x)                            Σ over all tensors of a record: a number
+es(e; sigma, pairs, weights)        e, whose gradient in the tensors `weights` (paths) is estimated from its values
 Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(slot_new, retain; slot);
   schedule(peak, ...; kind, ...) a number by ticks of the level's clock; norm_w(x) the norm of this one tensor;
   norm_rows(x) that of each row (the last axis, kept at size 1)

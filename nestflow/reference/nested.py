@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.model import LevelGraph, StepLevel
-from nestflow.ir.node import Node, walk
+from nestflow.ir.node import Node, make, rebuild, walk
+from nestflow.reference.evolution import estimate
 from nestflow.reference.loss import Loss, Records
 from nestflow.reference.rule import Update, Weight, start_slots
 
@@ -45,7 +46,21 @@ class Nested:
         done: frozenset[str] = frozenset(),
     ) -> Tensor:
         """[B, T, *features], T the ticks or the examples. done: levels whose tensors stand among `tensors`."""
-        tensors = dict(self.tensors if tensors is None else tensors)
+        at = tensors = dict(self.tensors if tensors is None else tensors)
+        estimated: dict[int, Tensor] = {}
+
+        def change(n: Node, _: tuple[Node, ...]) -> Node | None:
+            if n.op != "es":
+                return None
+            leaf = make("es", (), n.type, n.span, **dict(n.attrs), number=len(estimated))
+            kept.append(leaf)  # its id is a key as long as it lives
+            estimated[id(leaf)] = estimate(
+                n, lambda own: self.value(n.args[0], batch, dict(own), done), at, self.chance
+            )
+            return leaf
+
+        kept: list[Node] = []
+        node = rebuild(node, change) if any(n.op == "es" for n in walk(node)) else node
         copies: dict[str, list[Tensors]] = {}
         for name in self.needed(node) if self.levels else ():
             level = self.levels[name]
@@ -58,7 +73,7 @@ class Nested:
                 tensors |= self.run(level, batch, tensors, done)
                 done = done | {name}
         calls = [n for n in walk(node) if n.op in ("call", "emitted")]
-        known = self.calls(calls, batch, tensors, copies)
+        known = self.calls(calls, batch, tensors, copies) | estimated
 
         def records(level: str, what: str) -> Tensors:
             if what == "copies":

@@ -34,8 +34,10 @@ class Keeps:
 class Slow:
     """The slow clocks of a graph. tensors: slow weights and tensors of levels, by path, as they stand."""
 
-    def __init__(self, graph: LevelGraph, tensors: Mapping[str, Tensor], run_length: float | None = None) -> None:
-        self.graph, self.run_length = graph, run_length
+    def __init__(
+        self, graph: LevelGraph, tensors: Mapping[str, Tensor], run_length: float | None = None, seed: int = 0
+    ) -> None:
+        self.graph, self.run_length, self.seed = graph, run_length, seed
         self.tensors: Tensors = {p: x.detach().clone() for p, x in tensors.items()}
         self.first = dict(self.tensors)
         self.heads = {w.path for w in (*graph.weights, *graph.kept) if w.heads}
@@ -145,7 +147,8 @@ class Slow:
             given = {s.name: torch.zeros(1, *([1] if s.type.clock else []), *s.type.shape) for s in self.graph.inputs}
             if any(n.op in ("call", "slot") for n in walk(node)):
                 raise LookupError("this level learns from the model's inputs, and the tick brings none")
-        return Reference(self.graph, tensors, training=True).loss(node, given, records)
+        step = self.counts.get("step", 0)
+        return Reference(self.graph, tensors, training=True, seed=self.seed, step=step).loss(node, given, records)
 
     @staticmethod
     def named(x: StepLevel, tensors: Tensors) -> Tensors:

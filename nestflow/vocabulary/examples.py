@@ -124,6 +124,7 @@ linear_decay outer: update adamw(lr = linear_decay(3e-4, warmup = 10, total = 10
 wsd          outer: update adamw(lr = wsd(3e-4, warmup = 10, stable = 80, decay = 10))
 clip_norm    outer: update g |> clip_norm(1) |> adamw(3e-4)
 norm_all     outer: update -0.1 * g / (norm_all(g) + 1)
+es           outer: objective es(loss, sigma = 0.05, pairs = 4)
 average      copies: value average(near); objective l2
 total        rule: step -lr * g / (1 + total(g * g))
 trust        outer: update adam(1e-3) |> trust(0.1)
@@ -146,6 +147,7 @@ prox         level: update prox(0.5)
 grouped      level: heads 4; memory cache; key grouped(linear(x), 2); value grouped(linear(x), 2); objective; update
 on_value     level: update gd(on_value(sigmoid(linear(x))))
 before       rule: memory m : like(w) { value g; update gd(0.1); retain 0.9 }; step -lr * sign(before(m) + g)
+gram         rule: step -lr * (w @ gram(w_in) + g)
 curvature    rule: memory h : like(w) { value curvature(hutchinson); update gd(1) }; step -lr * g / (1 + abs(h))
 precondition rule: step -lr * precondition(g) @ g
 debias       rule: memory m : like(w) { value g; update gd(0.1); retain 0.9 }; step -lr * debias(m)

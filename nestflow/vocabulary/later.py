@@ -2,8 +2,4 @@
 
 from __future__ import annotations
 
-LATER = frozenset(
-    [
-        "es",
-    ]
-)
+LATER: frozenset[str] = frozenset()

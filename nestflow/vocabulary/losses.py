@@ -113,6 +113,16 @@ describe(
 )
 
 describe(
+    "es(e, sigma, pairs)",
+    "loss",
+    "The objective e, whose gradient is estimated from its values alone: Σ (e(w + σε) − e(w − σε)) ε / (2σ·pairs) over "
+    "the pairs, ε normal by counter (seed, weight, step, pair), all else in a step the same for all of them. For "
+    "objectives that have no useful gradient, or none at all. It costs 2·pairs + 1 forward passes and no backward one.",
+    "Salimans et al. 2017 (evolution strategies)",
+    also="evolution evolution_strategies openai_es",
+)
+
+describe(
     "average(level)",
     "loss",
     "The mean over the copies of a level, one for each task: Reptile's `value average(task)`.",
