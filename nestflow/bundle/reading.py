@@ -28,15 +28,15 @@ Inputs = list[Tensor | None]  # by the spec's inputs; None where the call was gi
 class Kept:
     """One level: its rule (a generated class), and how its copies begin.
 
-    starts: the slow weight of each. slots: state name and name in the rule's code of each memory of the rule, and
-    its start where that is a number. reset: a slower level's name, or "". sources: of its weights, where it is begun
-    from that level's state. gated: the model's `gates` has a factor for it."""
+    starts: the slow weight of each. slots: state name and name in the rule's code of each memory of the rule; a
+    weight has those that the rule's code gives it. reset: a slower level's name, or "". sources: of its weights, where
+    it is begun from that level's state. gated: the model's `gates` has a factor for it."""
 
     rule: type[Level]
     loss: str  # the first level that has the same one
     weights: tuple[str, ...]
     starts: tuple[str, ...]
-    slots: tuple[tuple[str, str, float | None], ...] = ()
+    slots: tuple[tuple[str, str], ...] = ()
     reset: str = ""
     keep_rule: bool = False
     sources: tuple[str, ...] = ()
@@ -351,8 +351,8 @@ class Reader:
             w = self.s[x.path(p)][b].detach().clone()
             fact = fact_of(p, w, int(p in x.rule.per_head))
             state: dict[str, Any] = {"step": ticks // x.every, "w0": self.c.w[start].detach()}
-            for name, key, _ in x.slots:
-                state[key] = result[f"{x.name}.{name}.{p}"] = self.s[f"{x.name}.{name}.{p}"][b].detach().clone()
+            for path, key in self.memories(x, p):
+                state[key] = result[path] = self.s[path][b].detach().clone()
             group = {**x.rule.hypers(fact), **x.rule.schedule(ticks, float("nan"), x.every, fact), "n_ticks": x.every}
             result[x.path(p)] = w
             g = self.s[x.path(p) + "@pending"][b]
@@ -373,9 +373,14 @@ class Reader:
             a = self.s[f"{x.reset}.{x.sources[i]}"] if x.sources else self.begun(x.starts[i])
             self.s[x.path(p)] = a
             self.s[x.path(p) + "@pending"] = torch.zeros_like(a)
-            for name, _, value in x.slots if not x.keep_rule else ():
-                path = f"{x.name}.{name}.{p}"
-                self.s[path] = a if value is None else torch.full_like(self.s[path], value)
+            if not x.keep_rule:
+                starts = [x.rule.slots(w, fact_of(p, w, int(p in x.rule.per_head))) for w in a.detach()]
+                self.s |= {path: torch.stack([r[key] for r in starts]) for path, key in self.memories(x, p)}
+
+    def memories(self, x: Kept, p: str) -> list[tuple[str, str]]:
+        """Of the rule for one weight: where the state has each, and its name in the rule's code."""
+        paths = [(f"{x.name}.{name}.{p}", key) for name, key in x.slots]
+        return [(path, key) for path, key in paths if path in self.s]
 
     def begun(self, weight: str) -> Tensor:
         w = self.c.w[weight]

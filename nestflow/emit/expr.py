@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
+from nestflow.diagnostics.core import fail
 from nestflow.emit.layout import Letters
 from nestflow.emit.operand import ATOM, Expr
 from nestflow.emit.ops import CHEAP, OPERATIONS
@@ -164,7 +165,7 @@ class Emitter:
     def _make(self, node: Node) -> None:
         emit = OPERATIONS.get(node.op)
         if emit is None:
-            raise NotImplementedError(f"no emission for `{node.op}`")
+            raise fail("NF490", f"`{node.op}` here is not built yet", node.span, "`ROADMAP.md` says what is to come")
         if node.op in SPECIAL and is_record(node):
             emit = SPECIAL[node.op]
         e: Expr = emit(self, node)

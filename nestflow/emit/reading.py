@@ -197,7 +197,7 @@ def _table(
                     writer.line(f"{rules[x.name]},")
                     first = next(y.name for y in levels if y.terms is x.terms)
                     writer.line(f"loss={first!r},")
-                    for line in _kept(x, graph):
+                    for line in _kept(x):
                         writer.line(line + ",")
                 writer.line("),")
         writer.line("),")
@@ -207,17 +207,10 @@ def _table(
     _gap(writer)
 
 
-def _kept(x: TokenLevel, graph: LevelGraph) -> list[str]:
-    def start(name: str) -> float | None:
-        path = f"{x.name}.{name}.{x.weights[0]}" if x.weights else ""
-        slot = next((s for s in graph.state if s.path == path), None)
-        if slot is None or slot.init is not None:
-            return None
-        return float(slot.start.a) if slot.start.kind == "constant" else 0.0
-
+def _kept(x: TokenLevel) -> list[str]:
     lines = [f"weights={x.weights!r}", f"starts={x.starts!r}"]
     if x.rule.slots:
-        lines.append(f"slots={tuple((s.name, key(s.name), start(s.name)) for s in x.rule.slots)!r}")
+        lines.append(f"slots={tuple((s.name, key(s.name)) for s in x.rule.slots)!r}")
     if x.reset not in ("sequence", "never"):
         lines.append(f"reset={x.reset!r}")
     if x.keep_rule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from nestflow.diagnostics.core import fail
 from nestflow.emit.operand import ATOM, Expr, expr_of
 from nestflow.ir.node import Node
 
@@ -50,7 +51,7 @@ def reduced(em: Emitter, node: Node) -> Expr:
     """sum and mean of each tensor of a record."""
     e = em.done[node.args[0]]
     if node.op not in ("sum", "mean"):
-        raise NotImplementedError(f"`{node.op}` of a record")
+        raise fail("NF490", f"`{node.op}` of a record is not built yet", node.span, "`ROADMAP.md` says what is to come")
     return expr_of(f"{e.atom}.{node.op}()", ATOM, e)
 
 

@@ -369,11 +369,14 @@ def check_inner_rule(rule: Rule) -> str | None:
     for n in walk(*(rule.expand(x) for x in rule.nodes())):
         if n.op == "schedule":
             return "a schedule"
-        if n.op in ("w_chunk", "w_in"):
+        if n.op in ("w_chunk", "w_in", "curvature"):
             return f"`{n.op}`"
         if n.op == "debias" and rule.expand(n.args[1]).op != "const":
             return "`debias` of a retain that varies"
-    return None
+    if rule.shaped:
+        return "a memory of an optimiser with a shape of its own"
+    started = next((s for s in rule.slots if rule.expand(s.init).op not in ("w", "w0", "const")), None)
+    return None if started is None else f"a start of `{started.name}` that is no number and not `w`"
 
 
 __all__ = [

@@ -117,6 +117,7 @@ class OwnTensors:
             self.known[name] = tuple(replace(w, init=source) for w in self.known[name])
             self.shapes.update({w.path: w for w in self.known[name]})
             return ()
+        self.begins(name, f)
         other = self.record(source)
         table, prefix = dict(other), self.prefix(source)
         if {n for n, _ in own} == set(table):
@@ -131,6 +132,24 @@ class OwnTensors:
                 message = f"`{w.path}` is {list(w.full_shape)}, and `{x.path}` is {list(x.full_shape)}"
                 raise elab.failure("NF301", message, f.span, "a start has the shape of what it starts")
         return tuple((w.path, prefix + n) for w, _, n in pairs)
+
+    def begins(self, name: str, f: tree.Field) -> None:
+        """A level begins at another that has a beginning: following `init` never leads back. Weights of a flow have
+        one, and go back to another level's only at a reset."""
+        seen, at = [name], f
+        while (
+            self.elab.slow.kind(seen[-1]) not in OWNING
+            and isinstance(at.value, tree.Name)
+            and at.value.name in self.elab.slow.levels
+        ):
+            seen.append(at.value.name)
+            if seen[-1] in seen[:-1]:
+                message = f"`{name}` begins at itself: " + " → ".join(seen)
+                raise self.elab.failure("NF206", message, f.span, "`init outer`, outer a level on the same weights")
+            following = self.elab.slow.field(seen[-1], "init")
+            if following is None:
+                return
+            at = following
 
 
 def named_by(level: StepLevel) -> dict[str, Any]:

@@ -286,7 +286,8 @@ class StepLevels:
     def no_match(self, glob: str, flow: str, inside: dict[str, list[str]]) -> dict[str, str]:
         """What to say of a glob that names nothing: what is near, or what is there."""
         names = [n for own in inside.values() for n in own]
-        help_ = did_you_mean(glob, names) or "its weights are " + ", ".join(names[:4]) + ", …"
+        help_ = did_you_mean(glob, names) or "its weights are " + ", ".join(names[:4]) + (", …" if names[4:] else "")
+        help_ = help_ if names else "it has no weights"
         for wrapper in ("module", "_orig_mod"):
             if names and all(n.startswith(f"{wrapper}.") for n in names):
                 help_ = f"all its names begin with `{wrapper}.`: give what the wrapper holds, `{flow}=model.{wrapper}`"

@@ -171,6 +171,8 @@ class TokenLevels(StepLevels):
             raise self.elab.not_yet("`dgd` beside a loss of the whole model on the token clock", f.span)
         if any(n.op == "debias" and rule.expand(n.args[1]).op != "const" for n in nodes):
             raise self.elab.not_yet("`debias` of a memory whose retain varies, on the token clock", f.span)
+        if any(n.op == "curvature" for n in nodes):
+            raise self.elab.not_yet("`curvature` beside a loss of the whole model on the token clock", f.span)
         if reset.reset not in ("sequence", "never") and any(n.op in ("w0", "w_chunk") for n in nodes):
             raise self.elab.not_yet("`w0` of weights that go back to another level's state", f.span)
         for n in nodes:

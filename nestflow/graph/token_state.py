@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nestflow.graph.model import Init, InputSpec, StateSlot, TokenLevel, WeightSpec
-from nestflow.graph.state import PENDING
+from nestflow.graph.state import PENDING, slot_start
 from nestflow.ir.rule import RuleSlot
 
 SEGMENT = "@segment"
@@ -54,7 +54,7 @@ def reading_slots(
             kept = StateSlot(name, "memory", w.shape, w.heads, start, Init("zeros"), per=x.per, reset=x.reset)
             slots.append(kept)
             slots.append(replace(kept, path=name + PENDING, role="pending", init=None))
-            slots += [rule_slot(x, s, kept, path) for s in x.rule.slots]
+            slots += [rule_slot(x, s, kept, path) for s in x.rule.slots if s.shape(w.shape) is not None]
     size = shortest(levels)
     for i in inputs:
         if i.type.clock:
@@ -67,12 +67,9 @@ def reading_slots(
 def rule_slot(x: TokenLevel, s: RuleSlot, w: StateSlot, path: str) -> StateSlot:
     """A memory of the rule for one weight. One that starts as the weight does starts from the same slow weight."""
     name = rule_path(x, s.name, path)
-    shape = w.shape if s.like == "w" else ()
     if s.init.op in ("w", "w0"):
         return replace(w, path=name, role="rule")
-    value = float(s.init.value) if s.init.op == "const" else 0.0
-    start = Init("constant", value) if value else Init("zeros")
-    return replace(w, path=name, role="rule", shape=shape, init=None, start=start)
+    return replace(w, path=name, role="rule", shape=s.shape(w.shape) or (), init=None, start=slot_start(x.rule, s))
 
 
 __all__ = ["SEGMENT", "position", "reading_slots", "rule_path", "rule_slot", "shortest"]

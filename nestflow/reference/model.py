@@ -218,7 +218,8 @@ class Reference:
         for s in self.graph.inputs:
             if s.name not in given and s.name in wanted:
                 raise fail("NF502", f"the input `{s.name}` is missing", s.span)
-        return given
+        kind, _ = self._kind(given)  # a module takes numbers of any type, and computes in that of its weights
+        return {n: x.to(kind) if x.is_floating_point() else x for n, x in given.items()}
 
     def _output(self) -> Node:
         if self.graph.output is None:

@@ -207,7 +207,8 @@ class Reader:
         for p in x.weights:
             path = f"{x.name}.{p}"
             a, g = now[path][:1], now[path + PENDING][:1]
-            old = {s.name: now[rule_path(x, s.name, p)][:1] for s in x.rule.slots}
+            kept = {s.name: rule_path(x, s.name, p) for s in x.rule.slots}
+            old = {n: now[q][:1] for n, q in kept.items() if q in now}  # a weight has not all of them
             ones[p] = Weight(p, a, g, old, self.start[path][:1], a, None, keep)
         count = torch.tensor([[ticks // x.every]], device=self.device)
         Update(x.rule, list(ones.values()), count, x.every, float(ticks), x.every, per_copy=False, stop=True).run()

@@ -163,3 +163,9 @@ def test_mistakes_are_told() -> None:
     assert code(lambda: nestflow.optimizer(loss, net=nn.Sequential(nn.Linear(4, 4)))) in ("NF442", "NF564")
     never = "nestflow 1\nextern net\nlevel a { every never; memory rest(net) }\n"
     assert code(lambda: nestflow.optimizer(never, net=causal())) == "NF509"
+
+
+def test_a_network_without_parameters() -> None:
+    spec = 'nestflow 1\nextern net\nlevel a { every 1 step; memory weights(net, "**"); update gd(0.1) }\n'
+    with pytest.raises(nestflow.NestflowError, match=r"NF410[\s\S]*it has no weights"):
+        nestflow.optimizer(spec, net=torch.nn.Tanh())

@@ -158,3 +158,11 @@ def test_positions_and_heads_count() -> None:
     scale = (1 + torch.arange(2)).view(1, 2, 1, 1) * (1 + torch.arange(4)).view(1, 1, 4, 1)
     want = (k @ k.mT).tril() @ (k * scale)
     close(Reference(graph, {})(x), want.transpose(1, 2).flatten(2))
+
+
+def test_inputs_of_any_type_are_taken_as_the_module_takes_them() -> None:
+    b = nestflow.compile(
+        "nestflow 1\ninput x : float[T, 4]\noutput f(x)\nflow f(x) { return linear(x, 3) }", dtype="float64"
+    )
+    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(b.reference()(x=x), b.module(x=x))

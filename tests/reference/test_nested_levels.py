@@ -275,6 +275,11 @@ WRONG = [
     ("cross_entropy(task(query.x), query.label)", "mean(task(query.x) - net(support.x) + support.x @ eye(4, 3))", "NF"),
     ("x |> linear(hidden, bias = true)", "x |> short_conv(2) |> linear(hidden, bias = true)", "NF301"),
     ("init meta", "init query", "NF"),
+    ("init meta", "init task", "NF206"),  # begins at itself
+    ("gd(rate)", "shampoo(rate)", "NF490"),
+    ("gd(rate)", "soap(rate)", "NF490"),
+    ("gd(rate)", "adafactor(rate)", "NF490"),
+    ("gd(rate)", "sophia(rate)", "NF490"),
 ]
 
 
