@@ -45,7 +45,7 @@ class Stream:
         """Begin rows anew (all of them by default); the others go on where they are."""
         given = range(self.batch) if rows is None else rows if isinstance(rows, Iterable) else [rows]
         which = sorted({whole(r, "a row") for r in given})
-        self.state = self.state.restart(which, self.module.initial_state(len(which)).tensors)
+        self.state = self.state.restart(which, self.module._begin(len(which), which))
 
     def begin_sequence(self, rows: Iterable[int] | int | None = None) -> None:
         """A new sequence begins in these rows (all of them by default). What is kept `per stream` goes on; all else

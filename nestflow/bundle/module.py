@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -239,8 +239,13 @@ class Module(Branch):
 
     def initial_state(self, batch: int = 1) -> State:
         """The state of streams that begin; gradients reach the learned starts through it."""
-        dtype, device = self._kind()
-        return State.of(self.__dict__["_program"].initial_state(self.weights, batch, dtype, device), batch)
+        return State.of(self._begin(batch), batch)
+
+    def _begin(self, batch: int, rows: Sequence[int] | None = None) -> dict[str, Tensor]:
+        """The first state of `batch` rows; rows: which ones of the stream they are (what is drawn depends on it)."""
+        which = None if rows is None else torch.tensor(rows, device=self.device)
+        chance = (self.__dict__["_seed"], self.draws, which) if self.__dict__["_draws_at_random"] else (0, 0, None)
+        return self.__dict__["_program"].initial_state(self.weights, batch, *self._kind(), chance)
 
     @torch.no_grad()
     def begin_sequence(self, state: State, rows: Iterable[int] | None = None) -> State:
@@ -257,7 +262,7 @@ class Module(Branch):
             tensors = part.tensors
             if kept and hasattr(self.__dict__["_program"], "finish"):
                 tensors = self._compute("finish", {}, tensors, part.t, None, age=part.age)[1]
-            fresh = self.__dict__["_program"].initial_state(self.weights, len(part.rows), *self._kind())
+            fresh = self._begin(len(part.rows), part.rows)
             tensors = {p: tensors[p] if p in kept else x for p, x in fresh.items()}
             begun.append(Group(part.rows, 0, tensors, part.place[1] if kept else None))
         return state.replaced(begun) if begun else state
@@ -305,7 +310,7 @@ class Module(Branch):
     ) -> Any:
         """Fresh streams, whose state is dropped. The number of rows stays symbolic for `torch.export`."""
         batch = next((x.shape[0] for x in bound.values() if x is not None), 1)
-        start = self.__dict__["_program"].initial_state(self.weights, batch, *self._kind())
+        start = self._begin(batch)
         return self._compute(entry, bound, start, 0, training, published, beside)[0]
 
     def _compute(
@@ -381,11 +386,12 @@ class Module(Branch):
 
 
 def draws_at_random(graph: LevelGraph) -> bool:
-    """Whether the spec has `dropout`, `noise`, `bernoulli` or `es`."""
+    """Whether the spec has `dropout`, `noise`, `bernoulli`, `es`, or memories whose starts are drawn."""
     roots = [n for i in graph.root.walk() for n in (i.result, *(n for _, n in i.names)) if n is not None]
     roots += [n for i in graph.root.walk() for m in i.memories for n in context_of(m)]
     roots += [x.objective for x in graph.step_levels if x.objective is not None]
-    return any(n.op in ("uniform", "noise", "dropout", "es") for n in walk(*roots))
+    drawn = any(s.drawn for s in graph.state)
+    return drawn or any(n.op in ("uniform", "noise", "dropout", "es") for n in walk(*roots))
 
 
 def looks_ahead(graph: LevelGraph) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nestflow.emit.writer import short_name
+from nestflow.emit.writer import Writer, short_name
 from nestflow.graph.model import Instance, Memory, MemoryTensor
 from nestflow.ir.node import Node, walk
 
@@ -36,10 +36,14 @@ def written(m: Memory) -> str:
     return f"update {m.texts.update}" + (f"; retain {m.texts.retain}" if m.texts.retain else "")
 
 
-def start_of(t: MemoryTensor, like: str, path: str = "p") -> str:
-    """What a tensor starts with, as text, of the shape of the variable `like`."""
+def start_of(writer: Writer, m: Memory, t: MemoryTensor, like: str, path: str = "p", t0: str = "t") -> str:
+    """What a tensor starts with, as text, of the shape of the variable `like`. t0: ticks before it starts."""
     if t.learned:
         return f'c.w[{path} + "{t.learned}"].expand_as({like})'
+    if t.drawn:
+        draw = (t.init.kind, t.init.a, t.init.b, t.init.maps)
+        start = writer.use("nestflow.ops.chance", "drawn_start")
+        return f'{start}(c, {path} + "{t.drawn}", {like}.shape, {bool(m.heads)}, {t0}, {draw!r})'
     if t.init.kind == "eye":
         return f"torch.eye({like}.shape[-1], dtype=c.dtype, device=c.device).expand_as({like})"
     number = {"ones": 1.0, "constant": t.init.a}.get(t.init.kind, 0.0)

@@ -74,7 +74,7 @@ class StateNames:
             self.add(state(m, t.path, "chunk", type_), f"{stem}_0", path + CHUNK)
         if self.reads_start(m):
             start = state(m, t.path, "start", type_)
-            self.names[start] = start_of(t, name)
+            self.names[start] = start_of(self.writer, m, t, name)
         for slot in m.rule.slots if m.rule is not None else ():
             if not slot.shared and slot.shape(t.shape) is not None:
                 self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
@@ -160,7 +160,7 @@ class StateNames:
         for t in state_tensors(m):
             type_ = Type(shape=t.shape, heads=m.heads)
             now = self.names[state(m, t.path, "now", type_)]
-            start = start_of(t, now)
+            start = start_of(self.writer, m, t, now)
             if t.source is not None:  # the other memory's state, which has not learned from this tick yet
                 start = self.names[state(self.memory(t.source[0]), t.source[1], "now", type_)]
             found.append((now, start))

@@ -23,12 +23,13 @@ from nestflow.emit.layout import axes
 from nestflow.emit.ops import hits
 from nestflow.emit.reads import emit_pieces, emit_read, piece_size
 from nestflow.emit.repeat import Rolled
+from nestflow.emit.starts import emit_starts, has_starts
 from nestflow.emit.writer import Writer, identifier, place, plain, short_name
-from nestflow.graph.model import Init, Instance, LevelGraph, StateSlot, StepLevel
+from nestflow.graph.model import Instance, LevelGraph, StateSlot, StepLevel
 from nestflow.graph.state import state_slots
 from nestflow.ir.node import Node, Type, walk
 
-ENTRY = ("forward", "losses", "metrics", "initial_state")
+ENTRY = ("forward", "losses", "metrics", "starts", "initial_state")
 
 
 def emit_model(graph: LevelGraph, plan: Any) -> str:
@@ -270,14 +271,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, variables, emitter, writer)
     if reading is not None:
         reading.finish()
-    _emit_start(writer)
-
-
-def _emit_start(writer: Writer) -> None:
-    fresh = writer.use("nestflow.ops.runtime", "fresh_state")
-    with writer.block("def initial_state(w, batch, dtype, device):"):
-        writer.line("# the state of streams that begin, [batch, ...] by path")
-        writer.line(f"return {fresh}(STATE, w, batch, dtype, device)")
+    emit_starts(graph, writer, letters)
 
 
 def _emit_metrics(
@@ -315,7 +309,10 @@ def scores(objective: Node | None) -> list[Node]:
 
 
 def shared_weights(graph: LevelGraph, writer: Writer) -> None:
-    """Further calls of a shared instance find its weights at their own paths."""
+    """Starts that are computed lie among the weights; further calls of a shared instance find its weights at their own
+    paths."""
+    if has_starts(graph):
+        writer.line("c.w = {**c.w, **starts(c)}")
     if shared_paths(graph.root):
         writer.line(f"c.w = {writer.use('nestflow.ops.runtime', 'with_shared')}(c.w, SHARED)")
 
@@ -394,11 +391,14 @@ def _tables(graph: LevelGraph) -> str:
     return "\n".join([*lines, "", ""])
 
 
-def _state_row(s: StateSlot) -> tuple[str, tuple[int, ...], str | None, float | tuple[str, float], str]:
-    return s.path, ((s.heads,) if s.heads else ()) + s.shape, s.init, _start(s.start, s.path), s.dtype
+def _state_row(s: StateSlot) -> tuple[str, tuple[int, ...], str | None, float | tuple[Any, ...], str]:
+    return s.path, ((s.heads,) if s.heads else ()) + s.shape, s.init, _start(s), s.dtype
 
 
-def _start(init: Init, path: str) -> float | tuple[str, float]:
+def _start(s: StateSlot) -> float | tuple[Any, ...]:
+    init, path = s.start, s.path
+    if s.drawn:
+        return "draw", s.drawn, bool(s.heads), (init.kind, init.a, init.b, init.maps)
     if init.kind in ("zeros", "ones"):
         return 0.0 if init.kind == "zeros" else 1.0
     if init.kind == "constant" and not init.maps:

@@ -123,7 +123,7 @@ def states(m: Memory, leaves: set[Node], em: Emitter, writer: Writer) -> None:
         variable = em.fresh(t.path.removesuffix(".weight"), leaf.type)
         writer.line(f'{variable} = c.s[m + "{m.name}.{t.path}{CHUNK if anchored else ""}"]')
         if m.reset is not None:
-            start = start_of(t, variable, "m")
+            start = start_of(writer, m, t, variable, "m", "c.t0")
             if t.source is not None:
                 start = f'c.s[m + "{".".join(t.source)}"]'
             writer.line(f"{variable} = {start} if c.t0 % {m.reset} == 0 else {variable}")

@@ -11,7 +11,7 @@ from nestflow.diagnostics.suggest import Suggestion, did_you_mean
 from nestflow.graph.body import items_of, publish
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.memory import MEMORY_FIELDS, MemoryBuild
-from nestflow.graph.model import Instance
+from nestflow.graph.model import Computed, Instance
 from nestflow.graph.names import check_name
 from nestflow.graph.resets import ticks
 from nestflow.graph.scope import Builder, Env
@@ -66,6 +66,7 @@ class LevelBuilder:
         self.busy: list[str] = []
         self.widths = 0  # memories whose value's width is being looked for
         self.memories: dict[str, MemoryBuild] = {}
+        self.starts: list[Computed] = []
         self.env = Env(elab, self.builder, _Found(self), "level", depth=depth)
         for s in template.slots or ():
             if s.name not in bound:
@@ -250,6 +251,7 @@ class LevelBuilder:
             names,
             self.template.doc,
             self.template.span,
+            starts=tuple(self.starts),
         )
 
     def each(self, act: Callable[[MemoryBuild], Any]) -> list[Any]:

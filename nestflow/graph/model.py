@@ -14,6 +14,7 @@ from typing import Any, Literal
 from nestflow.diagnostics.core import Diagnostic, Source, Span
 from nestflow.graph.model_memory import (
     CacheSpec,
+    Computed,
     Init,
     Link,
     Memory,
@@ -52,6 +53,7 @@ class Instance:
     span: Span | None = field(default=None, compare=False)
     shares: str | None = None
     seen: tuple[Memory, ...] = ()
+    starts: tuple[Computed, ...] = ()  # of its memories
 
     @property
     def weights_path(self) -> str:
@@ -210,7 +212,7 @@ class StateSlot:
     state), anchor (the state as the open chunk began), rule (a slot of the update rule), pending (Σ G since the last
     update), tail (look-back inputs; shape starts with their number), cache_key, cache_value (shape starts with the
     window, or grows: length None). init: absolute path of the learned weight it starts from, or None with `start`
-    saying zeros etc."""
+    saying zeros etc. drawn: the path that a draw is a function of, where `start` is a distribution."""
 
     path: str
     role: str
@@ -222,6 +224,7 @@ class StateSlot:
     dtype: str = "float"
     per: str = "sequence"
     reset: str = "each(sequence)"
+    drawn: str = ""
 
 
 EdgeKind = Literal["context", "generates", "optimises", "initialises"]
@@ -350,6 +353,7 @@ class LevelGraph:
 __all__ = [
     "CacheSpec",
     "ClockSpec",
+    "Computed",
     "Edge",
     "EdgeKind",
     "FlowBox",

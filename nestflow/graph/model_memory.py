@@ -21,6 +21,10 @@ class Init:
     b: float = 0.0
     maps: tuple[str, ...] = ()
 
+    @property
+    def is_drawn(self) -> bool:
+        return self.kind in ("normal", "uniform", "log_uniform")
+
 
 @dataclass(frozen=True)
 class WeightSpec:
@@ -63,14 +67,27 @@ class TailSpec:
 @dataclass(frozen=True)
 class MemoryTensor:
     """A state tensor of a memory. path relative to the memory (matrix: "weight"). shape without heads.
-    slow: it stays a slow weight (not state). init: how it starts: a WeightSpec path relative to the level (learned),
-    or an Init (zeros, ...). source: memory and tensor of the level whose state it takes over where it starts anew."""
+    learned: how it starts: path relative to the level of a WeightSpec or of a `Computed`; else `init` says it (zeros,
+    ..., a distribution: drawn anew wherever it starts). source: memory and tensor of the level whose state it takes
+    over where it starts anew."""
 
     path: str
     shape: tuple[int, ...]
     learned: str | None
     init: Init
     source: tuple[str, str] | None = None
+    drawn: str = ""  # relative to the level: the tensor whose draw `init` is, where it is a distribution
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A start that is computed from slow weights and constants. path: relative to its instance, as if it were a weight.
+    node: over weights of the instance; broadcasts to shape (per head under heads)."""
+
+    path: str
+    node: Node
+    shape: tuple[int, ...]
+    heads: int | None
 
 
 @dataclass(frozen=True)

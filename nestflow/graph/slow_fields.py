@@ -18,6 +18,7 @@ from nestflow.graph.rules import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.slow import reaches_record, records
 from nestflow.graph.slow_state import is_inner
+from nestflow.graph.state import drawn_starts
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, walk
@@ -317,7 +318,8 @@ def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field])
     if child is not None and published(child) and elab.slow.per_task(name):
         raise elab.not_yet("`emit` in a memory that has a copy for each task", fields["memory"].span)
     bodies = [i.result for i in child.walk() if i.result is not None] if child is not None else []
-    if elab.slow.per_task(name) and any(n.op in CHANCE for n in walk(*bodies)):
+    drawn = child is not None and any(drawn_starts(i) for i in child.walk())
+    if elab.slow.per_task(name) and (drawn or any(n.op in CHANCE for n in walk(*bodies))):
         raise elab.not_yet("chance in a memory that has a copy for each task", fields["memory"].span)
     objective = s.objectives.get(name)
     for n in walk(objective) if objective is not None and elab.slow.per_task(name) else ():

@@ -58,6 +58,11 @@ def state_slots(instance: Instance) -> tuple[StateSlot, ...]:
     return tuple(slots)
 
 
+def drawn_starts(instance: Instance) -> bool:
+    """Whether a memory of it starts from a draw."""
+    return any(t.drawn for m in instance.memories for t in state_tensors(m))
+
+
 def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
     tensors = state_tensors(memory)
     slots = [_tensor_slot(path, memory, t, "") for t in tensors]
@@ -94,14 +99,21 @@ def _tensor_slot(path: str, memory: Memory, t: MemoryTensor, suffix: str) -> Sta
     learned = memory_path(path, "", t.learned) if t.learned else None
     name = memory_path(path, memory.name, t.path) + suffix
     start = Init("zeros") if learned else t.init
-    return StateSlot(name, "anchor" if suffix else "memory", t.shape, memory.heads, learned, start)
+    role, drawn = "anchor" if suffix else "memory", counted_by(path, t)
+    return StateSlot(name, role, t.shape, memory.heads, learned, start, drawn=drawn)
+
+
+def counted_by(path: str, t: MemoryTensor) -> str:
+    """The place that the draw of a start belongs to; "" where it is not drawn."""
+    return memory_path(path, "", t.drawn) if t.drawn else ""
 
 
 def _rule_slot(path: str, memory: Memory, t: MemoryTensor, slot: RuleSlot) -> StateSlot:
     name = memory_path(path, memory.name, f"{slot.name}.{t.path}")
     if slot.init.op in ("w", "w0"):  # starts where the memory starts
         learned = memory_path(path, "", t.learned) if t.learned else None
-        return StateSlot(name, "rule", t.shape, memory.heads, learned, Init("zeros") if learned else t.init)
+        start, drawn = Init("zeros") if learned else t.init, counted_by(path, t)
+        return StateSlot(name, "rule", t.shape, memory.heads, learned, start, drawn=drawn)
     assert memory.rule is not None
     return StateSlot(name, "rule", slot.shape(t.shape) or (), memory.heads, None, slot_start(memory.rule, slot))
 

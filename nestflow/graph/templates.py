@@ -14,6 +14,7 @@ from nestflow.graph.model import Instance
 from nestflow.graph.published import published
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.sharing import moved, place_shared, settle_reads
+from nestflow.graph.state import drawn_starts
 from nestflow.graph.unrolled import along, called, count, length, within
 from nestflow.graph.values import Partial, Quiet, SharedValue
 from nestflow.ir import ops
@@ -178,6 +179,8 @@ class Templates:
         parent.children[rel] = instance
         if ticks is not None and any(m.per == "stream" for i in instance.walk() for m in i.memories):
             raise self.elab.not_yet("`per stream` along patches, which begin anew in each example,", site.span)
+        if ticks is not None and any(drawn_starts(i) for i in instance.walk()):
+            raise self.elab.not_yet("a start that is drawn along patches", site.span)
         if ticks is not None and published(instance):
             raise self.elab.not_yet("`emit` in what runs along patches", site.span)
         return called(instance, rel, tuple(inputs), tuple(inputs.values()), site, **more)

@@ -6,6 +6,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.graph.model import Instance
+from nestflow.graph.state import drawn_starts
 from nestflow.ir import ops
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, depends, walk
@@ -63,11 +64,13 @@ def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | No
             raise elab.not_yet("`es` on the token clock", n.span or span)
         if n.op in ("emit", "emitted"):
             raise elab.not_yet("`emit` in a model whose weights learn while it reads", n.span or span)
-        if n.op in ("noise", "dropout", "bernoulli"):
+        if n.op in ("noise", "dropout", "uniform"):
             raise elab.not_yet("chance in a model whose weights learn while it reads", n.span or span)
         if n.op in ("network", "network_result"):
             raise elab.not_yet("a network of your own in a model whose weights learn while it reads", n.span or span)
     for i in root.walk():
+        if drawn_starts(i):
+            raise elab.not_yet("a start that is drawn in a model whose weights learn while it reads", i.span or span)
         if any(m.cache is not None and not m.cache.causal for m in i.memories):
             raise elab.not_yet("`causal = false` in a model whose weights learn while it reads", i.span or span)
     if output is not None and not output.type.batch:

@@ -7,11 +7,14 @@ the finaliser of SplitMix64 (Steele et al. 2014): z ← mix(z + G·(word + 1)) f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from nestflow.ops.weights import mapped
 
 Axes = tuple[int, int | None, int | None]
 G = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed number
@@ -71,3 +74,19 @@ def dropout(x: Tensor, p: float, c: Any, path: str, axes: Axes, shape: tuple[int
     if not c.training:
         return x
     return torch.where(uniform(c, path, axes, shape, t0) >= p, x / (1 - p), 0.0)
+
+
+def drawn_start(c: Any, path: str, shape: Sequence[int], heads: bool, t: int, draw: tuple[Any, ...]) -> Tensor:
+    """Where a memory that is drawn starts at tick t + 1, [rows, (heads,) *shape]. draw: kind (normal, uniform,
+    log_uniform), its two numbers, functions of the draw."""
+    kind, a, b, maps = draw
+    axes = shape[0], shape[1] if heads else None, 1
+    z = counters(c, path, axes, tuple(shape[2 if heads else 1 :]), t).squeeze(2 if heads else 1)
+    u = flat(z)
+    if kind == "normal":
+        x = a * torch.sqrt(-2 * torch.log1p(-u)) * torch.cos(2 * math.pi * flat(mix(z + G)))
+    elif kind == "uniform":
+        x = a + (b - a) * u
+    else:
+        x = torch.exp(math.log(a) + (math.log(b) - math.log(a)) * u)
+    return mapped(x, maps).to(c.dtype)

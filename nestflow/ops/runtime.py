@@ -80,18 +80,30 @@ def with_shared(w: Mapping[str, Tensor], shared: list[tuple[str, str]]) -> dict[
 
 
 def fresh_state(
-    table: list[tuple], w: Mapping[str, Tensor], batch: int, dtype: torch.dtype, device: torch.device
+    table: list[tuple],
+    w: Mapping[str, Tensor],
+    batch: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    chance: tuple[int, int, Tensor | None] = (0, 0, None),
+    draw: Callable[..., Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The state of a stream that begins, [batch, (heads,) *shape] each, from the generated STATE table.
 
     A row of the table: path, shape without batch, learned start (path of a weight, or None), value, dtype.
-    A learned start is one tensor seen by every row, so gradients reach it. value: a number, or ("eye", scale).
+    A learned start is one tensor seen by every row, so gradients reach it. value: a number, ("eye", scale), or
+    ("draw", the place that it belongs to, whether it is per head, distribution). chance: seed, step and rows of
+    draws, draw: what makes them.
     """
     state = {}
+    c = Context(w, state, 0, False, dtype, device)
+    c.seed, c.step, c.rows = chance
     for path, shape, learned, value, kind in table:
         full = (batch, *shape)
         if learned is not None:
             state[path] = w[learned].expand(full)
+        elif isinstance(value, tuple) and value[0] == "draw" and draw is not None:
+            state[path] = draw(c, value[1], full, value[2], 0, value[3])
         elif isinstance(value, tuple):
             state[path] = (value[1] * torch.eye(shape[-2], shape[-1], dtype=dtype, device=device)).expand(full)
         else:

@@ -32,6 +32,11 @@ def draw(path: str, shape: tuple[int, ...], kind: str, a: float, b: float, maps:
             x = torch.exp(torch.rand(shape, generator=generator) * (math.log(b) - math.log(a)) + math.log(a))
         else:
             raise ValueError(f"no distribution `{kind}`")
+    return mapped(x, maps)
+
+
+def mapped(x: Tensor, maps: tuple[str, ...]) -> Tensor:
+    """Functions of a draw, innermost first."""
     for name in maps:
         x = {
             "log": torch.log,

@@ -13,6 +13,8 @@ import math
 import torch
 from torch import Tensor
 
+from nestflow.graph.model import Init
+
 
 def wrapped(number: int) -> int:
     """A number modulo 2⁶⁴, as int64 has it."""
@@ -64,3 +66,23 @@ def flat(h: Tensor) -> Tensor:
 def normal(h: Tensor) -> Tensor:
     u, v = flat(h), flat(mix(h + GOLDEN))
     return (-2 * (1 - u).log()).sqrt() * (2 * torch.pi * v).cos()
+
+
+def drawn_start(
+    init: Init, chance: tuple[int, int], path: str, tick: Tensor, heads: int, shape: tuple[int, ...]
+) -> Tensor:
+    """Where a memory starts that is drawn anew, [B, heads, *shape]. tick: [B, 1], the first one of its new life."""
+    seed, step = chance
+    h = hashes(seed, path, step, tick, heads, shape)
+    if init.kind == "normal":
+        x = init.a * normal(h)
+    else:
+        low, high = (init.a, init.b) if init.kind == "uniform" else (math.log(init.a), math.log(init.b))
+        x = low + (high - low) * flat(h)
+        x = x.exp() if init.kind == "log_uniform" else x
+    for name in init.maps:
+        if name == "inverse_softplus":
+            x = x.expm1().log()
+        else:
+            x = -x if name == "neg" else {"log": torch.log, "exp": torch.exp, "sqrt": torch.sqrt}[name](x)
+    return x

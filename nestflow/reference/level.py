@@ -8,15 +8,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nestflow.graph.model import Memory
+from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.graph.state import CHUNK, GRAM, PENDING, SINCE, TICKS, UPDATES, keeps_anchor, memory_path
 from nestflow.graph.windows import age_of
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule
 from nestflow.reference.cache import append
+from nestflow.reference.chance import drawn_start
 from nestflow.reference.rule import Update, Weight, pick, times
-from nestflow.reference.tick import Frame, Tensors
+from nestflow.reference.tick import Frame, Tensors, Tick
 from nestflow.reference.values import number
 
 
@@ -97,7 +98,10 @@ def chunk_began(frame: Frame, m: Memory) -> Tensors:
             a = pick((tick.t - 1) % m.chunk == 0, a, tick.before[path + CHUNK])
         if m.reset is not None:
             source = None if t.source is None else tick.before[memory_path(frame.learner or "", *t.source)]
-            a = pick((tick.t - 1) % m.reset == 0, tick.start[path] if source is None else source, a)
+            start = tick.start[path] if source is None else source
+            if t.drawn and source is None:
+                start = drawn(tick, frame.learner or "", m, t)
+            a = pick((tick.t - 1) % m.reset == 0, start, a)
         theta[t.path] = linked(m, a)
     return theta
 
@@ -114,6 +118,9 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
     tensors = m.function.tensors if m.function is not None else ()
     names, starts = [t.path for t in tensors], dict(tick.start)
     for t in tensors:
+        if t.drawn and t.source is None:
+            at = (frame.instance.path, m, t)
+            starts |= dict.fromkeys(drawn_slots(*at), drawn(tick, *at))
         if t.source is not None:  # another memory's state, as this tick found it
             taken = tick.before[memory_path(frame.instance.path, *t.source)]
             starts |= {f"{path}.{t.path}{suffix}": taken for suffix in ("", CHUNK)}
@@ -121,6 +128,19 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
     for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES, path + SINCE)]:
         if key in own or not m.keep_rule:
             tick.put(key, pick(due, starts[key], tick.state[key]))
+
+
+def drawn(tick: Tick, instance: str, m: Memory, t: MemoryTensor) -> Tensor:
+    """What a memory that is drawn would start with at this tick."""
+    path, clock = memory_path(instance, "", t.drawn), tick.clock(m)
+    return drawn_start(t.init, (tick.seed, tick.step), path, clock, m.heads or 1, t.shape).to(tick.dtype)
+
+
+def drawn_slots(instance: str, m: Memory, t: MemoryTensor) -> list[str]:
+    """The state that starts as the tensor does: its own, and memories of the rule that begin at w."""
+    path, rule = memory_path(instance, m.name, ""), m.rule
+    slots = [] if rule is None else [s.name for s in rule.slots if s.init.op in ("w", "w0")]
+    return [f"{path}.{t.path}", f"{path}.{t.path}{CHUNK}", *(f"{path}.{s}.{t.path}" for s in slots)]
 
 
 def again(frame: Frame, one: Learning, turn: int) -> Learning:

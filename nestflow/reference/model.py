@@ -14,16 +14,18 @@ from torch import Tensor
 
 from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Init, Instance, LevelGraph, Memory
-from nestflow.graph.state import CHUNK, keeps_anchor, memory_path, state_slots
+from nestflow.graph.state import CHUNK, counted_by, keeps_anchor, memory_path, state_slots
 from nestflow.ir.node import Node, walk
 from nestflow.reference import reading
 from nestflow.reference.cache import Whole
+from nestflow.reference.chance import drawn_start
 from nestflow.reference.level import slot_path
 from nestflow.reference.loss import Records
 from nestflow.reference.nested import Nested
 from nestflow.reference.networks import Networks
 from nestflow.reference.rule import pick, start_slots
 from nestflow.reference.tick import Frame, Tensors, Tick
+from nestflow.reference.values import as_float
 
 TICKS = "@t"
 """Key of the state: ticks that each row has seen since its sequence began, [B]."""
@@ -183,8 +185,13 @@ class Reference:
         path, state = memory_path(instance.path, m.name, ""), {}
         for t in m.function.tensors if m.function is not None else ():
             if t.learned is not None:
-                w = self.weights[memory_path(instance.weights_path, "", t.learned)]
+                w = self._learned(instance, t.learned, dtype, device)
                 a = (w if m.heads else w.unsqueeze(0)).unsqueeze(0)
+            elif t.drawn:
+                first = torch.ones(batch, 1, dtype=torch.int64, device=device)
+                a = drawn_start(t.init, self.chance, counted_by(instance.path, t), first, m.heads or 1, t.shape).to(
+                    dtype
+                )
             else:
                 a = begun(t.init, t.shape).to(dtype).to(device).expand(1, m.heads or 1, *t.shape)
             a = a.expand(batch, *a.shape[1:])
@@ -195,6 +202,18 @@ class Reference:
                 slots = start_slots(m.rule, t.path, a)
                 state |= {slot_path(m.rule, path, n, t.path): s for n, s in slots.items()}
         return state
+
+    def _learned(self, instance: Instance, path: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """What a memory starts from: a slow weight, or what is computed from them, [(heads,) *shape]."""
+        found = next((s for s in instance.starts if s.path == path), None)
+        if found is None:
+            return self.weights[memory_path(instance.weights_path, "", path)]
+        none = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        whole = Whole(none)
+        tick = Tick(self.weights, {}, {}, none, dtype, self.training, True, {}, whole, self._begun)
+        value = as_float(Frame(tick, instance, {}).eval(found.node), dtype)
+        value = value.expand(1, found.heads or 1, *found.shape)[0]
+        return value if found.heads else value[0]
 
     def _outside(self, state: Tensors) -> Tensors:
         """As the compiled module keeps it: a head axis only where there are heads."""
@@ -262,6 +281,4 @@ def begun(init: Init, shape: tuple[int, ...]) -> Tensor:
     if init.kind == "eye":
         return torch.eye(*shape)
     constant = {"zeros": 0.0, "ones": 1.0, "constant": init.a}.get(init.kind)
-    if constant is None:
-        raise fail("NF490", f"a start drawn anew at each reset (`{init.kind}`) is not built yet", help="`learned(…)`")
-    return torch.full(shape, constant, dtype=torch.float64)
+    return torch.full(shape, constant or 0.0, dtype=torch.float64)

@@ -115,7 +115,6 @@ def test_compiled_is_interpreted(kind: str, slow: str, fast: str) -> None:
         ("memory fast : matrix { update gd(0.1); init b }; memory b : mlp(expand = 2) { update gd(1) }", "NF319"),
         ("memory fast : matrix { update gd(0.1); init b }; memory b : cache { query k }", "NF319"),
         ("memory fast : matrix { value concat(v, v); update gd(0.1); init eye }", "NF319"),
-        ("memory fast : matrix { update gd(0.1); init normal(0.1) }", "NF490"),
     ],
 )
 def test_told(memories: str, code: str) -> None:
