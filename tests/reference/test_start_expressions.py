@@ -1,4 +1,4 @@
-"""`init` as a distribution, drawn anew by counter at each reset and for each copy, and as an expression of slow weights."""
+"""`init` as a distribution, drawn anew at each reset and for each copy, and as an expression of slow weights."""
 
 from __future__ import annotations
 
