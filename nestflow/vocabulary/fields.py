@@ -140,8 +140,8 @@ _field(
 _field(
     "init",
     "init zeros | ones | eye | NUMBER | learned | learned(DISTRIBUTION) | DISTRIBUTION | EXPRESSION | MEMORY | LEVEL",
-    "How the memory starts. Default: zeros for a matrix, `learned` (a slow weight) for networks. A bare "
-    "distribution is no weight: drawn anew at each reset and for each copy, a function of seed, place, step, row and tick. An "
+    "How the memory starts. Default: zeros for a matrix, `learned` (a slow weight) for networks. A bare distribution "
+    "is no weight: drawn anew at each reset and for each copy, a function of seed, place, step, row and tick. An "
     "expression is of numbers, slow weights, and `zeros`, `ones`, `eye`, `learned` in the shape of the tensor. A "
     "memory of the same level: its start, and at each `reset` the state that it has come to. Weights that learn "
     "while the module reads start as the model does, or from the state of a slower such level.",
