@@ -243,7 +243,7 @@ class Bundle:
         """The interpreter of the slow clocks, from these weights on: `step(batch)` and `tick(clock)`, tick by tick."""
         from nestflow.reference import Slow
 
-        return Slow(self.graph, {**self.module.weights, **self.module.kept})
+        return Slow(self.graph, {**self.module.weights, **self.module.kept}, seed=self.seed)
 
     # ---- files and views
 

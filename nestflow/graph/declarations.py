@@ -10,13 +10,12 @@ from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import InputSpec, ParamValue
-from nestflow.graph.names import check_name
+from nestflow.graph.names import AXES, check_axis_name, check_name
 from nestflow.graph.values import Partial, Poison
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
 
-AXES = ("T", "N")  # the tokens of a sequence; the examples of a task
 INPUT_TYPES = ("int", "float", "bool")
 PARAM_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "string": (str,)}
 
@@ -142,6 +141,7 @@ def _alike(value: Any, default: Any) -> bool:
 def input_(elab: Elaborator, s: tree.Input) -> InputSpec:
     """An input of the model. Its first axis may be T, the token axis; the batch axis is never written."""
     check_name(elab, s.name, s.span)
+    check_axis_name(elab, s.name, s.span)
     if s.name in elab.inputs:
         raise elab.failure("NF220", f"two inputs are called `{s.name}`", s.span)
     try:
@@ -172,6 +172,9 @@ def _axes(elab: Elaborator, dims: tuple[tree.Expr, ...]) -> tuple[str | None, tu
     clock: str | None = None
     shape: list[int] = []
     for i, d in enumerate(dims):
+        if isinstance(d, tree.Name) and d.name in AXES and d.name in elab.values and not i:
+            message = f"`{d.name}` as the first axis is {AXES[d.name]}, and here a param hides it"
+            raise elab.failure("NF219", message, d.span, "give the param another name: `length`")
         if isinstance(d, tree.Name) and d.name in AXES and d.name not in elab.values:
             if i:
                 raise elab.failure("NF303", f"`{d.name}` is the first axis", d.span, "`float[T, 64]`")

@@ -51,6 +51,7 @@ class StepLevels:
 
     def __init__(self, elab: Any, levels: list[tree.Level]) -> None:
         self.elab, self.levels = elab, levels
+        self.unknown: set[str] = set()  # levels whose memory was told to be none
         self.elsewhere: set[str] = set()  # weights that a level on another clock owns
         self.fields: dict[str, dict[str, tree.Field]] = {}
         self.owner: dict[str, tree.Level] = {}
@@ -273,6 +274,7 @@ class StepLevels:
             )
         except NestflowError as e:
             self.elab.collector.take(e)
+            self.unknown.add(level.name)
             return ()
         taken: dict[str, list[str]] = {}
         for p in mine:
@@ -337,6 +339,7 @@ class StepLevels:
             return mine
         except NestflowError as e:
             self.elab.collector.take(e)
+            self.unknown.add(level.name)
             return ()
 
     def level(self, level: tree.Level, owned: tuple[str, ...], own: OwnTensors) -> StepLevel:
@@ -364,6 +367,8 @@ class StepLevels:
             raise self.elab.failure(
                 "NF234", f"level `{level.name}` needs an `update`", level.span, "`update adamw(3e-4)`, or `every never`"
             )
+        if self.objectives.get(level.name) is None and name in self.unknown:
+            raise Quiet  # what it learns from depends on whose weights it has
         if self.objectives.get(level.name) is None and not self.may_wait(level, fields):
             help_ = "`objective loss`" if not state else "`value outer`, or an `objective`"
             raise self.elab.failure("NF232", f"level `{level.name}` needs an `objective`", level.span, help_)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from nestflow.diagnostics.core import fail
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.ir import ops
 from nestflow.ir.choices import chosen, for_tensor
@@ -130,13 +129,7 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
 def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Node:
     """m / (1 − rᵗ), t the updates of m."""
     retain = args[1]
-    if retain.op != "const":
-        raise fail(
-            "NF550",
-            "`debias` of a memory whose retain varies from tick to tick is not compiled yet",
-            n.span,
-            "give the memory a constant retain",
-        )
+    assert retain.op == "const"  # of one that varies the graph keeps the product (nestflow.graph.rule_resets)
     every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
     if memory.when is None:
         count = counted(memory, every)

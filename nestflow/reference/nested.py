@@ -143,7 +143,11 @@ class Nested:
         per_tick = [values for values, _ in ref._ticks(None, given, nodes)]
         found: dict[int, Tensor] = {}
         for n, values in zip(nodes, zip(*per_tick)):
-            whole = torch.cat([v.expand(ref._batch(given), *v.shape[1:]) for v in values], 1)
+            if size is None and not n.type.batch:  # the same in all rows (a constant that is emitted)
+                values = [v[:1] for v in values]
+            else:
+                values = [v.expand(ref._batch(given), *v.shape[1:]) for v in values]
+            whole = torch.cat(values, 1) if n.type.clock or size is not None else values[-1]
             found[id(n)] = whole if size is None else whole.reshape(-1, size, *whole.shape[2:])
         return found
 

@@ -268,6 +268,13 @@ TEXTS: list[tuple[str, str]] = [
         "a glob of a network that is none",
         'nestflow 1\nextern net\nlevel a { memory weights(net, "[1-3].**"); update gd(1) }\n',
     ),
+    (
+        "weights of a network that is not declared",
+        'nestflow 1\nextern net\nlevel a { memory weights(nett, "a.**"); update gd(1) }\n'
+        "level b { memory rest(nett); update gd(1) }\n",
+    ),
+    ("an input called like an axis", "nestflow 1\ninput T : float[T]\noutput T\n"),
+    ("an axis that a param hides", "nestflow 1\nparam T = 4\ninput x : float[T]\noutput x\n"),
     ("python by no string", "nestflow 1\ninput x : float[T, 8]\noutput py(x)\n"),
 ]
 

@@ -106,3 +106,27 @@ level m(x) { every 1 token; memory f; key x; value x; query x; objective l2; upd
 """
     with pytest.raises(nestflow.NestflowError, match="NF320"):
         nestflow.check(spec)
+
+
+def test_an_emitted_constant_is_one_number() -> None:
+    text = """nestflow 1
+input x : float[T, 4]
+input k : float[4]
+output net(x)
+flow net(x) { emit cost = 1.5; emit size = mean(x ^ 2); return linear(x, 2) }
+flow side(k) { emit price = 0.5; return linear(k, 3) }
+level outer { every 1 step; memory weights(net); update gd(0.1)
+  objective mean(net(x) ^ 2) + mean(side(k))
+    + mean(emitted(cost)) * emitted(cost) + mean(emitted(size)) + emitted(price) }
+level other { every never; memory weights(side) }
+"""
+    b = nestflow.compile(text, dtype="float64", seed=3)
+    given = {"x": data()["x"], "k": data()["goal"][:, 0]}
+    w = b.module.weights
+    want = (
+        F.linear(given["x"], w["net.linear.weight"]).square().mean()
+        + F.linear(given["k"], w["side.linear.weight"]).mean()
+    )
+    want = want + 1.5**2 + given["x"].square().mean() + 0.5
+    torch.testing.assert_close(b.loss(given), want)
+    torch.testing.assert_close(b.reference().loss(b.graph.step_levels[0].objective, given), want)
