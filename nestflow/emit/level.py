@@ -330,10 +330,12 @@ class LevelCode:
                 self.before_learning(y)
             else:
                 self.writer.line(f"{name}.append({self.inner.value(y)})")
-        self.learn()
+        given_up = self.learn(any(late))
         for (_, name, _), y, wait in zip(self.collected, self.reads, late):
             if wait:
                 self.writer.line(f"{name}.append({self.inner.value(y)})")
+        for line in given_up:
+            self.writer.line(line)
         self.state.advance()
 
     def before_learning(self, y: Node) -> None:
@@ -370,9 +372,13 @@ class LevelCode:
             for _, e in pairs:
                 self.inner.variable(e, "u")
 
-    def learn(self) -> None:
-        """The new states: closed forms together, then the rules that go tensor by tensor."""
+    def learn(self, wait: bool) -> list[str]:
+        """The new states: closed forms together, then the rules that go tensor by tensor.
+
+        wait: a recall of a new state is still to come; it may go on to a closed form, which starts from the old.
+        """
         codes = []
+        given_up: list[str] = []
         for group in self.groups():
             m = group[0].memory
             self.comment(f"the errors of `{', '.join(p.memory.name for p in group)}`, summed over the ticks", m.rule)
@@ -385,10 +391,11 @@ class LevelCode:
         rounds.prepare()
         for p in self.plan.looped:
             if p.closed:
-                advance(self, p)
+                given_up += advance(self, p, wait=wait)
         for code in codes:
             self.update(code)
         rounds.write()
+        return given_up
 
     def groups(self, plans: Sequence[MemoryPlan] | None = None) -> list[list[MemoryPlan]]:
         """Memories that learn by one rule at the same ticks: norms may go over all of them."""

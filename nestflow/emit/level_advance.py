@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from nestflow.emit.level import LevelCode
 
 
-def advance(code: LevelCode, p: MemoryPlan) -> None:
-    """X' = Σ P X + Σ L G from the last row of each state."""
+def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
+    """X' = Σ P X + Σ L G from the last row of each state.
+
+    wait: recalls that are still to come start from the old states. These keep their names until then; the lines that
+    give them up are returned."""
     m = p.memory
     code.comment(f"the state of `{m.name}` after the piece")
     kernel = code.writer.use("nestflow.ops.chunk", "advance")
@@ -24,6 +27,7 @@ def advance(code: LevelCode, p: MemoryPlan) -> None:
         updates = code.state.names[RuleCode.counter(m, UPDATES)]
         brings = as_tensor(code.inner, code.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
         code.writer.line(f"{updates} = {updates} + {brings}.sum(-1)")
+    waiting: list[str] = []
     for t in state_tensors(m):
         rule = p.rules[t.path]
         rows = code.rows.names[code.rows.key(p, t.path)]
@@ -39,10 +43,14 @@ def advance(code: LevelCode, p: MemoryPlan) -> None:
             starts = [name if other in support else "None" for name, other in zip(names, order)]
             text = f"({starts[0]},)" if len(starts) == 1 else f"({', '.join(starts)})"
             news.append(f"{kernel}({', '.join([rows.of[slot], text, *pairs, *extra])})")
+        targets = [code.variable(f"new_{name}") for name in names] if wait else names
+        if wait:
+            waiting += [f"{name} = {new}" for name, new in zip(names, targets)]
         if len(news) == 1:
-            code.writer.line(f"{names[0]} = {news[0]}")
+            code.writer.line(f"{targets[0]} = {news[0]}")
         else:
-            code.writer.line(f"{', '.join(names)} = (")
+            code.writer.line(f"{', '.join(targets)} = (")
             for new in news:
                 code.writer.line(f"    {new},")
             code.writer.line(")")
+    return waiting

@@ -38,7 +38,7 @@ def _memories(root: Instance) -> Iterator[Diagnostic]:
         for m in i.memories:
             if m.kind != "matrix" or m.texts.objective != "l2" or m.decay_first:
                 continue
-            if m.chunk > 1:
+            if m.chunk > m.every:  # `every 16 tokens` alone says what it wants
                 message = f"chunk {m.chunk} takes the errors of {m.chunk} ticks at one state: this is not DeltaNet"
                 help_ = "the delta rule is `chunk 1`, which is computed in blocks anyway"
                 yield _note("NF451", message, m.span, help_)

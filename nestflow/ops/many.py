@@ -53,6 +53,12 @@ class Many:
     def __rtruediv__(self, other: Any) -> Many:
         return Many([other / x for x in self.tensors])
 
+    def __pow__(self, other: Any) -> Many:
+        return Many([x**y for x, y in zip(self.tensors, _each(other, self))])
+
+    def __rpow__(self, other: Any) -> Many:
+        return Many([other**x for x in self.tensors])
+
     def __neg__(self) -> Many:
         return Many(_LISTS._foreach_neg(self.tensors))
 

@@ -52,6 +52,16 @@ LEVELS = {
   memory inner : mlp(depth = 2, expand = 1) { chunk 4; key l2norm(x); value linear(x); objective l2; update gd(0.1) }
   memory outer : matrix { chunk 2; key inner(x) |> l2norm; value linear(x); objective l2; update gd(0.2); retain 0.95 }
   return outer(inner(x) |> l2norm) + inner(x)""",
+    "a closed form is asked with what a scan has just learned": """heads 2; objective dot; update gd(1)
+  a = sigmoid(linear(x, 3))
+  memory slots : matrix { key linear(x); value 1 - a; retain on_value(a) }
+  memory store : matrix { key 1 - a; value linear(x); retain a }
+  return store(softmax(slots(linear(x)))) |> merge_heads""",
+    "a closed form between two that learn tick by tick": """
+  memory first : matrix { key l2norm(x); value linear(x); objective l2; update adam(0.1) }
+  memory middle : matrix { key linear(x); value linear(x); objective dot; update momentum(0.1, 0.5); retain 0.9 }
+  memory last : matrix { key l2norm(x); value middle(x); objective l2; update adam(0.1) }
+  return last(middle(first(x)))""",
     "attention beside a memory": """heads 2
   k = x |> linear |> l2norm
   memory near : cache(window = 3) { key k; value linear(x) }
@@ -144,6 +154,10 @@ def test_patterns_of_levels() -> None:
     assert compiled(LEVELS["schedule-free inside"]).patterns == ["chunk"]
     assert compiled(LEVELS["adam inside"]).patterns == ["scan"]
     assert compiled(LEVELS["gated linear attention"]).patterns == ["recurrence"]
+    assert compiled(LEVELS["a closed form is asked with what a scan has just learned"]).patterns == [
+        "scan",
+        "recurrence",
+    ]
     assert compiled(LEVELS["key gates before the error"]).patterns == ["delta"]
     assert compiled(LEVELS["key gates that are learned"]).patterns == ["chunk"]
     assert compiled(LEVELS["key gates and momentum"]).patterns == ["scan"]

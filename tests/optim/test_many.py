@@ -104,8 +104,25 @@ def test_numbers_and_lists_mix() -> None:
         (x.sqrt().lerp(x, 0.5), [3.0, 6.0]),
         (x.add(x, alpha=2).sub(x, alpha=0.5), [10.0, 22.5]),
         ((-x).abs().square(), [16.0, 81.0]),
+        (x**2, [16.0, 81.0]),
+        (x ** x.sqrt(), [16.0, 729.0]),
+        (2**x, [16.0, 512.0]),
     ):
         assert [float(t) for t in got.tensors] == want
+
+
+def test_powers_in_a_rule_of_ones_own() -> None:
+    rule = """nestflow 1
+    optimizer powers(lr = 0.1) {
+      memory v : like(w) { value g ^ 2; update gd(0.1); retain 0.9 }
+      step -lr * (g ^ 3 + 2 ^ g) / (v ^ 0.5 + 1)
+    }"""
+    lists, loop = parameters(torch.float64, SHAPES), parameters(torch.float64, SHAPES)
+    for params, many in ((lists, True), (loop, False)):
+        opt = nestflow.optimizer(rule, params, foreach=many)
+        assert opt.levels[0].elementwise
+        drive(opt, params, 5)
+    assert all(torch.equal(a, b) for a, b in zip(lists, loop, strict=True))
 
 
 def test_rules_that_ask_what_a_weight_is_keep_the_loop() -> None:
