@@ -12,15 +12,16 @@ from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph import memory_kinds as kinds
 from nestflow.graph import memory_learning as learning
 from nestflow.graph.caches import learned_pairs, pairs
+from nestflow.graph.channels import channels
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
 from nestflow.graph.resets import Reset, check_counts, check_per, reset_of, ticks
 from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
 from nestflow.graph.starts import check_taken
-from nestflow.graph.values import MemoryValue, is_list, is_record
+from nestflow.graph.values import MemoryValue, OnValue, is_list, is_record
 from nestflow.graph.windows import is_windowed
-from nestflow.ir.choices import names_tensor, per_round, per_tensor
+from nestflow.ir.choices import names_tensor, per_channel, per_round, per_tensor
 from nestflow.ir.node import Node, Type, make
 from nestflow.language import tree
 from nestflow.language.expressions import expression
@@ -162,7 +163,15 @@ class MemoryBuild:
             if not any(names_tensor(k, p) for p in paths):
                 help_ = f"memory `{self.name}` has " + ", ".join(f"`{p}`" for p in paths)
                 raise self.elab.failure("NF322", f"{what} names `{k}`, and no tensor is called so", site.span, help_)
-        return per_tensor({k: self.elab.as_node(v, site, what) for k, v in value.items()})
+        nodes = {k: v if isinstance(v, OnValue) else self.elab.as_node(v, site, what) for k, v in value.items()}
+        if all(isinstance(v, Node) and v.type.is_number for v in nodes.values()) or self.function is None:
+            return per_tensor({k: self.elab.as_node(v, site, what) for k, v in nodes.items()})
+        return per_channel(
+            {
+                t.path: channels(self, t, next(v for k, v in nodes.items() if names_tensor(k, t.path)), site, what)
+                for t in self.function.tensors
+            }
+        )
 
     # the function ----------------------------------------------------------------------------------
 

@@ -315,6 +315,8 @@ def kl_retention(
 
 def _acts_on(m: MemoryBuild, node: Node, on_value: bool, site: tree.Expr) -> RetainOn:
     """A number on all; on a matrix a vector on the key axis, `on_value` on the value axis, a matrix elementwise."""
+    if node.type.like:  # a record with an entry of its own shape for each tensor
+        return "full"
     if node.type.is_number:
         return "number"
     if m.keyless and m.function is not None and not on_value and node.type.shape == m.function.tensors[0].shape:

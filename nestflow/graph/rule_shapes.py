@@ -54,7 +54,7 @@ def check_rule(
 
 def _mixes(elab: Any, node: Node, f: tree.Field) -> None:
     """Numbers scale a tensor like w; a vector of features would need to say along which axis."""
-    if not node.type.like:
+    if not node.type.like or node.op == "each":  # the entries of a record are made to fit their tensors
         return
     for a in node.args:
         if not a.type.like and not a.type.is_number:
@@ -111,7 +111,7 @@ def _type(n: Node, at: Shapes, types: dict[Node, Type]) -> Type:
     if n.op == "eye_of":
         size = int(n.args[0].value)
         return n.type.with_(like=False, shape=(size, size))
-    if n.op in LIKE_LEAVES:
+    if n.op in LIKE_LEAVES or (n.op == "each" and n.type.like):
         return n.type.with_(like=False, shape=shape) if n.type.like else n.type
     if not n.args:
         return n.type.with_(like=False)

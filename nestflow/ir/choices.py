@@ -19,6 +19,13 @@ def per_tensor(entries: Mapping[str, Node]) -> Node:
     return _each("tensor", tuple(entries), tuple(entries.values()))
 
 
+def per_channel(entries: Mapping[str, Node]) -> Node:
+    """One value for each tensor, in its shape, by the full paths. In an update it is a tensor like `w`."""
+    values = tuple(entries.values())
+    type_ = ops.carried(*(v.type for v in values)).with_(shape=(), dtype="float", like=True)
+    return make("each", values, type_, values[0].span, by="tensor", names=tuple(entries))
+
+
 def per_round(values: Sequence[Node]) -> Node:
     """One value for each round."""
     return values[0] if len(values) == 1 else _each("round", tuple(map(str, range(len(values)))), tuple(values))
@@ -62,4 +69,4 @@ def for_round(node: Node, turn: int) -> Node:
     return rewrite([node], lambda n, args: args[turn] if n.op == "each" and n["by"] == "round" else None)[0]
 
 
-__all__ = ["chosen", "for_round", "for_tensor", "names_tensor", "per_round", "per_tensor"]
+__all__ = ["chosen", "for_round", "for_tensor", "names_tensor", "per_channel", "per_round", "per_tensor"]

@@ -55,7 +55,8 @@ def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
 @word("huber(delta, form = each)", kind="objective", paper="MIRAS eq. 14-16 (Yaad)", options="each norm mixed")
 def huber(site: Any, p: Node, v: Node, delta: Any = None, form: Any = None) -> Node:
     """`each` coordinate: ½e² inside δ, δ(|e| − δ/2) outside, gradient clip(e, ±δ). `norm`: the same of ‖e‖, gradient
-    e · min(1, δ/‖e‖). `mixed`: ½‖e‖² where ‖e‖ ≤ δ, else δ Σ|e|, gradient e or δ · sign(e) (Yaad as printed)."""
+    e · min(1, δ/‖e‖). `mixed`: ½‖e‖² where ‖e‖ ≤ δ, else δ Σ|e|, gradient e or δ · sign(e) (Yaad as printed);
+    a vector δ chooses for each coordinate."""
     d = site.node(delta, "huber")
     if d.op == "const" and not float(d.value) > 0:
         site.fail("NF304", f"delta of huber is above 0, and this is {float(d.value):g}: nothing would be learned")
@@ -63,15 +64,18 @@ def huber(site: Any, p: Node, v: Node, delta: Any = None, form: Any = None) -> N
     if shape not in ("each", "norm", "mixed"):
         site.fail("NF309", f"huber knows no form `{shape}`", "`form = each`, `form = norm` or `form = mixed`")
     e = ops.binary("sub", p, v)
-    if shape != "each" and e.type.shape and not d.type.is_number:
+    if shape == "norm" and e.type.shape and not d.type.is_number:
         site.fail("NF301", f"delta of `huber(form = {shape})` is one number, and this is {d.type}", "`linear(x, 1)`")
     half = ops.const(0.5)
     if shape == "each" or not e.type.shape:
         size = ops.unary("abs", e)
         outside = ops.binary("mul", d, ops.binary("sub", size, ops.binary("mul", half, d)))
         return ops.reduce("sum", ops.where(ops.binary("le", size, d), squared(e), outside))
-    d = number(d) if d.type.shape else d
+    d = number(d) if d.type.is_number and d.type.shape else d
     size = ops.root(ops.reduce("sum", ops.unary("square", e)))
+    if d.type.shape:  # `mixed` with a threshold for each coordinate
+        each = ops.where(ops.binary("le", size, d), squared(e), ops.binary("mul", d, ops.unary("abs", e)))
+        return ops.reduce("sum", each)
     if shape == "norm":
         outside = ops.binary("mul", d, ops.binary("sub", size, ops.binary("mul", half, d)))
     else:
