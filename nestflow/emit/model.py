@@ -21,13 +21,14 @@ from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.inner import emit_inner, inner_levels, prelude
 from nestflow.emit.layout import axes
 from nestflow.emit.ops import hits
-from nestflow.emit.reads import emit_pieces, emit_read, piece_size
+from nestflow.emit.reads import emit_pieces, emit_read
 from nestflow.emit.repeat import Rolled
 from nestflow.emit.starts import emit_starts, has_starts
 from nestflow.emit.writer import Writer, identifier, place, plain, short_name
 from nestflow.graph.model import Instance, LevelGraph, StateSlot, StepLevel
 from nestflow.graph.state import state_slots
 from nestflow.ir.node import Node, Type, walk
+from nestflow.lowering.pieces import piece_size
 
 ENTRY = ("forward", "losses", "metrics", "starts", "initial_state")
 

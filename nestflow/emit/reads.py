@@ -7,7 +7,6 @@ does, with the state carried: within a piece the state that is read stands still
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from nestflow.emit.expr import Emitter, Letters
@@ -21,18 +20,6 @@ from nestflow.graph.state import CHUNK, state_tensors
 from nestflow.ir.construct import rewrite
 from nestflow.ir.node import Node, Type, walk
 from nestflow.lowering.plan import LevelPlan
-
-
-def piece_size(instance: Instance) -> int:
-    """The pieces in which a flow that reads a level goes through its input: they end at multiples of it. 0: no need."""
-    read = [c for _, c in instance.children if c.kind == "read"]
-    chunks = [m.chunk for c in read for m in c.seen if m.rule is not None and m.name in recalled(c)]
-    return math.gcd(*chunks)
-
-
-def recalled(reader: Instance) -> set[str]:
-    """The memories that a reading looks at."""
-    return {n["memory"] for n in walk(reader.result) if n.op == "recall"} if reader.result is not None else set()
 
 
 def emit_pieces(
@@ -130,4 +117,4 @@ def states(m: Memory, leaves: set[Node], em: Emitter, writer: Writer) -> None:
         em.bind(leaf, variable)
 
 
-__all__ = ["emit_pieces", "emit_read", "piece_size"]
+__all__ = ["emit_pieces", "emit_read"]

@@ -6,11 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from nestflow.graph.describe import step_text
-from nestflow.graph.model import LevelGraph, Memory, TokenLevel
+from nestflow.graph.model import LevelGraph, Memory
 from nestflow.graph.state import state_tensors
-from nestflow.graph.token_state import shortest
 from nestflow.lowering.cost import half_life, multiply_adds, states
+from nestflow.lowering.explain_slow import pieces_texts, reading_text, step_level_text
 from nestflow.lowering.plan import LevelPlan, MemoryPlan, Plan, lower
 
 MEANING = {
@@ -103,40 +102,9 @@ def explain(target: Any) -> str:
     plan = plan_of(target)
     blocks = [text_of(e) for e in explanations(plan)]
     blocks += [reading_text(x, plan.graph) for x in plan.graph.token_levels]
-    for s in plan.graph.step_levels:
-        what = "tensors of its own" if s.state else "weights"
-        how = f"one torch optimizer, {len(s.weights)} {what}, {step_text(s)}"
-        how = "frozen: it never learns" if s.rule is None else how
-        if s.inner is not None:
-            through = {"truncate": f"through the last {s.inner.keep} updates", "implicit": "at the stationary point"}
-            slower = through.get(s.inner.gradient, s.inner.gradient)
-            how = f"inside the step, begins anew in each; {step_text(s)}; slower gradients: {slower}"
-        waits = any(not n.given for n in plan.graph.networks) and not s.weights
-        how = how.replace("0 weights", "weights of a network of yours") if waits else how
-        blocks.append(f"{s.name}\n  how        {how}")
+    blocks += pieces_texts(plan.graph)
+    blocks += [step_level_text(x, plan.graph) for x in plan.graph.step_levels]
     return "\n\n".join(blocks) if blocks else "nothing here learns or remembers: plain functions"
-
-
-def reading_text(x: TokenLevel, graph: LevelGraph) -> str:
-    """A level whose weights learn while the module reads: what its copies and its gradients cost."""
-    if x.idle:
-        return f"{x.name}\n  how        its rate is 0: the plain model, bit for bit"
-    size = shortest(graph.reading)
-    numbers = sum(math.prod(w.full_shape) for w in graph.weights if w.path in set(x.weights))
-    slots = sum(s.like == "w" for s in x.rule.slots)
-    each = {"sequence": "sequence", "stream": "stream"}[x.per]
-    return "\n".join(
-        [
-            x.name,
-            f"  how        the call is cut in segments of {size} tokens; each row runs on copies of its own; "
-            "one gradient of the model's loss for each segment",
-            f"  learns     {len(x.weights)} weights, every {x.every} token{'s' * (x.every > 1)}, "
-            f"by {x.rule.text}; its steps are constants for slower levels",
-            f"  cost       {numbers * (2 + slots):,} numbers for each {each}: the weights, the sum of their gradients"
-            + (f", {slots} of the rule" if slots else "")
-            + "; a backward pass through the model for each token",
-        ]
-    )
 
 
 def text_of(e: Explanation) -> str:
