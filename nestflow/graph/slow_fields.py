@@ -203,8 +203,8 @@ def prox(s: StepLevels, f: tree.Field, fields: dict[str, tree.Field], g: Node, t
 # --- clock, reset, copies, gradient -----------------------------------------------------------------------
 
 
-def clock_of(s: StepLevels, f: tree.Field) -> ClockSpec | None:
-    """The clock of `every n UNIT`; None where no clock has the name."""
+def clock_of(s: StepLevels, f: tree.Field, counted: tuple[str, ...] = ()) -> ClockSpec | None:
+    """The clock of `every n UNIT`; None where no clock has the name. counted: the levels whose updates led here."""
     unit = f.unit or ""
     if f.of is not None:
         if unit.removesuffix("s") != "update":
@@ -212,10 +212,13 @@ def clock_of(s: StepLevels, f: tree.Field) -> ClockSpec | None:
         if f.of not in s.elab.slow.levels:
             help_ = did_you_mean(f.of, s.elab.slow.levels) or "the name of a level without slots"
             raise s.elab.failure("NF401", f"`{f.of}` is no level whose updates could be counted", f.span, help_)
+        if f.of in counted:
+            message = f"the updates of `{f.of}` are counted by themselves: " + " → ".join([*counted, f.of])
+            raise s.elab.failure("NF206", message, f.span, "count steps in one of them: `every 2 steps`")
         other = s.elab.slow.field(f.of, "every")
         if other is None:
             return replace(STEP, name=f"update of {f.of}")
-        base = clock_of(s, other)
+        base = clock_of(s, other, (*counted, f.of))
         if base is None or (isinstance(other.value, tree.Name) and other.value.name == "never"):
             raise s.elab.failure("NF401", f"`{f.of}` has no updates that could be counted", f.span)
         n = integer(other.value, s.elab.top, "`every`")
@@ -311,6 +314,9 @@ def inner_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], re
 def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) -> None:
     """What a level that begins anew in every step cannot do."""
     elab, name = s.elab, level.name
+    if every_of(s, fields.get("every")) != (STEP, 1):
+        message = f"`{name}` begins anew in every step, and learns in every step"
+        raise elab.failure("NF231", message, fields["every"].span, "leave `every` out: `rounds` says how often")
     for word in ("when", "weight"):
         if word in fields:
             raise elab.not_yet(f"`{word}` of a level that begins anew in every step", fields[word].span)

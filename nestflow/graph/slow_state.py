@@ -118,6 +118,9 @@ class OwnTensors:
             self.shapes.update({w.path: w for w in self.known[name]})
             return ()
         self.begins(name, f)
+        again = elab.slow.field(source, "reset")
+        if again is not None and is_inner({"reset": again}):
+            raise elab.not_yet(f"`init {source}`, a level that begins anew in every step itself", f.span)
         other = self.record(source)
         table, prefix = dict(other), self.prefix(source)
         if {n for n, _ in own} == set(table):

@@ -276,6 +276,12 @@ WRONG = [
     ("x |> linear(hidden, bias = true)", "x |> short_conv(2) |> linear(hidden, bias = true)", "NF301"),
     ("init meta", "init query", "NF"),
     ("init meta", "init task", "NF206"),  # begins at itself
+    ("per task", "per task; every 2 steps", "NF231"),
+    (
+        "output task(query.x)",
+        "output task(query.x)\nlevel b { every 1 step; memory like(meta); value meta; init task }",
+        "NF490",
+    ),
     ("gd(rate)", "shampoo(rate)", "NF490"),
     ("gd(rate)", "soap(rate)", "NF490"),
     ("gd(rate)", "adafactor(rate)", "NF490"),

@@ -169,6 +169,9 @@ WRONG = {
     "NF205": OUTER.replace("objective loss", "objective total(net(x))"),
     "NF219": OUTER + "clock token",
     "NF406": OUTER + "clock era = 0 steps",
+    "NF206": OUTER
+    + """level a { every 2 updates of b; memory like(outer); value outer; update gd(0.5) }
+        level b { every 1 updates of a; memory like(outer); value outer; update gd(0.5) }""",
 }
 
 
