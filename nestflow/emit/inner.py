@@ -8,7 +8,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.evolution import valued
 from nestflow.emit.expr import Emitter
 from nestflow.emit.writer import Writer, identifier, place
-from nestflow.graph.model import LevelGraph, StepLevel
+from nestflow.graph.model import LevelGraph, StepLevel, named_level
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, make, rebuild, walk
 from nestflow.ir.rule import DgdStep, SetWeight, SlotUpdate
@@ -28,7 +28,7 @@ def needed(graph: LevelGraph, *nodes: Node | None) -> list[StepLevel]:
     stack = [n for n in nodes if n is not None]
     while stack:
         for n in walk(stack.pop()):
-            name = n["level"] if n.op == "record" else n["child"] if n.op == "call" else ""
+            name = named_level(n)
             if name in levels and name not in wanted and n.get("what") != "before":
                 wanted.add(name)
                 objective = levels[name].objective

@@ -84,6 +84,14 @@ class Instance:
             yield from c.begun_anew() if c.ticks is None else c.walk()
 
 
+def named_level(n: Node) -> str:
+    """The level without slots that an expression outside flows may recall or read here: a call, a record, or the one
+    tensor of a `vector` or `scalar`. Also names of flows; "" where it is none of these."""
+    if n.op == "weight":
+        return n["path"].partition(".")[0]
+    return n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
+
+
 @dataclass(frozen=True)
 class ClockSpec:
     """A clock: it ticks once in `count` ticks of `base`, which is "step" or a clock that the caller ticks (its own
@@ -323,7 +331,7 @@ class LevelGraph:
             for n in walk(stack.pop()):
                 if n.op == "slot":
                     found.add(n["name"])
-                name = n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
+                name = named_level(n)
                 if name in inner:
                     stack.append(inner.pop(name))
         return frozenset(found)

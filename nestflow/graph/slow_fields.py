@@ -97,12 +97,13 @@ def check_records(s: StepLevels, node: Node, f: tree.Node, own: str, inner: bool
         raise elab.failure("NF407", message, f.span, "`total(…)` sums over the tensors")
     averaged = {id(n.args[0]) for n in walk(node) if n.op == "average"}
     group_of(s, node, f)
-    for r in records(node):
-        name = r["level"]
+    single = [n for n in walk(node) if n.op == "weight" and n["path"].partition(".")[0] in elab.slow.levels]
+    for r in [*records(node), *single]:
+        name = r["level"] if r.op == "record" else r["path"].partition(".")[0]
         if elab.slow.per_task(name) and name != own and id(r) not in averaged:
             message = f"`{name}` has a copy for each task, and stands here as one"
             raise elab.failure("NF237", message, r.span or f.span, f"`average({name})` is the mean over the copies")
-        if name == own and r["what"] in ("before", "copies") and inner:
+        if name == own and r.op == "record" and r["what"] in ("before", "copies") and inner:
             raise elab.failure("NF237", f"`{name}` begins anew in every step: it has no state before it", f.span)
 
 

@@ -137,7 +137,10 @@ def _pulled(g: list[Tensor], wanted: list[Tensor], u: list[Tensor]) -> list[Tens
 def conjugate_gradients(
     product: Callable[[list[Tensor]], list[Tensor]], v: list[Tensor], iters: int, rows: int
 ) -> list[Tensor]:
-    """u in H u = v from 0, one system for each row where rows is 1. H: symmetric, given by its products."""
+    """u in H u = v from 0, one system for each row where rows is 1. H: symmetric, given by its products.
+
+    A system whose residual is that of rounding is solved: a further step would divide one rounding error by another,
+    as where H is singular (a bias before softmax)."""
 
     def dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
         return torch.stack([(x * y).flatten(rows).sum(-1) for x, y in zip(a, b)]).sum(0)
@@ -148,10 +151,12 @@ def conjugate_gradients(
     u = [torch.zeros_like(x) for x in v]
     r, p = v, v
     rr = dot(r, r)
+    least = 1e3 * torch.finfo(rr.dtype).eps ** 2 * rr
     for _ in range(iters):
         hp = product(p)
         curvature = dot(p, hp)
-        k = torch.where(curvature == 0, 0.0, rr / torch.where(curvature == 0, 1.0, curvature))
+        solved = (curvature == 0) | (rr <= least)
+        k = torch.where(solved, 0.0, rr / torch.where(solved, 1.0, curvature))
         u, r = add(u, k, p), add(r, -k, hp)
         new = dot(r, r)
         p = add(r, torch.where(rr == 0, 0.0, new / torch.where(rr == 0, 1.0, rr)), p)

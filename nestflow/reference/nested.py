@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestflow.graph.model import LevelGraph, StepLevel
+from nestflow.graph.model import LevelGraph, StepLevel, named_level
 from nestflow.ir.node import Node, make, rebuild, walk
 from nestflow.reference.evolution import estimate
 from nestflow.reference.loss import Loss, Records
@@ -96,7 +96,7 @@ class Nested:
 
         def visit(n: Node, above: tuple[str, ...]) -> None:
             for x in walk(n):
-                name = x["child"] if x.op == "call" else x["level"] if x.op == "record" else ""
+                name = named_level(x)
                 if name in self.levels and name not in above and name not in found:
                     objective = self.levels[name].objective
                     assert objective is not None
@@ -229,8 +229,9 @@ class _Implicit(torch.autograd.Function):
             )
             b = torch.cat([x.flatten() for x in v])
             u, r, p = torch.zeros_like(b), b, b
+            least = 1e3 * torch.finfo(b.dtype).eps ** 2 * (b @ b)  # below it the residual is rounding alone
             for _ in range(iters):
-                if (p @ h @ p) == 0:
+                if (p @ h @ p) == 0 or (r @ r) <= least:
                     break
                 k = (r @ r) / (p @ h @ p)
                 u, r, before = u + k * p, r - k * (h @ p), r

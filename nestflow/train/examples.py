@@ -86,7 +86,7 @@ def dataset(inputs: Sequence[InputSpec], source: str | Path | Mapping[str, Any] 
         raise fail("NF531", "this spec has no inputs, so no data goes into it")
     found: dict[str, Tensor | Ragged] = {}
     mistakes: list[Diagnostic] = []
-    as_ticks = columns.ticks and all(i.type.clock for i in inputs)
+    as_ticks = columns.ticks and all(i.type.clock == "T" for i in inputs)
     missing = [i for i in inputs if i.name not in columns.values]
     mask = _mask(inputs, missing)
     for i in inputs:
@@ -157,7 +157,7 @@ def _column(values: list[Any]) -> Tensor | list[Any]:
 def _mask(inputs: Sequence[InputSpec], missing: Sequence[InputSpec]) -> InputSpec | None:
     """The input that says where a row has a tick: the one of type bool[T] that the data does not give."""
     able = [i for i in missing if i.type.dtype == "bool" and i.type.clock and not i.type.shape]
-    others = any(i.type.clock for i in inputs if i not in able)
+    others = any(i.type.clock == "T" for i in inputs if i not in able)
     return able[0] if len(able) == 1 and others else None
 
 
@@ -171,6 +171,23 @@ def _missing(i: InputSpec, columns: Columns) -> Diagnostic:
     return Diagnostic("NF531", f"`{columns.name}` has no column `{i.name}` for this input", i.span, help_)
 
 
+def _tasks(inputs: Sequence[InputSpec], found: Mapping[str, Tensor | Ragged], columns: Columns) -> None:
+    """Rows are tasks where inputs have the axis N: those of one group have as many examples, the same in all rows."""
+    first: dict[str, tuple[str, int]] = {}
+    for name in (i.name for i in inputs if i.type.clock == "N" and i.name in found):
+        own = _lengths(found[name])
+        other, size = first.setdefault(name.rpartition(".")[0], (name, int(own[0])))
+        if bool((own != size).any()):
+            at = int((own != size).nonzero()[0])
+            message = (
+                f"{columns.place(at)} of `{columns.name}` has {int(own[at])} examples in `{name}`, and "
+                f"{columns.place(0)} {size} in `{other}`"
+            )
+            raise fail("NF533", message, help="all tasks have as many examples, and so have the inputs of one group")
+        if not size:
+            raise fail("NF535", f"{columns.place(0)} of `{columns.name}` has no examples in `{name}`")
+
+
 def _agree(
     inputs: Sequence[InputSpec], found: dict[str, Tensor | Ragged], mask: InputSpec | None, columns: Columns
 ) -> Dataset:
@@ -182,7 +199,8 @@ def _agree(
     n = next(iter(rows.values()))
     if not n:
         raise fail("NF535", f"`{columns.name}` has no rows", help="give at least one example")
-    clocked = [i.name for i in inputs if i.type.clock and i is not mask]
+    _tasks(inputs, found, columns)
+    clocked = [i.name for i in inputs if i.type.clock == "T" and i is not mask]
     lengths = {name: _lengths(found[name]) for name in clocked}
     first = lengths[clocked[0]] if clocked else torch.ones(n, dtype=torch.int64)
     for name, own in lengths.items():

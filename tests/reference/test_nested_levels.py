@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 import nestflow
+import nestflow.train
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 B, N, Q = 4, 5, 7
@@ -320,3 +321,62 @@ def test_one_file_of_python_gives_the_same_numbers() -> None:
     alone = names["Model"]()(**{n.replace(".", "_"): x for n, x in batch.items()})  # type: ignore[operator]
     del batch["query.label"]
     assert torch.equal(alone, b.module(**batch))
+
+
+def test_a_vector_for_a_step_is_run_before_it_is_read() -> None:
+    """A level inside a step that keeps one tensor, no record: b ← b − 0.1 ∇ℓ(net(x) + b), and θ learns through it."""
+    text = example("maml", **{"task(query.x)": "(net(query.x) + task)", "task(support.x)": "(net(support.x) + task)"})
+    text = text.replace("  per task\n", "").replace("memory net\n  init meta", "memory vector(3)\n  init zeros")
+    b, batch = nestflow.compile(text, dtype="float64"), tasks()
+    slow = b.reference_steps()
+    inputs = {n: batch[n] for n in b.graph.needed}
+    shift = torch.zeros(3, dtype=torch.float64)
+    net = b.module.weights
+
+    def plain(x: Tensor) -> Tensor:
+        h = torch.tanh(x @ net["net.linear.weight"].T + net["net.linear.bias"])
+        return h @ net["net.linear_2.weight"].T + net["net.linear_2.bias"]
+
+    with torch.no_grad():
+        p = plain(batch["support.x"])
+        for _ in range(5):
+            error = (p + shift).softmax(-1) - F.one_hot(batch["support.label"], 3)
+            shift = shift - 0.1 * error.mean((0, 1))
+        torch.testing.assert_close(b.module(**inputs), plain(batch["query.x"]) + shift)
+    torch.testing.assert_close(b.reference()(**inputs), b.module(**inputs))
+    for seed in range(2):
+        assert b.step(tasks(seed))["losses"] == pytest.approx(slow.step(tasks(seed)), rel=1e-12)
+    for n, v in b.module.weights.items():
+        torch.testing.assert_close(v.detach(), slow.tensors[n])
+
+
+def test_conjugate_gradients_end_where_rounding_begins() -> None:
+    """H is singular (a shift of all logits changes nothing), and 10 iterations are more than its 3 axes."""
+    from nestflow.ops.inner import conjugate_gradients
+
+    p = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
+    h = torch.diag(p) - torch.outer(p, p)
+    v = h @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    want = torch.linalg.pinv(h) @ v
+    (u,) = conjugate_gradients(lambda x: [h @ x[0]], [v], 40, 0)
+    torch.testing.assert_close(u, want, rtol=1e-10, atol=1e-12)
+    h, v = h.float(), v.float()
+    (u,) = conjugate_gradients(lambda x: [h @ x[0]], [v], 40, 0)
+    torch.testing.assert_close(u.double(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_vector_for_each_task_is_not_one() -> None:
+    text = example("maml", **{"task(query.x)": "(net(query.x) + task)", "task(support.x)": "(net(support.x) + task)"})
+    text = text.replace("memory net\n  init meta", "memory vector(3)\n  init zeros")
+    with pytest.raises(nestflow.NestflowError, match="NF237"):
+        nestflow.check(text)
+
+
+def test_tasks_are_trained_on() -> None:
+    """Rows of the data are tasks; support and query may have other numbers of examples, all tasks the same."""
+    data = {n: torch.cat([tasks(s)[n] for s in range(3)]) for n in tasks()}
+    b = nestflow.compile(example("maml"), dtype="float64")
+    history = nestflow.train.train(b, data, steps=2, batch=3, show=False)
+    assert len(history.records) == 2
+    with pytest.raises(nestflow.NestflowError, match=r"NF533.*examples"):
+        nestflow.train.train(b, data | {"support.x": data["support.x"][:, 1:]}, steps=1, batch=3, show=False)

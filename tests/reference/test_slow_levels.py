@@ -169,9 +169,6 @@ WRONG = {
     "NF205": OUTER.replace("objective loss", "objective total(net(x))"),
     "NF219": OUTER + "clock token",
     "NF406": OUTER + "clock era = 0 steps",
-    "NF206": OUTER
-    + """level a { every 2 updates of b; memory like(outer); value outer; update gd(0.5) }
-        level b { every 1 updates of a; memory like(outer); value outer; update gd(0.5) }""",
 }
 
 
@@ -179,6 +176,13 @@ WRONG = {
 def test_mistakes_are_told(code: str) -> None:
     with pytest.raises(nestflow.NestflowError, match=code):
         nestflow.check(HEAD + WRONG[code])
+
+
+def test_updates_that_are_counted_by_themselves_are_told() -> None:
+    one = "level {} {{ every 2 updates of {}; memory like(outer); value outer; update gd(0.5) }}\n"
+    for levels in (one.format("a", "a"), one.format("a", "b") + one.format("b", "a")):
+        with pytest.raises(nestflow.NestflowError, match="NF206"):
+            nestflow.check(HEAD + OUTER + levels)
 
 
 def test_clocks_of_the_caller() -> None:
