@@ -267,6 +267,8 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
     def _gradient(self, level: type[Level], w: Tensor, fact: Fact, learns: bool) -> tuple[Tensor | None, Tensor | None]:
         """The gradient that this tick's update sees: None where the weight learns nothing now."""
         grad, gram, state = w.grad, None, self.state[w]
+        if not w.numel():  # a network's weight with an axis of size 0: rules of matrices have no norm or root of it
+            return None, None
         if grad is not None:
             if grad.is_sparse:
                 raise mistake(

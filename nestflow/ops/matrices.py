@@ -68,6 +68,14 @@ class _ConjugateGradients(torch.autograd.Function):
         return -gb @ x.mT, gb, None
 
 
+def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of symmetric matrices, NaN of one that is not finite. LAPACK refuses such a matrix,
+    and with it all others of the batch: a row would fall with its neighbour, a diverging run in a traceback."""
+    finite = a.isfinite().all(-1).all(-1)[..., None, None]
+    values, vectors = torch.linalg.eigh(torch.where(finite, a, 0.0))
+    return torch.where(finite[..., 0], values, torch.nan), torch.where(finite, vectors, torch.nan)
+
+
 def matrix_root(a: Tensor, p: float) -> Tensor:
     """A^(1/p) of symmetric positive matrices, by their eigenvalues."""
     return _Root.apply(at_least_float32(a), p).to(a.dtype)
@@ -80,7 +88,7 @@ class _Root(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, p: float) -> Tensor:
-        values, vectors = torch.linalg.eigh(a)
+        values, vectors = eigh(a)
         return (vectors * values.pow(1 / p).unsqueeze(-2)) @ vectors.mT
 
     @staticmethod
@@ -95,7 +103,7 @@ class _Root(torch.autograd.Function):
 
 def matrix_root_backward(g: Tensor, a: Tensor, p: float) -> Tensor:
     """V (Γ ⊙ Vᵀ g V) Vᵀ, Γ_ij = (f_i − f_j)/(λ_i − λ_j), f' where the two are (nearly) equal; f(λ) = λ^(1/p)."""
-    values, v = torch.linalg.eigh(at_least_float32(a))
+    values, v = eigh(at_least_float32(a))
     f, slope = values.pow(1 / p), values.pow(1 / p - 1) / p
     apart = values.unsqueeze(-1) - values.unsqueeze(-2)
     close = apart.abs() <= 1e-9 * values.abs().amax(-1)[..., None, None]
@@ -106,12 +114,12 @@ def matrix_root_backward(g: Tensor, a: Tensor, p: float) -> Tensor:
 
 def eigenvectors(a: Tensor) -> Tensor:
     """Columns by ascending eigenvalue, a symmetric."""
-    return torch.linalg.eigh(at_least_float32(a))[1].to(a.dtype)
+    return eigh(at_least_float32(a))[1].to(a.dtype)
 
 
 def eigenvectors_backward(g: Tensor, a: Tensor) -> Tensor:
     """V ((Vᵀ g) / (λ_j − λ_i)) Vᵀ; nothing between equal eigenvalues."""
-    values, v = torch.linalg.eigh(at_least_float32(a))
+    values, v = eigh(at_least_float32(a))
     apart = values.unsqueeze(-2) - values.unsqueeze(-1)
     inside = torch.where(apart == 0, 0.0, (v.mT @ at_least_float32(g)) / torch.where(apart == 0, 1.0, apart))
     return (v @ inside @ v.mT).to(g.dtype)

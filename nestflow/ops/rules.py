@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestflow.ops.matrices import eigh
 from nestflow.ops.python import python_step as python_step
 
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -77,14 +78,14 @@ def norm_rows(x: Tensor, heads: int = 0) -> Tensor:
 def matrix_root(x: Tensor, p: float) -> Tensor:
     """A^(1/p) of a symmetric positive A, by its eigenvectors. Eigenvalues below the rounding of the greatest are raised
     to it: what is 0 or less there is noise, and its root would be no number."""
-    values, vectors = torch.linalg.eigh(x)
+    values, vectors = eigh(x)
     values = values.clamp(min=values.amax(-1, keepdim=True) * torch.finfo(x.dtype).eps)
     return (vectors * values.pow(1 / p).unsqueeze(-2)) @ vectors.mT
 
 
 def eigenvectors(x: Tensor) -> Tensor:
     """The eigenvectors of a symmetric A in columns, by ascending eigenvalue."""
-    return torch.linalg.eigh(x).eigenvectors
+    return eigh(x)[1]
 
 
 def qr(x: Tensor) -> Tensor:

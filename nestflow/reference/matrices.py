@@ -13,6 +13,14 @@ from nestflow.ir.node import Node
 MATRICES = frozenset(("diag", "diagonal", "solve", "matrix_root", "eigenvectors", "qr", "one_hot"))
 
 
+def eigen(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors by ascending eigenvalue. A matrix that is not finite has NaN for both, and leaves
+    the matrices beside it alone."""
+    sound = a.isfinite().flatten(-2).all(-1)
+    values, vectors = torch.linalg.eigh(a.masked_fill(~sound[..., None, None], 0.0))
+    return values.masked_fill(~sound[..., None], torch.nan), vectors.masked_fill(~sound[..., None, None], torch.nan)
+
+
 def matrices(node: Node, xs: list[Tensor]) -> Tensor:
     """The value of one of these operations."""
     a, op = xs[0], node.op
@@ -27,7 +35,7 @@ def matrices(node: Node, xs: list[Tensor]) -> Tensor:
     if op == "matrix_root":
         return Root.apply(a, node["p"])
     if op == "eigenvectors":
-        return torch.linalg.eigh(a).eigenvectors
+        return eigen(a)[1]
     if op == "qr":
         q, r = torch.linalg.qr(a)
         return q * torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)
@@ -89,13 +97,13 @@ class Root(torch.autograd.Function):
     def forward(ctx: Any, a: Tensor, p: float) -> Tensor:
         ctx.save_for_backward(a)
         ctx.p = p
-        values, vectors = torch.linalg.eigh(a)
+        values, vectors = eigen(a)
         return vectors @ torch.diag_embed(values ** (1 / p)) @ vectors.mT
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (a,) = ctx.saved_tensors
-        values, vectors = torch.linalg.eigh(a)
+        values, vectors = eigen(a)
         i, j = values.unsqueeze(-1), values.unsqueeze(-2)
         same = (i - j).abs() <= 1e-9 * values.abs().amax(-1)[..., None, None]
         slope = (i ** (1 / ctx.p - 1) + j ** (1 / ctx.p - 1)) / (2 * ctx.p)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestflow.ops import matrices
-from nestflow.reference.matrices import Iterated, Root
+from nestflow.reference.matrices import Iterated, Root, eigen
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -76,6 +76,23 @@ def test_root(p: float, of: Callable[[Tensor, float], Tensor]) -> None:
     assert torch.autograd.gradcheck(symmetric(lambda a: of(a, p)), a.requires_grad_())
     same = 3 * torch.eye(3, dtype=torch.float64)  # equal eigenvalues have a derivative
     assert torch.autograd.gradcheck(symmetric(lambda a: of(a, p)), same.requires_grad_())
+
+
+@pytest.mark.parametrize("of", [matrices.eigh, eigen], ids=["ops", "reference"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_matrix_that_is_not_finite_leaves_its_neighbours_alone(
+    of: Callable[[Tensor], tuple[Tensor, Tensor]], bad: float
+) -> None:
+    a = positive(3)
+    a[1, 2, 2] = bad
+    values, vectors = of(a.requires_grad_())
+    for i in (0, 2):
+        want = torch.linalg.eigh(a[i])
+        torch.testing.assert_close(values[i], want[0])
+        torch.testing.assert_close(vectors[i], want[1])
+    assert values[1].isnan().all() and vectors[1].isnan().all()
+    (g,) = torch.autograd.grad(vectors[0].sum() + values[2].sum(), a)
+    assert g.isfinite().all() and g[1].eq(0).all()
 
 
 def test_qr_has_a_positive_diagonal() -> None:

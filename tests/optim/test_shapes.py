@@ -301,3 +301,28 @@ def test_a_rule_that_does_not_fit_a_parameter_is_told(tmp_path: Path) -> None:
         after(spec, 1, [(4, 3), (5,)], lr=0.1)
     (d,) = caught.value.diagnostics
     assert d.code == "NF301" and d.span is not None and "[5]" in d.message
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap", "muon", "m3_ema"])
+def test_weights_without_numbers_are_left_alone(name: str) -> None:
+    """Networks have them: a table of no rows. Rules of matrices have no root or norm of such a weight."""
+    shapes = [(0, 3), (0,), (4, 3)]
+    params = parameters(shapes=shapes)
+    drive(nestflow.optimizer(name, params), params, 3)
+    alone = parameters(shapes=shapes)[2:]
+    opt = nestflow.optimizer(name, alone)
+    for t in range(3):
+        alone[0].grad = draw(1000 + t, shapes)[2]
+        opt.step()
+    assert torch.equal(params[2], alone[0])
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap"])
+def test_a_gradient_that_is_not_finite_is_no_traceback(name: str) -> None:
+    """LAPACK refuses its matrices. The weight becomes NaN, as Adam's does, and the loss tells it (NF526)."""
+    params = parameters(shapes=[(4, 3), (3, 4)])
+    opt = nestflow.optimizer(name, params, period=1)
+    for _ in range(3):
+        params[0].grad, params[1].grad = torch.full((4, 3), torch.inf).double(), draw(0, [(3, 4)])[0]
+        opt.step()
+    assert params[0].isnan().all() and params[1].isfinite().all()
