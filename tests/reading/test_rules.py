@@ -60,3 +60,11 @@ def test_curvature_waits() -> None:
     text = HEAD + PLAIN + "level one { every 4 tokens; memory weights(model); objective loss; update sophia(0.1) }\n"
     with pytest.raises(nestflow.NestflowError, match="NF490"):
         nestflow.compile(text)
+
+
+def test_examples_are_no_ticks() -> None:
+    """The axis N has no order, so no level learns along it."""
+    text = "nestflow 1\ninput a.x : float[N, 4]\ninput a.label : int[N] in [0, 3)\noutput f(a.x)\n"
+    text += "flow f(x) { return linear(x, 3) }\nlevel r { every 2 tokens; memory weights(f); update gd(0.1); "
+    with pytest.raises(nestflow.NestflowError, match="NF407"):
+        nestflow.check(text + "objective cross_entropy(f(a.x), a.label) }\n")
