@@ -340,6 +340,10 @@ class LevelBuilder:
     def state_of(self, name: str, tensor: str | None, mode: str, site: tree.Expr) -> Node:
         """The state of a memory: its one tensor, or the one at a path."""
         memory = self.memories.get(name)
+        if memory is None and name == "M":
+            message = "`M` is the memory of this field, and its tensors have no names here"
+            help_ = "bare `M` is its state, if that is one tensor; of several: `memory m : KIND { … }`, then `m.linear`"
+            raise self.elab.failure("NF225", message, site.span, help_)
         if memory is None:
             raise self.elab.failure("NF225", f"`{name}` is no memory of this level", site.span)
         return memory.state_of(tensor, mode, site)

@@ -298,7 +298,7 @@ _statement(
 
 GIVEN: dict[str, tuple[str, str]] = {
     "y": ("the recall at `query`", "in the `return` of a level"),
-    "M": ("the memory whose field it is, as a function", "in the fields of a memory"),
+    "M": ("the memory whose field it is, as a function; bare, its state (of one tensor)", "in the fields of a memory"),
     "head": ("the head's index, from 0", "in a level with `heads`"),
     "t": ("the tick, from 1 (in `update`, `retain` and optimisers: the update)", "in flows, fields and optimisers"),
     "g": ("the gradient, summed since the last update", "in `update` and in optimisers"),

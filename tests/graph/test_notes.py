@@ -16,6 +16,7 @@ def noted(**fields: str) -> list[str]:
 def test_a_delta_rule_in_chunks() -> None:
     assert noted(chunk="16") == ["NF451"]
     assert noted() == []
+    assert noted(every="16 tokens") == []
     assert noted(chunk="16", objective="dot") == []
     assert noted(chunk="16", memory="mlp(depth = 2)") == []
 
