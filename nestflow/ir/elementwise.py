@@ -100,6 +100,8 @@ def binary(op: str, a: Node, b: Node, span: Span | None = None) -> Node:
         folded = _fold(op, a.value, b.value)
         if folded is not None:
             return const(folded, span)
+    if op in ("mod", "floordiv") and is_const(b, 0):  # the generated code divides Python's numbers too: t % 0
+        raise ShapeError("division by zero")
     for x in (a, b) if op in ("and", "or") else ():
         if x.type.dtype != "bool":
             raise ShapeError(f"`{op}` joins what is true or false, and this is {x.type}", "compare it: `x > 0`")

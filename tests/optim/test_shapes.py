@@ -326,3 +326,9 @@ def test_a_gradient_that_is_not_finite_is_no_traceback(name: str) -> None:
         params[0].grad, params[1].grad = torch.full((4, 3), torch.inf).double(), draw(0, [(3, 4)])[0]
         opt.step()
     assert params[0].isnan().all() and params[1].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap"])
+def test_a_period_of_zero_is_told(name: str) -> None:
+    with pytest.raises(NestflowError, match="division by zero"):
+        nestflow.optimizer(name, parameters(), period=0)
