@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nestflow._python import allowed
 from nestflow.bundle.inputs import by_name, checked
+from nestflow.bundle.lasting import kept_by, lasting_slots
 from nestflow.bundle.module import Module, revive
 from nestflow.bundle.settings import whole
 from nestflow.bundle.source import load_source
@@ -21,6 +22,7 @@ from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objectives
 from nestflow.graph.model import LevelGraph
+from nestflow.graph.state import MODEL
 
 
 class Stream:
@@ -236,14 +238,20 @@ class Bundle:
         from nestflow.reference import Reference
 
         return Reference(
-            self.graph, self.module.weights, networks=self.networks, seed=self.seed, step=self.module.draws
+            self.graph,
+            self.module.weights,
+            networks=self.networks,
+            seed=self.seed,
+            step=self.module.draws,
+            lasting=kept_by(self.module.kept),
         )
 
     def reference_steps(self) -> Any:
         """The interpreter of the slow clocks, from these weights on: `step(batch)` and `tick(clock)`, tick by tick."""
         from nestflow.reference import Slow
 
-        return Slow(self.graph, {**self.module.weights, **self.module.kept}, seed=self.seed)
+        tensors = {p: x for p, x in {**self.module.weights, **self.module.kept}.items() if not p.startswith(MODEL)}
+        return Slow(self.graph, tensors, seed=self.seed, lasting=kept_by(self.module.kept))
 
     # ---- files and views
 
@@ -291,6 +299,8 @@ class Bundle:
                 f"`{self.name}` runs Python functions of yours, which no file of ours holds",
                 help="ship the bundle (`b.save`) beside their code",
             )
+        if lasting_slots(self.graph):
+            raise fail("NF490", "a file for a model with a memory `per model` is not built yet", help="`b.save`")
         return emit_standalone(self.graph, self.plan)
 
     def how(self) -> dict[str, str]:

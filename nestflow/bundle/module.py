@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nestflow._python import allowing
 from nestflow.bundle.inputs import by_name, checked
+from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
@@ -65,7 +66,9 @@ class Module(Branch):
             start = draw(spec.path, spec.full_shape, spec.init.kind, spec.init.a, spec.init.b, (), seed)
             own = nn.Parameter(start.to(device=device, dtype=dtype), requires_grad=False)
             kept.append((spec.path, *plant(self, spec.path, own)))
+        kept += [(path, *plant(self, path, own)) for path, own in parameters(graph, dtype, device)]
         self.__dict__["_kept"] = kept
+        self.__dict__["_lasting"] = lasting_slots(graph)
         # a list hides the modules from nn.Module's own tables: they are in the tree already
         self.__dict__["_places"] = places
         self.__dict__["_graph"] = graph
@@ -329,6 +332,8 @@ class Module(Branch):
         published: takes what `emit` gave."""
         mode = self.training if training is None else training
         known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
+        if lasting := self.__dict__["_lasting"]:
+            tensors, age = enter(lasting, self.kept, known, tensors)
         c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)
         if self.__dict__["_draws_at_random"]:
             c.seed, c.step, c.rows = self.__dict__["_seed"], self.draws, rows
@@ -344,10 +349,17 @@ class Module(Branch):
                 f"an index lies outside a table, or a class outside the scores ({str(e).rstrip('.')})",
                 help="bounds on the input say which: `input tokens : int[T] in [0, vocab)`",
             ) from e
+        if lasting:
+            leave(self.kept, {**tensors, **c.n}, self._ticks(bound))
         if published is not None:
             c.publish()
             published.update(c.published)
         return result, {**tensors, **c.n}
+
+    def _ticks(self, bound: Mapping[str, Tensor]) -> int:
+        """How many ticks a call brings."""
+        clocked = [i.name for i in self.__dict__["_graph"].inputs if i.type.clock == "T" and i.name in bound]
+        return bound[clocked[0]].shape[1] if clocked else 1
 
     def _run(self, bound: dict[str, Tensor], state: State, training: bool | None) -> tuple[Any, State]:
         batch = next(iter(bound.values())).shape[0] if bound else 1
@@ -365,8 +377,10 @@ class Module(Branch):
                 self.__dict__["_ahead"],
                 "call the module with whole sequences, or open a fresh stream for each",
             )
-        clocked = [i.name for i in self.__dict__["_graph"].inputs if i.type.clock == "T" and i.name in bound]
-        ticks = bound[clocked[0]].shape[1] if clocked else 1
+        if self.__dict__["_lasting"] and len(state.groups) > 1:
+            message = "rows that stand at different ticks cannot write the one copy of a memory `per model` together"
+            raise fail("NF507", message, help="begin a new sequence, or reset, in all rows at once")
+        ticks = self._ticks(bound)
         outs, groups = [], []
         for g in state.groups:
             part, which = bound, None

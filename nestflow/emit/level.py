@@ -52,7 +52,7 @@ class LevelCode:
         self.splits: list[tuple[str, str]] = []  # loop variable, iterable
         self.collected: list[tuple[Node, str, str]] = []  # recall, list variable, axis
         # ticks before the call, as the level's memories count them
-        self.t0 = "c.age0" if any(m.per == "stream" for m in instance.memories) else "c.t0"
+        self.t0 = "c.age0" if any(m.per != "sequence" for m in instance.memories) else "c.t0"
 
     def write(self) -> str:
         from nestflow.emit.model import sizes, slot_node

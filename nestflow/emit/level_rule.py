@@ -94,6 +94,8 @@ class RuleCode:
             if dense is not None:
                 axis = -1 - len(t.spec.shape)
                 terms.append(f"{self.em.atom(dense)}.sum({axis})")
+            if terms and t.memory.per == "model":
+                terms = [self.of_all(t, " + ".join(terms))]
             text = " + ".join(terms) or f"torch.zeros_like({self.name(t, 'now')})"
             if t.memory.every > 1:
                 text = f"{self.name(t, '@pending')} + {text}" if terms else self.name(t, "@pending")
@@ -147,6 +149,8 @@ class RuleCode:
             for w in [*([weight] if weight is not None else []), *([m.ages[age_of(h)]] if m.ages else [])]:
                 weighted = ops.binary("mul", ops.unary("abs", number(self.nodes.rate(m, w))), weighted)
             terms.append(f"{self.em.atom(weighted)}.mT @ {self.em.atom(k)}")
+        if m.per == "model":
+            terms = [self.of_all(t, " + ".join(terms))]
         text = " + ".join(([self.name(t, "@gram")] if m.every > 1 else []) + terms)
         width = t.spec.shape[1]
         leaf = self.leaf_k(t)
@@ -155,6 +159,10 @@ class RuleCode:
         self.em.bind(leaf, k)
         self.names[leaf] = k
         assert leaf.type.shape == (width, width)
+
+    def of_all(self, t: Tensor, text: str) -> str:
+        """One copy serves all rows: what they bring is summed, and each holds the sum."""
+        return f"{self.writer.use('nestflow.ops.records', 'of_all')}({text}, {self.name(t, 'now')})"
 
     def leaf_k(self, t: Tensor) -> Node:
         width = t.spec.shape[1]

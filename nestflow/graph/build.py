@@ -18,6 +18,7 @@ from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, State
 from nestflow.graph.names import check_name, check_slots
 from nestflow.graph.networks import NetworkFacts, check_given, declare, networks
 from nestflow.graph.notes import notes
+from nestflow.graph.resets import one_copy
 from nestflow.graph.rules import RuleBuilder
 from nestflow.graph.state import state_slots
 from nestflow.graph.steps import StepLevels
@@ -103,6 +104,7 @@ class _Top:
         state = tuple(s for i in root.streamed() for s in state_slots(i))
         learning = tuple(x for x in reading if not x.idle)
         state += reading_slots(learning, self.reading_inputs(reading, output), state, weights)
+        one_copy(self.elab, root, levels, reading, state)
         return self.graph(root, output, levels, weights, state, given, reading)
 
     def reading_inputs(self, reading: tuple[TokenLevel, ...], output: Node | None) -> tuple[InputSpec, ...]:

@@ -15,7 +15,7 @@ from nestflow.graph.caches import learned_pairs, pairs
 from nestflow.graph.channels import channels
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import CacheSpec, Memory, MemoryFunction, Texts
-from nestflow.graph.resets import Reset, check_counts, check_per, reset_of, ticks
+from nestflow.graph.resets import Reset, check_counts, check_one_copy, check_per, reset_of, ticks
 from nestflow.graph.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.scope import Env
 from nestflow.graph.starts import check_taken
@@ -338,6 +338,7 @@ class MemoryBuild:
         reset = self.reset
         check_counts(self, reset, rule, [objective])
         check_per(self, reset, [n for n in (*parts, query, node, when) if n is not None])
+        check_one_copy(self, reset, rule, node, when)
         memory = replace(memory, reset=reset.period, reset_where=reset.where, keep_rule=reset.keep, per=reset.per)
         check_rounds(self, memory, turns)
         check_taken(self, memory)

@@ -180,4 +180,5 @@ class Memory:
     turns: int = 1
     rounds: tuple[Memory, ...] = ()
     ages: tuple[Node, ...] = ()  # of a windowed objective: what the pair of each age weighs
-    per: Literal["sequence", "stream"] = "sequence"  # stream: it goes on when a new sequence begins in its row
+    # stream: it goes on when a new sequence begins in its row; model: one copy, which all rows write
+    per: Literal["sequence", "stream", "model"] = "sequence"

@@ -13,9 +13,14 @@ from nestflow.ir.rule import Rule
 from nestflow.language import tree
 
 if TYPE_CHECKING:
+    from nestflow.graph.elaborate import Elaborator
     from nestflow.graph.memory import MemoryBuild
+    from nestflow.graph.model import Instance, StateSlot, StepLevel, TokenLevel
 
 HELP = "`each(sequence)`, `each(chunk)`, `each(m)` (m a memory of the level), `where(condition)`"
+
+Per = Literal["sequence", "stream", "model"]
+ROWS = frozenset(("slot", "call", "emitted", "network", "network_result", "recall", "uniform", "noise", "dropout"))
 
 
 @dataclass(frozen=True)
@@ -26,19 +31,19 @@ class Reset:
     period: int | None = None
     where: Node | None = None
     keep: bool = False
-    per: Literal["sequence", "stream"] = "sequence"
+    per: Per = "sequence"
 
 
-def per_of(m: MemoryBuild) -> Literal["sequence", "stream"]:
+def per_of(m: MemoryBuild) -> Per:
     """What the field `per` says: how many copies there are."""
     f = m.field("per")
     word = "sequence" if f is None else getattr(f.value, "name", None)
-    if f is not None and word not in ("sequence", "stream"):
-        if word in ("model", "task", "worker"):
+    if f is not None and word not in ("sequence", "stream", "model"):
+        if word in ("task", "worker"):
             raise m.elab.not_yet(f"`per {word}` of a memory in a flow", f.span)
-        known = "`per sequence`, `per stream`"
+        known = "`per sequence`, `per stream`, `per model`"
         raise m.elab.failure("NF231", f"`per` says how many copies there are: {known}", f.span)
-    return "stream" if word == "stream" else "sequence"
+    return word if word in ("stream", "model") else "sequence"
 
 
 def check_per(m: MemoryBuild, reset: Reset, fields: list[Node]) -> None:
@@ -56,6 +61,46 @@ def check_per(m: MemoryBuild, reset: Reset, fields: list[Node]) -> None:
         raise m.elab.not_yet(f"a window of ticks in a memory `per {reset.per}`", span)
 
 
+def check_one_copy(m: MemoryBuild, reset: Reset, rule: Rule | None, retain: Node | None, when: Node | None) -> None:
+    """One copy that all rows write: how it is decayed and stepped cannot be each row's own."""
+    if reset.per != "model":
+        return
+    if when is not None:
+        raise m.elab.not_yet("`when` of a memory `per model`", m.node.span)
+    for name, nodes in (("retain", [] if retain is None else [retain]), ("update", rule.nodes() if rule else ())):
+        if any(depends(n, lambda x: x.op in ROWS) for n in nodes):
+            f = m.field(name)
+            message = f"one copy serves all rows (`per model`), and this `{name}` would be another in each of them"
+            help_ = "numbers, `t` and slow weights; what a row's input says goes into `weight`, `key` or `value`"
+            raise m.elab.failure("NF437", message, m.node.span if f is None else f.span, help_)
+
+
+def one_copy(
+    elab: Elaborator,
+    root: Instance,
+    levels: tuple[StepLevel, ...],
+    reading: tuple[TokenLevel, ...],
+    state: tuple[StateSlot, ...],
+) -> None:
+    """What a memory `per model` may stand beside: a step of training reads its batch once, all rows in lockstep."""
+    if all(s.per != "model" for s in state):
+        return
+    span = next(m.span for i in root.streamed() for m in i.memories if m.per == "model")
+    learning = [x for x in levels if x.rule is not None and x.objective is not None]
+    for wrong, what in (
+        (any(s.per == "stream" for s in state), "a memory `per stream`"),
+        (bool(reading), "weights that learn while the module reads"),
+        (any(x.inner is not None for x in learning), "a level that learns inside another's tick"),
+        (len({x.objective for x in learning}) > 1, "levels that learn from several objectives"),
+        (
+            any(x.when is not None or x.clock.name != "step" for x in learning),
+            "`when`, or a clock of its own",
+        ),
+    ):
+        if wrong:
+            raise elab.not_yet(f"a memory `per model` beside {what}", span)
+
+
 def reset_of(m: MemoryBuild, every: int, chunk: int) -> Reset:
     """What the fields `reset` and `keep` say."""
     f = m.field("reset")
@@ -69,7 +114,7 @@ def reset_of(m: MemoryBuild, every: int, chunk: int) -> Reset:
     if word == "never":
         if per == "sequence":
             message = "what is never reset is kept beyond its sequence, and one copy for each sequence cannot be"
-            raise m.elab.failure("NF437", message, f.span, "`per stream`: one for each session")
+            raise m.elab.failure("NF437", message, f.span, "`per stream` (one for each session) or `per model`")
         return Reset(keep=keep, per=per)
     if per != "sequence":
         message = f"`per {per}` keeps the memory beyond its sequence, and this `reset` does not"
@@ -143,4 +188,4 @@ def check_counts(m: MemoryBuild, reset: Reset, rule: Rule | None, fields: list[N
         raise m.elab.not_yet("a rule that counts, or a window, beside `reset where(…)`", m.node.span)
 
 
-__all__ = ["Reset", "check_counts", "check_per", "reset_of", "ticks"]
+__all__ = ["Reset", "check_counts", "check_one_copy", "check_per", "one_copy", "reset_of", "ticks"]

@@ -22,6 +22,7 @@ from nestflow.ir import ops
 from nestflow.ir.rule import Rule, RuleSlot
 
 CHUNK, PENDING, GRAM = "@chunk", "@pending", "@gram"
+MODEL, AGE = "@model.", "@age"  # where the module keeps what is `per model`, and the ticks that it has seen
 UPDATES, TICKS, SINCE = "@updates", "@ticks", "@since"
 
 

@@ -177,8 +177,8 @@ class Templates:
         if env.shared is not None:
             rel, instance, more = place_shared(self.elab, env, rel, instance, site)
         parent.children[rel] = instance
-        if ticks is not None and any(m.per == "stream" for i in instance.walk() for m in i.memories):
-            raise self.elab.not_yet("`per stream` along patches, which begin anew in each example,", site.span)
+        if ticks is not None and any(m.per != "sequence" for i in instance.walk() for m in i.memories):
+            raise self.elab.not_yet("`per` along patches, which begin anew in each example,", site.span)
         if ticks is not None and any(drawn_starts(i) for i in instance.walk()):
             raise self.elab.not_yet("a start that is drawn along patches", site.span)
         if ticks is not None and published(instance):

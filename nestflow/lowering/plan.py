@@ -106,6 +106,9 @@ def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Patter
         if memory.rounds and name not in ("cache", "scan"):
             reasons.append(f"{name}: {memory.turns} updates a tick")
             continue
+        if memory.per == "model" and name not in ("frozen", "scan"):
+            reasons.append(f"{name}: one copy learns from all rows")
+            continue
         found = pattern(memory, errors, setting)
         if isinstance(found, str):
             reasons.append(f"{name}: {found}")

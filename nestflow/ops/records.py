@@ -161,3 +161,9 @@ def by_prefix(prefix: str, x: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 __all__ = ["Record", "average", "by_prefix", "choice", "norm_all", "norm_each", "record", "safe_sqrt", "total"]
+
+
+def of_all(g: Tensor, w: Tensor) -> Tensor:
+    """Gradients [B, ...] of the rows' copies of one state w [B, ...], summed over the rows; each row holds the sum."""
+    g = g if g.ndim == w.ndim else g.unsqueeze(0)
+    return g.expand(w.shape[0], *g.shape[1:]).sum(0, keepdim=True).expand(w.shape[0], *g.shape[1:])

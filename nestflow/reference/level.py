@@ -217,6 +217,11 @@ def error(frame: Frame, one: Learning) -> None:
         aged = [frame.eval(e).abs() for e in m.ages]  # the pairs of a window weigh as they do in g
         one.gram = {n: gram(xs, m.rule.inputs[0], aged) for n, xs in seen.items()}
         one.gram = {n: k if (w := weight[n]) is None else times(w.abs(), k) for n, k in one.gram.items()}
+    if m.per == "model":  # one copy serves all rows: G sums over them (§3)
+        batch = tick.t.shape[0]
+        for sums in (one.g, one.gram):
+            for n, g in sums.items():
+                sums[n] = g.expand(batch, *g.shape[1:]).sum(0, keepdim=True).expand(batch, *g.shape[1:])
     if m.every > 1:  # Σ G over the last N ticks
         keep_pending(frame, one)
 

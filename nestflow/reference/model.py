@@ -42,13 +42,17 @@ class Reference:
         networks: Mapping[str, Any] | None = None,
         seed: int = 0,
         step: int = 0,
+        lasting: Tensors | None = None,
     ) -> None:
-        """seed, step: what the draws of `dropout`, `noise` and `bernoulli` are a function of (§3.10)."""
+        """seed, step: what the draws of `dropout`, `noise` and `bernoulli` are a function of (§3.10). lasting: what
+        memories `per model` hold, path -> [(heads,) *shape], and "@age"; each call goes on from it, and rewrites it."""
         self.seed, self.step, self.given_networks = seed, step, networks
         self.chance = seed, step
         self.networks = Networks(networks or {}, weights, training)
         self.graph, self.weights, self.training = graph, weights, training
         self.heads = {s.path: s.heads for s in graph.state} | {TICKS: None, reading.AGE: None}
+        self.lasting = {} if lasting is None else lasting
+        self.shared = {s.path for s in graph.state if s.per == "model"}
         self.beyond = {s.path for s in graph.state if s.per != "sequence"}  # what a new sequence does not begin anew
 
     # running ---------------------------------------------------------------------------------------
@@ -57,7 +61,7 @@ class Reference:
         """The output for whole sequences from a fresh stream, [B, T, ...], by name where there are several;
         differentiable in weights and inputs."""
         given = self._inputs(args, inputs, self.graph.needed)
-        nested = Nested(self.graph, self.weights, self.training, self.given_networks, None, self.chance)
+        nested = Nested(self.graph, self.weights, self.training, self.given_networks, None, self.chance, self.lasting)
         nodes = self._outputs()
         if any(nested.needed(o) or any(n.op == "slot" and n.type.clock == "N" for n in walk(o)) for o in nodes):
             whole = [nested.value(o, given) for o in nodes]
@@ -91,7 +95,9 @@ class Reference:
     def loss(self, objective: Node, inputs: Mapping[str, Tensor], records: Records | None = None) -> Tensor:
         """An objective of the whole model: one number. records: the tensors of levels that it names."""
         given = self._inputs((), inputs)
-        nested = Nested(self.graph, self.weights, self.training, self.given_networks, records, self.chance)
+        nested = Nested(
+            self.graph, self.weights, self.training, self.given_networks, records, self.chance, self.lasting
+        )
         return nested.value(objective, given).reshape(())
 
     def _ticks(
@@ -103,6 +109,7 @@ class Reference:
         now = dict(start) if state is None else self._inside(state)
         if self.graph.reading or self.beyond:
             now.setdefault(reading.AGE, now[TICKS])
+        now |= self._lasting(batch)
         if self.graph.reading:
             yield from reading.read(self, now, start, inputs, roots, starts)
             return
@@ -123,7 +130,15 @@ class Reference:
             for _ in self._through(dict(now), start, inputs, roots, starts, whole):
                 pass
             whole = whole.again()
-        yield from self._through(now, start, inputs, roots, starts, whole)
+        for values, after in self._through(now, start, inputs, roots, starts, whole):
+            if self.shared:
+                kept = self._outside({p: after[p].detach() for p in (*self.shared, reading.AGE)})
+                self.lasting |= {p: x[0] for p, x in kept.items()}
+            yield values, after
+
+    def _lasting(self, batch: int) -> Tensors:
+        """What memories `per model` hold, seen by each row. Nothing before the first call: they begin."""
+        return self._inside({p: x.expand(batch, *x.shape) for p, x in self.lasting.items()})
 
     def _through(
         self,

@@ -32,7 +32,9 @@ class Nested:
         networks: Mapping[str, Any] | None = None,
         records: Records | None = None,
         chance: tuple[int, int] = (0, 0),
+        lasting: Tensors | None = None,
     ) -> None:
+        self.lasting = lasting  # what memories `per model` hold
         self.chance = chance  # seed and step
         self.graph, self.tensors, self.training, self.networks = graph, dict(tensors), training, networks
         self.outer = records
@@ -86,7 +88,7 @@ class Nested:
 
         from nestflow.reference.model import Reference
 
-        ref = Reference(self.graph, tensors, self.training, self.networks, *self.chance)
+        ref = Reference(self.graph, tensors, self.training, self.networks, *self.chance, lasting=self.lasting)
         given = {n: x for n, x in batch.items() if x is not None}
         return Loss(tensors, given, known, *ref._kind(given), ref.networks, records).eval(node)
 
@@ -131,7 +133,7 @@ class Nested:
         """Calls at every tick; the examples of a task are rows of one tick."""
         from nestflow.reference.model import Reference
 
-        ref = Reference(self.graph, tensors, self.training, self.networks, *self.chance)
+        ref = Reference(self.graph, tensors, self.training, self.networks, *self.chance, lasting=self.lasting)
         given = {n: x for n, x in batch.items() if x is not None}
         read = {n["name"]: n.type.clock for n in walk(*nodes) if n.op == "slot"}
         size = next((given[n].shape[1] for n, clock in read.items() if clock == "N"), None)

@@ -35,8 +35,14 @@ class Slow:
     """The slow clocks of a graph. tensors: slow weights and tensors of levels, by path, as they stand."""
 
     def __init__(
-        self, graph: LevelGraph, tensors: Mapping[str, Tensor], run_length: float | None = None, seed: int = 0
+        self,
+        graph: LevelGraph,
+        tensors: Mapping[str, Tensor],
+        run_length: float | None = None,
+        seed: int = 0,
+        lasting: Tensors | None = None,
     ) -> None:
+        self.lasting, self.entered = {} if lasting is None else lasting, {}  # memories `per model`
         self.graph, self.run_length, self.seed = graph, run_length, seed
         self.tensors: Tensors = {p: x.detach().clone() for p, x in tensors.items()}
         self.first = dict(self.tensors)
@@ -124,14 +130,20 @@ class Slow:
         assert x.objective is not None
         own = {p: w.clone().requires_grad_() for p, w in self.own(x).items()}
         with torch.enable_grad():
-            loss = self.value(x.objective, {**self.tensors, **own}, batch)
+            if x is next(y for y in self.levels if y.objective is x.objective):
+                self.entered, held = dict(self.lasting), self.lasting
+            else:  # levels with the same objective: one reading of the batch
+                held = dict(self.entered)
+            loss = self.value(x.objective, {**self.tensors, **own}, batch, held)
             if not x.texts.value and x.clock.name == "step":
                 self.losses.setdefault(x.name, float(loss.detach()))
             grads = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(own, grads))
 
-    def value(self, node: Node, tensors: Tensors, batch: Mapping[str, Tensor] | None) -> Tensor:
-        """An expression outside flows, with these tensors in place."""
+    def value(
+        self, node: Node, tensors: Tensors, batch: Mapping[str, Tensor] | None, lasting: Tensors | None = None
+    ) -> Tensor:
+        """An expression outside flows, with these tensors in place. lasting: what memories `per model` hold."""
 
         def records(level: str, what: str) -> Tensors:
             x = next(y for y in self.graph.step_levels if y.name == level)
@@ -148,7 +160,9 @@ class Slow:
             if any(n.op in ("call", "slot") for n in walk(node)):
                 raise LookupError("this level learns from the model's inputs, and the tick brings none")
         step = self.counts.get("step", 0)
-        return Reference(self.graph, tensors, training=True, seed=self.seed, step=step).loss(node, given, records)
+        return Reference(self.graph, tensors, training=True, seed=self.seed, step=step, lasting=lasting).loss(
+            node, given, records
+        )
 
     @staticmethod
     def named(x: StepLevel, tensors: Tensors) -> Tensors:

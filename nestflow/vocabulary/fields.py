@@ -167,14 +167,15 @@ _field(
     "reset each(sequence) | each(chunk) | each(MEMORY) | where(CONDITION) | never",
     "When the memory goes back to its start: with each sequence (the default on the token clock), at the first tick of "
     "each chunk, at the first tick after each update of another memory of the level, or where a condition holds. "
-    "`never` needs `per stream`.",
+    "`never` needs `per stream` or `per model`.",
     "reset each(chunk, keep = rule)",
 )
 _field(
     "per",
-    "per sequence | stream",
-    "How many copies there are: one for each sequence (the default), or one for each stream, which goes on when "
-    "a new sequence begins in its row (with `reset never`).",
+    "per sequence | stream | model",
+    "How many copies there are: one for each sequence (the default); one for each stream, which goes on when a new "
+    "sequence begins in its row; or one for the model, which all rows write and the module keeps from call to call "
+    "(both with `reset never`).",
     "per stream",
 )
 _field("keep", "keep rule", "A reset spares the state of the update rule.", "keep rule")

@@ -88,7 +88,7 @@ def test_rows_begin_by_themselves_and_gradients_agree(kind: str) -> None:
     [
         ("objective l2; reset never", "NF437"),
         ("objective l2; per stream; reset each(chunk)", "NF437"),
-        ("objective l2; per model; reset never", "NF490"),
+        ("objective l2; per task; reset never", "NF490"),
         ("per stream; objective windowed(l2, 3)", "NF490"),
         ("objective l2; per street", "NF231"),
     ],
