@@ -37,6 +37,7 @@ class Explanation:
     multiply_adds: int | None
     state: int
     note: str | None
+    per: str = "sequence"
 
 
 def explanations(target: Any) -> list[Explanation]:
@@ -76,11 +77,14 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
         multiply_adds(p, level.size),
         numbers,
         note_of(m, p),
+        m.per,
     )
 
 
 def note_of(m: Memory, p: MemoryPlan) -> str | None:
     """What a user may want to change."""
+    if p.pattern == "scan" and m.every == 1 and m.per == "model":
+        return "each token updates the one copy by what all rows bring: `every 16 tokens` makes it one update of 16"
     if p.pattern == "scan" and m.every == 1:
         if m.chunk == 1:
             return "one update per token, in order: with `chunk 16` the errors of 16 tokens are taken together"
@@ -112,9 +116,10 @@ def text_of(e: Explanation) -> str:
     lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
     lines += [f"  not        {r}" for r in e.reasons]
     if e.multiply_adds is not None:
+        whose = "for the model" if e.per == "model" else f"a {e.per}"
         lines.append(
             f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; "
-            f"{e.state:,} numbers of state a sequence"
+            f"{e.state:,} numbers of state {whose}"
         )
         lines.append(f"  half-life  at the start: {duration(e.half_life)}")
     else:
