@@ -86,6 +86,8 @@ def one_copy(
     if all(s.per != "model" for s in state):
         return
     span = next(m.span for i in root.streamed() for m in i.memories if m.per == "model")
+    if any(s.drawn for s in state if s.per == "model"):
+        raise elab.not_yet("a start that is drawn, of a memory `per model`", span)
     learning = [x for x in levels if x.rule is not None and x.objective is not None]
     for wrong, what in (
         (any(s.per == "stream" for s in state), "a memory `per stream`"),

@@ -163,6 +163,7 @@ def test_saved_copied_and_pickled(tmp_path: Path) -> None:
         ("objective l2; per model; retain sigmoid(x |> linear(1))", "NF437"),
         ("objective l2; per model; when sum(x) > 0", "NF490"),
         ("per model; objective windowed(l2, 3)", "NF490"),
+        ("objective l2; per model; reset never; init normal(0.1)", "NF490"),
         ("objective l2; per worker; reset never", "NF490"),
     ],
 )
