@@ -37,8 +37,15 @@ def pieces_texts(graph: LevelGraph) -> list[str]:
 
 def step_level_text(s: StepLevel, graph: LevelGraph) -> str:
     """A level without slots: when it learns, and what it costs where that is more than one pass forward and back."""
-    what = "tensors of its own" if s.state else "weights"
-    how = f"one torch optimizer, {len(s.weights)} {what}, {step_text(s)}"
+    count = len(s.weights)
+    what = (
+        ("tensor of its own" if count == 1 else "tensors of its own")
+        if s.state
+        else "weight"
+        if count == 1
+        else "weights"
+    )
+    how = f"one torch optimizer, {count} {what}, {step_text(s)}"
     how = "frozen: it never learns" if s.rule is None else how
     if s.inner is not None:
         through = {"truncate": f"through the last {s.inner.keep} updates", "implicit": "at the stationary point"}

@@ -147,6 +147,29 @@ def test_compiled_is_interpreted(text: str) -> None:
             torch.testing.assert_close(w.detach(), slow.tensors[p], rtol=1e-7, atol=1e-11)
 
 
+OWN = {
+    "a number": """level outer { every 1 step; memory weights(net); objective loss; update gd(0.1) }
+level heat { every 1 step; memory scalar; init 0.3; update adam(0.01)
+  objective es(cross_entropy(net(x) / exp(heat), label), sigma = 0.1, pairs = 2) }""",
+    "a copy": """level outer { every 1 step; memory weights(net); objective loss; update gd(0.1) }
+level far { every 2 steps; memory net; init outer; update gd(0.1); when loss > 0; weight 2
+  objective es(cross_entropy(far(x), label) + total((far - before(outer)) ^ 2), sigma = 0.1, pairs = 2) }""",
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_tensors_of_a_levels_own_are_disturbed(name: str) -> None:
+    b = nestflow.compile(NET + OWN[name], dtype="float64", seed=SEED)
+    slow = b.reference_steps()
+    before = {p: w.detach().clone() for p, w in b.module.kept.items()}
+    for _ in range(4):
+        b.step(batch())
+        slow.step(batch())
+        for p, w in {**b.module.weights, **b.module.kept}.items():
+            torch.testing.assert_close(w.detach(), slow.tensors[p], rtol=1e-8, atol=1e-11)
+    assert any((w != before[p]).any() for p, w in b.module.kept.items())
+
+
 def test_a_resumed_run_draws_on(tmp_path: object) -> None:
     level = "level outer { every 1 step; memory weights(net); objective es(loss, 0.1, 2); update adam(0.1) }"
     whole, half = (nestflow.compile(NET + level, dtype="float64", seed=SEED) for _ in range(2))
