@@ -64,7 +64,7 @@ def pull(seeds: Mapping[Node, Node], wrt: Collection[Node]) -> Gradients:
             raise NotDifferentiable(f"`{n.op}` has no derivative inside a memory")
         for a, ga in zip(n.args, rule(n, g)):
             if ga is not None:
-                _add(cotangent, a, ga, active)
+                _add(cotangent, a, repeated(ga, n, a) if n.op in STRETCHING else ga, active)
     for w in wanted:
         if w in cotangent:
             result.dense[w] = filled(cotangent[w], w)
@@ -116,6 +116,20 @@ def fitted(g: Node, like: Node) -> Node:
         if target[at] == 1 and shape[i] != 1:
             g = ops.reduce("sum", g, i, keep=True)
     return g
+
+
+STRETCHING = frozenset(["add", "sub", "mul", "div", "pow", "max", "min", "where"])
+
+
+def repeated(g: Node, n: Node, a: Node) -> Node:
+    """The cotangent of an operand that n stretched, where g itself is short of the stretched axes (the same all along
+    them): their sum is a multiple."""
+    count = 1
+    for i in range(1, len(n.type.shape) + 1):
+        whole, own, given = (x.type.shape[-i] if i <= len(x.type.shape) else 1 for x in (n, a, g))
+        if own == given == 1:
+            count *= whole
+    return g if count == 1 else times(ops.const(float(count)), g)
 
 
 def filled(g: Node, like: Node) -> Node:

@@ -14,8 +14,10 @@ from torch import Tensor
 from nestflow.ops.blocks import at_least_float32
 
 
-def one_hot(i: Tensor, n: int) -> Tensor:
+def one_hot(i: Tensor | int, n: int) -> Tensor:
     """True at the class, [..., n]. A class outside 0 … n − 1 raises IndexError."""
+    if not isinstance(i, Tensor):  # a class that the spec writes
+        i = torch.tensor(i)
     return F.embedding(i, torch.eye(n, device=i.device)).bool()
 
 

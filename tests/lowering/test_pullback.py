@@ -194,3 +194,17 @@ def test_what_has_no_derivative_is_told() -> None:
         from nestflow.ir.node import make
 
         gradient(ops.reduce("sum", make("newton_schulz", (m,), m.type, iters=1)), [m])
+
+
+@pytest.mark.parametrize("op", ["add", "sub", "mul", "div", "max", "min", "pow"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_sum_of_what_was_stretched(op: str, turned: bool) -> None:
+    """The cotangent of a plain sum is a number for all elements: an operand that was stretched counts as often as it
+    stands there."""
+    one = ops.binary("add", ops.const(0.5), ops.reduce("mean", ops.unary("square", x)))
+    rows = ops.binary("add", ops.const(0.5), ops.reduce("mean", ops.unary("square", m), -1, keep=True))
+    objective = ops.reduce("sum", ops.binary(op, *((rows, one) if turned else (one, rows))))
+    given, found = values(), gradient(objective, [x, m])
+    want = torch.autograd.grad(evaluate(objective, given).sum(), [given["x"], given["m"]])
+    for leaf, expected in zip((x, m), want, strict=True):
+        torch.testing.assert_close(evaluate(found.dense[leaf], given), expected, rtol=1e-10, atol=1e-10)
