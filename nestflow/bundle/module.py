@@ -19,7 +19,7 @@ from nestflow.bundle.state import Group, State
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
-from nestflow.graph.slow_state import beginning
+from nestflow.graph.slow.state import beginning
 from nestflow.ir.node import walk
 from nestflow.lowering.patterns.setting import context_of
 from nestflow.ops.runtime import Context

@@ -61,7 +61,7 @@ def _made(
 
 def _check_shapes(rule: Rule, made: StepOptimizer) -> None:
     """Raise NF301 where the rule has an operation that does not fit one of the parameters."""
-    from nestflow.graph.rule_shapes import check_rule
+    from nestflow.graph.rules.shapes import check_rule
 
     shapes = {tuple(w.shape): n for g in made.param_groups for n, w in zip(g["names"], g["params"], strict=True)}
     told = SimpleNamespace(failure=lambda code, message, span=None, help=None: fail(code, message, span, help))

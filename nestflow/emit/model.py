@@ -20,8 +20,8 @@ from nestflow.emit.evolution import emit_estimates
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.inner import emit_inner, inner_levels, prelude
 from nestflow.emit.layout import axes
+from nestflow.emit.levels.reads import emit_pieces, emit_read
 from nestflow.emit.ops import hits
-from nestflow.emit.reads import emit_pieces, emit_read
 from nestflow.emit.repeat import Rolled
 from nestflow.emit.starts import emit_starts, has_starts
 from nestflow.emit.writer import Writer, identifier, place, plain, short_name
@@ -112,7 +112,7 @@ def _emit_instances(root: Instance, plan: Any, writer: Writer, letters: Letters)
         key = body_key(instance, memo)
         if key not in known:
             if instance.kind == "level":
-                from nestflow.emit.level import emit_level
+                from nestflow.emit.levels.level import emit_level
 
                 known[key] = emit_level(instance, plan.levels[instance.path], writer, letters)
             elif instance.kind == "read":

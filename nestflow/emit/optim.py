@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from nestflow.diagnostics.core import fail
-from nestflow.emit.rule_parts import place
-from nestflow.emit.rule_torch import RuleCode, write_rule
+from nestflow.emit.rules.parts import place
+from nestflow.emit.rules.torch import RuleCode, write_rule
 from nestflow.emit.writer import plain
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir import ops

@@ -10,11 +10,11 @@ from __future__ import annotations
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.optim import RuleFile, compress
-from nestflow.emit.rule_parts import key, place
-from nestflow.emit.rule_torch import write_rule
+from nestflow.emit.rules.parts import key, place
+from nestflow.emit.rules.torch import write_rule
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import LevelGraph, TokenLevel
-from nestflow.graph.token_state import shortest
+from nestflow.graph.reading.state import shortest
 from nestflow.ir.node import Node, Type, walk
 from nestflow.ir.rule import SetWeight
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from nestflow.diagnostics.core import fail
 from nestflow.emit.numbers import ATOM, CONDITION, OR, POWER, PRODUCT, SIGN, SUM, Text, is_number, literal, number
-from nestflow.emit.rule_matrices import WRITERS
+from nestflow.emit.rules.matrices import WRITERS
 from nestflow.ir.node import Node, depends, walk
 from nestflow.ir.ops import COMPARE, is_const
 

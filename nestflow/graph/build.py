@@ -14,18 +14,18 @@ from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.evolution import is_es, misplaced
 from nestflow.graph.execution import settings
 from nestflow.graph.expressions import evaluate
+from nestflow.graph.levels.resets import one_copy
 from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, StepLevel, TokenLevel, WeightSpec
 from nestflow.graph.names import check_name, check_slots
 from nestflow.graph.networks import NetworkFacts, check_given, declare, networks
 from nestflow.graph.notes import notes
-from nestflow.graph.resets import one_copy
-from nestflow.graph.rules import RuleBuilder
+from nestflow.graph.reading.loss import TokenLevels, on_tokens
+from nestflow.graph.reading.state import reading_slots
+from nestflow.graph.reading.terms import check_around
+from nestflow.graph.rules.update import RuleBuilder
+from nestflow.graph.slow.steps import StepLevels
 from nestflow.graph.state import state_slots
-from nestflow.graph.steps import StepLevels
 from nestflow.graph.substitute import substitute
-from nestflow.graph.token_loss import TokenLevels, on_tokens
-from nestflow.graph.token_state import reading_slots
-from nestflow.graph.token_terms import check_around
 from nestflow.graph.unused import check_unused
 from nestflow.graph.values import Abort, Quiet, is_record
 from nestflow.ir import ops

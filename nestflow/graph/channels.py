@@ -12,7 +12,7 @@ from nestflow.ir.node import Node, Type
 from nestflow.language import tree
 
 if TYPE_CHECKING:
-    from nestflow.graph.memory import MemoryBuild
+    from nestflow.graph.levels.memory import MemoryBuild
 
 
 def channels(m: MemoryBuild, t: MemoryTensor, value: Node | OnValue, site: tree.Node, what: str) -> Node:

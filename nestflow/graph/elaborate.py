@@ -36,7 +36,7 @@ class Elaborator:
     """Turns a Program (declarations, params, overrides) into instances. One object per build; nothing global."""
 
     def __init__(self, program: Any, given: Mapping[str, Any] | None = None) -> None:
-        from nestflow.graph.clocks import Clocks
+        from nestflow.graph.slow.clocks import Clocks
         from nestflow.graph.templates import Templates
 
         self.program = program

@@ -9,11 +9,11 @@ from nestflow.graph.body import Body
 from nestflow.graph.declarations import bounds
 from nestflow.graph.elaborate import MAX_DEPTH
 from nestflow.graph.expressions import default_of, integer
-from nestflow.graph.level import LEVEL_FIELDS, LevelBuilder
+from nestflow.graph.levels.level import LEVEL_FIELDS, LevelBuilder
+from nestflow.graph.levels.sharing import moved, place_shared, settle_reads
 from nestflow.graph.model import Instance
 from nestflow.graph.published import published
 from nestflow.graph.scope import Builder, Env
-from nestflow.graph.sharing import moved, place_shared, settle_reads
 from nestflow.graph.state import drawn_starts
 from nestflow.graph.unrolled import along, called, count, length, within
 from nestflow.graph.values import Partial, Quiet, SharedValue
@@ -23,7 +23,7 @@ from nestflow.language import tree
 
 
 class Templates:
-    """What is made of templates. Flows are run statement by statement; levels are in `nestflow.graph.level`."""
+    """What is made of templates. Flows are run statement by statement; levels are in `nestflow.graph.levels.level`."""
 
     def __init__(self, elab: Any) -> None:
         self.elab = elab

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, cast
 
 from nestflow.diagnostics.core import NestflowError
-from nestflow.graph.rules import RuleBuilder
+from nestflow.graph.rules.update import RuleBuilder
 from nestflow.graph.substitute import text_of
 from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops

@@ -7,7 +7,7 @@ import math
 
 from nestflow.graph.describe import group_name, step_text
 from nestflow.graph.model import Inner, LevelGraph, StepLevel, TokenLevel
-from nestflow.graph.token_state import shortest
+from nestflow.graph.reading.state import shortest
 from nestflow.ir.node import walk
 from nestflow.lowering.pieces import piece_size
 

@@ -129,7 +129,7 @@ def prepared(rule: Rule, memory: Memory, tensor: MemoryTensor) -> tuple[Node, tu
 def debiased(rule: Rule, memory: Memory, n: Node, args: tuple[Node, ...]) -> Node:
     """m / (1 − rᵗ), t the updates of m."""
     retain = args[1]
-    assert retain.op == "const"  # of one that varies the graph keeps the product (nestflow.graph.rule_resets)
+    assert retain.op == "const"  # of one that varies the graph keeps the product (nestflow.graph.rules.resets)
     every = next((s.every for s in rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
     if memory.when is None:
         count = counted(memory, every)

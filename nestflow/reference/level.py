@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nestflow.graph.levels.windows import age_of
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.graph.state import CHUNK, GRAM, PENDING, SINCE, TICKS, UPDATES, keeps_anchor, memory_path
-from nestflow.graph.windows import age_of
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule

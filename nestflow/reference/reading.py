@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.model import TokenLevel
+from nestflow.graph.reading.state import SEGMENT, position, rule_path, shortest
 from nestflow.graph.state import PENDING
-from nestflow.graph.token_state import SEGMENT, position, rule_path, shortest
 from nestflow.ir.node import Node, walk
 from nestflow.reference.cache import Whole
 from nestflow.reference.loss import Loss

@@ -1,0 +1,1 @@
+"""A token-level level as a Python function."""

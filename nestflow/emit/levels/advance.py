@@ -1,0 +1,56 @@
+"""The state of a memory after a piece, by its rule in closed form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nestflow.emit.levels.nodes import per_tick
+from nestflow.emit.levels.rows import starts_of
+from nestflow.emit.levels.rule import RuleCode
+from nestflow.emit.ops import tensor as as_tensor
+from nestflow.graph.state import UPDATES, state_tensors
+from nestflow.lowering.plan import MemoryPlan
+
+if TYPE_CHECKING:
+    from nestflow.emit.levels.level import LevelCode
+
+
+def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
+    """X' = Σ P X + Σ L G from the last row of each state.
+
+    wait: recalls that are still to come start from the old states. These keep their names until then; the lines that
+    give them up are returned."""
+    m = p.memory
+    code.comment(f"the state of `{m.name}` after the piece")
+    kernel = code.writer.use("nestflow.ops.chunk", "advance")
+    if m.when is not None:
+        updates = code.state.names[RuleCode.counter(m, UPDATES)]
+        brings = as_tensor(code.inner, code.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
+        code.writer.line(f"{updates} = {updates} + {brings}.sum(-1)")
+    waiting: list[str] = []
+    for t in state_tensors(m):
+        rule = p.rules[t.path]
+        rows = code.rows.names[code.rows.key(p, t.path)]
+        names = code.state.starts(p, t)
+        errors, g = code.nodes.errors[m.name].get(t.path, ()), code.nodes.dense[m.name].get(t.path)
+        pairs = [f"({code.inner.value(h)}, {code.inner.value(e)})" for h, e in errors]
+        extra = [f"gradient={code.inner.value(g)}"] if g is not None else []
+        extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
+        order = starts_of(rule, m.every)
+        news = []
+        for slot in order:
+            support = rule.support(slot, m.every > 1)
+            starts = [name if other in support else "None" for name, other in zip(names, order)]
+            text = f"({starts[0]},)" if len(starts) == 1 else f"({', '.join(starts)})"
+            news.append(f"{kernel}({', '.join([rows.of[slot], text, *pairs, *extra])})")
+        targets = [code.variable(f"new_{name}") for name in names] if wait else names
+        if wait:
+            waiting += [f"{name} = {new}" for name, new in zip(names, targets)]
+        if len(news) == 1:
+            code.writer.line(f"{targets[0]} = {news[0]}")
+        else:
+            code.writer.line(f"{', '.join(targets)} = (")
+            for new in news:
+                code.writer.line(f"    {new},")
+            code.writer.line(")")
+    return waiting

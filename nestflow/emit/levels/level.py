@@ -1,0 +1,426 @@
+"""A token-level level as a Python function: context for all ticks, one loop over pieces, what it returns.
+
+    def titans(c, p, x_BTD):
+        ...                       keys, values, queries, rates and gates of all tokens
+        for n, k_BHCD, ... in zip(sizes, ...):
+            ...                   errors of the piece, the rule in closed form (or tensor by tensor), recalls, new state
+        ...                       what the level makes of its recalls
+
+c: nestflow.ops.runtime.Context; p: the instance's path with a dot behind it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from nestflow.diagnostics.core import fail
+from nestflow.emit.expr import Emitter, Letters
+from nestflow.emit.layout import tick_axis
+from nestflow.emit.levels.advance import advance
+from nestflow.emit.levels.cache import CacheCode
+from nestflow.emit.levels.facts import keeps_state, looks_at_start, numbers_of, reads_new, where, written
+from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
+from nestflow.emit.levels.rounds import RoundsCode
+from nestflow.emit.levels.rows import Rows
+from nestflow.emit.levels.rule import RuleCode, context_parts
+from nestflow.emit.levels.special import Special
+from nestflow.emit.levels.state import StateNames
+from nestflow.emit.writer import Writer, identifier, plain
+from nestflow.graph.model import Instance
+from nestflow.graph.state import has_dgd
+from nestflow.ir.choices import for_tensor
+from nestflow.ir.construct import number
+from nestflow.ir.node import Node, walk
+from nestflow.lowering.patterns.setting import context_of
+from nestflow.lowering.plan import LevelPlan, MemoryPlan
+
+LOOKBACK = ("short_conv", "previous", "window")
+
+
+def emit_level(instance: Instance, entry: LevelPlan, writer: Writer, letters: Letters | None = None) -> str:
+    """Write the level's function; its name. entry: the level's plan (`lower(graph).levels[instance.path]`)."""
+    return LevelCode(instance, entry, writer, letters or Letters()).write()
+
+
+class LevelCode:
+    """Writes one level."""
+
+    def __init__(self, instance: Instance, plan: LevelPlan, writer: Writer, letters: Letters) -> None:
+        self.instance, self.plan, self.writer, self.letters = instance, plan, writer, letters
+        self.nodes = Nodes(plan)
+        self.splits: list[tuple[str, str]] = []  # loop variable, iterable
+        self.collected: list[tuple[Node, str, str]] = []  # recall, list variable, axis
+        # ticks before the call, as the level's memories count them
+        self.t0 = "c.age0" if any(m.per != "sequence" for m in instance.memories) else "c.t0"
+
+    def write(self) -> str:
+        from nestflow.emit.model import sizes, slot_node
+
+        assert self.instance.result is not None
+        name = self.writer.function_name(self.instance.name.split(".")[-1])
+        slots = [(slot_node(n, t), identifier(n + self.letters.suffix(t)), t) for n, t in self.instance.slots]
+        self.ticks, self.batch = sizes((v, t) for _, v, t in slots)
+        self.outer = Emitter(
+            self.writer,
+            {n: v for n, v, _ in slots},
+            instance=self.instance,
+            letters=self.letters,
+            names=self.readable(),
+            ticks=self.ticks,
+            batch=self.batch,
+            t0=self.t0,
+        )
+        self.outer.sequence = "c.t0"
+        self.cache = CacheCode(self)
+        self.outer.special = self.cache.special
+        header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
+        with self.writer.block(header + where(self.instance)):
+            if self.instance.doc:
+                for line in plain(self.instance.doc.strip()).split("\n"):
+                    self.writer.line("# " + line.strip())
+            self.body()
+        self.writer.line()
+        self.writer.line()
+        return name
+
+    def readable(self) -> list[tuple[str, Node]]:
+        """Names of the text, and the fields of the memories."""
+        found = list(self.instance.names)
+        shared: Counter[Node] = Counter()
+        for m in self.instance.memories:
+            shared.update({number(a) for _, a in numbers_of(m)})
+        for m in self.instance.memories:
+            prefix = f"{m.name}_" if len(self.instance.memories) > 1 else ""
+            for field in ("key", "value", "query"):
+                node = getattr(m, field)
+                if node is not None and node.op not in ("slot", "const"):
+                    found.append((prefix + field, node))
+            for name, a in numbers_of(m):
+                found.append((name if shared[number(a)] > 1 else prefix + name, number(a)))
+        return [(n, x) for n, x in found if x.args]
+
+    def body(self) -> None:
+        result = self.instance.result
+        assert result is not None
+        cached = frozenset(p.memory.name for p in self.plan.caches)
+        pairs = [n for p in self.plan.caches for n in (p.memory.key, p.memory.value) if n is not None]
+        self.front = frontier([result, *pairs], cached)
+        if self.plan.looped:
+            self.loop(result)
+        self.cache.finish()
+        self.look_on()
+        self.writer.line(f"return {self.outer.value(result)}")
+
+    def look_on(self) -> None:
+        """Blocks that look back take their input at every tick, whether their field is used or not."""
+        roots = [n for _, n in self.instance.names]
+        for m in self.instance.memories:
+            roots += context_of(m)
+        seen = set(self.outer.done) | (set(self.inner.done) if self.plan.looped else set())
+        for n in walk(*roots):
+            if self.looks_back(n) and n not in seen and not any(x.op == "recall" for x in walk(n)):
+                self.outer.variable(n)
+
+    def looks_back(self, n: Node) -> bool:
+        return n.op in LOOKBACK or (n.op == "call" and keeps_state(self.instance.child(n["child"])))
+
+    # the loop --------------------------------------------------------------------------------------
+
+    def loop(self, result: Node) -> None:
+        plan, writer, em = self.plan, self.writer, self.outer
+        for p in plan.looped:
+            for r in (p, *p.rounds):
+                self.nodes.learn(r)
+        self.reads = self.nodes.context(self.front)
+        everything = self.roots()
+        loop = looped_nodes(everything)
+        rates = [n for p, t in self.early_rules(loop) for n in self.rows_of(p, t)]
+        roots = [*self.roots(early=self.early_rules(loop))]
+        outside = self.hoisted(roots, loop)
+        em.plan(*outside, *rates, result)
+        for n in outside:
+            em.expression(n)
+        self.state = StateNames(self)
+        self.state.read()
+        chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
+        writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {plan.size})")
+        self.inner = Emitter(
+            writer,
+            letters=self.letters,
+            instance=self.instance,
+            names=self.loop_names(loop),
+            ticks="n",
+            batch=self.batch,
+            t0="t",
+            tick_letter="C",
+        )
+        if self.t0 != "c.t0":  # look-back counts the sequence's ticks
+            self.inner.sequence = f"(t - {self.t0} + c.t0)"
+        self.inner.holder.update(em.holder)
+        self.inner.tails = "c.n"
+        for n in walk(*roots):
+            if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
+                path = f'p + "{n["tail"]}"'
+                writer.line(f"c.n[{path}] = c.s[{path}]")
+            elif n in loop and n.op == "call" and keeps_state(self.instance.child(n["child"])):
+                said = f"`{n['child']}` keeps a state and reads what a memory of its level recalls"
+                raise fail(
+                    "NF523",
+                    said,
+                    n.span,
+                    "this version calls it only on what no memory recalls: in `return`, or before the memory",
+                )
+        self.special = Special(self)
+        self.inner.special = self.special.text
+        self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
+        self.split_context(outside)
+        self.closed_rows(loop)
+        self.open_lists()
+        writer.line(f"t = {self.t0}")
+        with writer.block(self.header()):
+            self.inner.plan(*roots)
+            self.piece()
+        self.close_lists()
+        self.state.write()
+
+    def header(self) -> str:
+        """`for n, k_BHCD, … in zip(sizes, k_BHTD.split(sizes, -2), …):`, on several lines where it is long."""
+        if not self.splits:
+            return "for n in sizes:"
+        variables = ["n", *(v for v, _ in self.splits)]
+        iterables = ["sizes", *(i for _, i in self.splits)]
+        line = f"for {', '.join(variables)} in zip({', '.join(iterables)}):"
+        if len(line) <= 110:
+            return line
+        inner = "".join(f"\n    {i}," for i in iterables)
+        return f"for {', '.join(variables)} in zip({inner}\n):"
+
+    def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
+        """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
+        return [
+            (p, t)
+            for p in self.plan.looped
+            if p.closed
+            for t in p.rules
+            if p.memory.retain_on == "number" and not any(n in loop for n in self.rows_of(p, t))
+        ]
+
+    def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
+        """Everything that the loop evaluates."""
+        roots, done = list(self.reads), {(p.memory.name, t) for p, t in early}
+        for p in (r for q in self.plan.looped for r in (q, *q.rounds)):
+            m = p.memory
+            roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
+            roots += self.nodes.dense[m.name].values()
+            roots += [self.nodes.rate(m, n) for n in (m.when, m.reset_where) if n is not None]
+            if p.closed:
+                roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
+            elif m.rule is not None:
+                roots += [self.nodes.rate(m, n) for n in m.ages if has_dgd(m)]
+                probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
+                for t in probe.tensors:
+                    for s in probe.expressions(t):
+                        roots += [self.nodes.rate(m, n) for n in context_parts(s)]
+                    both = (for_tensor(n, t.path) for n in (m.retain, m.weight, m.when) if n is not None)
+                    roots += [self.nodes.rate(m, n) for n in both]
+        return roots
+
+    def rows_of(self, p: MemoryPlan, tensor: str) -> list[Node]:
+        return list(self.nodes.rule(p, tensor).coefficients())
+
+    def hoisted(self, roots: list[Node], loop: set[Node]) -> list[Node]:
+        """The largest expressions that no state enters: evaluated before the loop, for all ticks at once."""
+        found: dict[Node, None] = {}
+        for n in roots:
+            if n not in loop:
+                found[n] = None
+        for n in walk(*roots):
+            if n in loop:
+                found.update(dict.fromkeys(a for a in n.args if a not in loop))
+        return [n for n in found if n.op != "const"]
+
+    def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
+        named = [(n, x) for n, x in self.readable()]
+        return [(n, y) for (n, _), y in zip(named, self.nodes.context([x for _, x in named])) if y in loop]
+
+    def variable(self, base: str) -> str:
+        """A new name for something that is no node."""
+        name, n = identifier(base), 1
+        while name in self.inner.holder or name in self.outer.holder or name in self.writer._taken:
+            n += 1
+            name = f"{identifier(base)}_{n}"
+        self.inner.holder[name] = None
+        return name
+
+    def split_context(self, outside: list[Node]) -> None:
+        """Loop variables for what was evaluated before the loop."""
+        for n in outside:
+            if not n.type.clock:
+                self.inner.done[n] = self.outer.done[n]
+                continue
+            source = self.outer.variable(n)
+            base = source.removesuffix(self.letters.suffix(n.type))
+            name = self.inner.fresh(base, n.type)
+            self.inner.bind(n, name)
+            self.splits.append((name, f"{source}.split(sizes, {tick_axis(n.type)})"))
+
+    def closed_rows(self, loop: set[Node]) -> None:
+        """Rows of the rules whose rates do not depend on the state: of all pieces before the loop."""
+        for p in self.plan.looped:
+            if p.closed and (p.memory.read != "after" or p.pattern == "delta" or any(r.dgd for r in p.rules.values())):
+                self.rows.lagged.update(self.rows.key(p, tensor) for tensor in p.rules)
+        first = True
+        self.late: list[tuple[MemoryPlan, str]] = []
+        for p in self.plan.looped:
+            if not p.closed:
+                continue
+            for tensor in p.rules:
+                if p.memory.retain_on == "key" or any(n in loop for n in self.rows_of(p, tensor)):
+                    self.late.append((p, tensor))
+                    continue
+                if self.rows.key(p, tensor) in self.rows.names:
+                    continue
+                if first:
+                    length = self.writer.use("nestflow.ops.coefficients", "piece_length")
+                    self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
+                    self.writer.line(f"K = {length}(sizes, {self.plan.size})")
+                    first = False
+                self.rows.write(self.outer, p, tensor, "K", self.t0, pieces=True)
+        for key in list(self.rows.names):
+            self.rows.split(key, self.split_rows)
+
+    def split_rows(self, iterable: str, base: str) -> str:
+        name = self.variable(f"{base}_C")
+        self.splits.append((name, iterable))
+        return name
+
+    def open_lists(self) -> None:
+        for n, _ in zip(self.front, self.reads):
+            name = self.variable("ys" if len(self.front) == 1 else f"{n['memory']}_ys")
+            self.collected.append((n, name, str(tick_axis(n.type))))
+            self.writer.line(f"{name} = []")
+
+    def close_lists(self) -> None:
+        for n, name, axis in self.collected:
+            y = self.outer.fresh("y" if len(self.front) == 1 else n["memory"], n.type)
+            self.writer.line(f"{y} = torch.cat({name}, {axis})")
+            self.outer.bind(n, y)
+
+    # one piece -------------------------------------------------------------------------------------
+
+    def piece(self) -> None:
+        for p in self.state.in_order():
+            self.state.reset(p)
+        for p in self.plan.looped:
+            if p.memory.rule is not None:
+                self.errors(p)
+        said: set[str] = set()
+        for p, tensor in self.late:
+            if self.rows.key(p, tensor) not in self.rows.names:
+                if written(p.memory) not in said:
+                    self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
+                    said.add(written(p.memory))
+                self.rows.write(self.inner, p, tensor, "n", "t", pieces=False)
+        for p in self.plan.looped:
+            self.solved(p)
+        late = [reads_new(y) for y in self.reads]
+        for (_, name, _), y, wait in zip(self.collected, self.reads, late):
+            if wait:
+                self.before_learning(y)
+            else:
+                self.writer.line(f"{name}.append({self.inner.value(y)})")
+        given_up = self.learn(any(late))
+        for (_, name, _), y, wait in zip(self.collected, self.reads, late):
+            if wait:
+                self.writer.line(f"{name}.append({self.inner.value(y)})")
+        for line in given_up:
+            self.writer.line(line)
+        self.state.advance()
+
+    def before_learning(self, y: Node) -> None:
+        """What a recall of the new state uses of the old one, into variables while it is still there."""
+        for n in walk(y):
+            if reads_new(n):
+                for a in n.args:
+                    if not reads_new(a) and any(x.op == "state" for x in walk(a)):
+                        self.inner.variable(a)
+
+    def errors(self, p: MemoryPlan) -> None:
+        """Inputs and errors of the piece; where a delta rule looks at its own state, what it looks with."""
+        m = p.memory
+        if m.decay_first and not p.closed:
+            self.state.decay(p)
+        what = "errors" if len(self.plan.looped) == 1 else f"errors of `{m.name}`"
+        at = " at the chunk's first state" if p.pattern == "chunk" else ""
+        self.comment(f"{what}{at}: objective {m.texts.objective}", m)
+        for tensor, pairs in self.nodes.errors[m.name].items():
+            for _, e in pairs:
+                self.inner.names.setdefault(e, f"e_{identifier(tensor.removesuffix('.weight'))}")
+        for pairs in self.nodes.errors[m.name].values():
+            for h, e in pairs:
+                self.inner.variable(h)
+                for look in looks_at_start(e, h):  # a delta rule uses it again
+                    self.inner.variable(look)
+                if not any(n.op == "solved" for n in walk(e)):
+                    self.inner.variable(e, "e")
+        for g in self.nodes.dense[m.name].values():
+            self.inner.variable(g, "g")
+
+    def solved(self, p: MemoryPlan) -> None:
+        for pairs in self.nodes.errors[p.memory.name].values():
+            for _, e in pairs:
+                self.inner.variable(e, "u")
+
+    def learn(self, wait: bool) -> list[str]:
+        """The new states: closed forms together, then the rules that go tensor by tensor.
+
+        wait: a recall of a new state is still to come; it may go on to a closed form, which starts from the old.
+        """
+        codes = []
+        given_up: list[str] = []
+        for group in self.groups():
+            m = group[0].memory
+            self.comment(f"the errors of `{', '.join(p.memory.name for p in group)}`, summed over the ticks", m.rule)
+            codes.append(RuleCode(self.writer, self.nodes, self.inner, group, self.state.names))
+            codes[-1].gradients()
+            codes[-1].count()
+            codes[-1].prefetch()
+        later = [r for p in self.plan.looped for r in p.rounds]
+        rounds = RoundsCode(self, later)
+        rounds.prepare()
+        for p in self.plan.looped:
+            if p.closed:
+                given_up += advance(self, p, wait=wait)
+        for code in codes:
+            self.update(code)
+        rounds.write()
+        return given_up
+
+    def groups(self, plans: Sequence[MemoryPlan] | None = None) -> list[list[MemoryPlan]]:
+        """Memories that learn by one rule at the same ticks: norms may go over all of them."""
+        groups: dict[object, list[MemoryPlan]] = {}
+        for p in self.plan.looped if plans is None else plans:
+            if not p.closed and p.memory.rule is not None:
+                m = p.memory
+                own = m.reset_where if m.every > 1 else None
+                groups.setdefault((m.rule, m.every, m.when, own), []).append(p)
+        return list(groups.values())
+
+    def comment(self, text: str, node: object = None) -> None:
+        """A comment line that says where in the text it comes from."""
+        self.writer.line(f"# {text}{where(node)}")
+
+    def update(self, code: RuleCode) -> None:
+        m = code.first
+        self.comment("learn: " + written(m), m.rule)
+        if m.every == 1 or m.reset_where is not None:
+            code.update()
+            return
+        with self.writer.block(f"if (t + n) % {m.every} == 0:"):
+            code.update()
+        with self.writer.block("else:"):
+            code.wait()
+
+
+__all__ = ["LevelCode", "emit_level"]

@@ -1,0 +1,144 @@
+"""How the leaves and operations of a level's loop are written (see `nestflow.emit.levels.nodes`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nestflow.emit.expr import ATOM, Expr
+from nestflow.emit.layout import axes, tick_axis
+from nestflow.emit.levels.nodes import state
+from nestflow.emit.ops import tensor
+from nestflow.graph.state import keeps_anchor, state_tensors
+from nestflow.ir.node import Node
+from nestflow.ir.node import Type as NodeType
+
+if TYPE_CHECKING:
+    from nestflow.emit.levels.level import LevelCode
+
+_BACKWARD = {
+    "gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
+    "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")',
+}
+
+
+class Special:
+    """`text(node)` is asked by the loop's Emitter for every node."""
+
+    def __init__(self, level: LevelCode) -> None:
+        self.level, self.em = level, level.inner
+        self.systems: dict[str, str] = {}  # memories that share their keys share the matrix of their system
+        self.table: dict[str, Callable[[Node], str]] = {
+            "state": self.state,
+            "linear_at": self.linear_at,
+            "tensor_at": self.tensor_at,
+            "matrix_at": self.matrix_at,
+            "solved": self.solved,
+            "each_tick": self.each_tick,
+            "last": self.last,
+            "final": self.final,
+            "last_learns": self.last_learns,
+            **dict.fromkeys(_BACKWARD, self.backward),
+        }
+
+    def text(self, n: Node) -> str | None:
+        write = self.table.get(n.op)
+        if write is None:
+            return None
+        for a in n.args:
+            self.em.expression(a)
+        text = write(n)
+        if n.op == "state" or (self.em.uses[n] <= 1 and n not in self.em.names and len(text) < 60):
+            return text
+        base = {"linear_at": "h", "solved": "u"}.get(n.op)
+        return self.em.assign(n, Expr(text, ATOM), base)
+
+    def state(self, n: Node) -> str:
+        return self.level.state.names[n]
+
+    def starts(self, n: Node) -> tuple[str, str]:
+        """The rows a reading needs, and the tuple of its starts."""
+        p = self.level.nodes.plans[n["memory"]]
+        spec = next(t for t in state_tensors(p.memory) if t.path == n["tensor"])
+        names = self.level.state.starts(p, spec)
+        rows = self.level.rows.at(p, n["tensor"], n.get("place", "before"))
+        return rows, f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+
+    def operand(self, a: Node, like: Node, features: int | None = None) -> str:
+        return tensor(self.em, a, like.type, features).text
+
+    def linear_at(self, n: Node) -> str:
+        self.em.writer.use("nestflow.ops.chunk", "linear_at")
+        rows, starts = self.starts(n)
+        x, *factors = n.args
+        pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(factors[::2], factors[1::2])]
+        return f"linear_at({', '.join([self.operand(x, n, 1), rows, starts, *pairs])})"
+
+    def tensor_at(self, n: Node) -> str:
+        self.em.writer.use("nestflow.ops.chunk", "tensor_at")
+        rows, starts = self.starts(n)
+        return f"tensor_at({rows}, {starts}, {self.operand(n.args[0], n)}, {len(n.type.shape)})"
+
+    def matrix_at(self, n: Node) -> str:
+        self.em.writer.use("nestflow.ops.chunk", "matrix_at")
+        rows, starts = self.starts(n)
+        pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(n.args[::2], n.args[1::2])]
+        return f"matrix_at({', '.join([rows, starts, *pairs])})"
+
+    def solved(self, n: Node) -> str:
+        self.em.writer.use("nestflow.ops.delta", "solve_errors")
+        self.em.writer.use("nestflow.ops.delta", "delta_system")
+        rows, starts = self.starts(n)
+        x, h, a, b, *eta = n.args
+        number = NodeType(batch=True, clock="T", heads=n.type.heads)
+        for arg in (x, h, a, *eta):  # they are written twice below
+            if arg.op != "const":
+                self.em.variable(arg)
+        scale, look = tensor(self.em, a, number).text, self.em.done[x].text
+        rate = f", rate={tensor(self.em, eta[0], number).text}" if eta else ""
+        text = f"delta_system({look}, {self.em.done[h].text}, {scale}, {rows}{rate})"
+        if text not in self.systems:
+            self.systems[text] = self.level.variable("system")
+            self.em.writer.line(f"{self.systems[text]} = {text}")
+        values = ", ".join([self.systems[text], look, scale, self.operand(b, n), rows, starts])
+        return f"solve_errors({values}{self.first_look(n)}{rate})"
+
+    def first_look(self, n: Node) -> str:
+        """x W where the errors have computed it already: the piece begins its chunk, so both see one state."""
+        p, x = self.level.nodes.plans[n["memory"]], n.args[0]
+        if not keeps_anchor(p.memory):
+            return ""
+        spec = next(t for t in state_tensors(p.memory) if t.path == n["tensor"])
+        type_ = NodeType(shape=spec.shape, heads=p.memory.heads)
+        now, chunk = (state(p.memory, spec.path, when, type_) for when in ("now", "chunk"))
+        seen = next((d for d in self.em.done if d.op == "linear" and d.args[0] is x and d.args[1] is chunk), None)
+        if seen is None or not self.em.done[seen].text.isidentifier():
+            return ""
+        return f", {self.em.done[seen].text} if {self.state(now)} is {self.state(chunk)} else None"
+
+    def each_tick(self, n: Node) -> str:
+        x, axis = self.em.done[n.args[0]].atom, tick_axis(n.type)
+        text = f"{x}.unsqueeze({axis})"
+        if n.get("one") or self.level.plan.size == 1:
+            return text
+        sizes = ["-1"] * len(axes(n.type)) + ["-1"] * len(n.type.shape)
+        sizes[axis] = "n"
+        return f"{text}.expand({', '.join(sizes)})"
+
+    def last(self, n: Node) -> str:
+        (x,) = n.args
+        return f"{self.em.done[x].atom}[..., -1{', :' * len(x.type.shape)}]"
+
+    def final(self, n: Node) -> str:
+        e = self.em.done[n.args[0]]
+        if self.level.plan.size == 1 or not n.type.clock:
+            return e.atom
+        return f"{e.atom}[..., -1:{', :' * len(n.type.shape)}]"
+
+    def last_learns(self, n: Node) -> str:
+        old, new = (self.em.done[a] for a in n.args)
+        axis = tick_axis(n.type)
+        return f"torch.cat([{old.atom}.narrow({axis}, 0, n - 1), {new.text}], {axis})"
+
+    def backward(self, n: Node) -> str:
+        return _BACKWARD[n.op].format(*(self.em.done[a].text for a in n.args))

@@ -1,0 +1,1 @@
+"""An update rule as torch code."""

@@ -1,0 +1,1 @@
+"""Levels on the token clock: their memories and fields."""

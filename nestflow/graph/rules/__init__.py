@@ -1,0 +1,1 @@
+"""Updates and optimisers: from their text to a rule."""

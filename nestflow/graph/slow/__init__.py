@@ -1,0 +1,1 @@
+"""Levels on slower clocks: steps, declared clocks, levels inside a step."""
