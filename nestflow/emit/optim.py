@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from nestflow.diagnostics.core import fail
 from nestflow.emit.rules.parts import place
-from nestflow.emit.rules.torch import RuleCode, write_rule
+from nestflow.emit.rules.step import RuleCode, write_rule
 from nestflow.emit.writer import plain
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir import ops

@@ -11,7 +11,7 @@ from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.optim import RuleFile, compress
 from nestflow.emit.rules.parts import key, place
-from nestflow.emit.rules.torch import write_rule
+from nestflow.emit.rules.step import write_rule
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import LevelGraph, TokenLevel
 from nestflow.graph.reading.state import shortest
