@@ -82,7 +82,7 @@ def picture(result: dict[str, Any], path: Path) -> None:
         for i, name in enumerate(n for n in members if n in curves):
             axis.plot(curves[name], color=f"C{i % 10}", linestyle="-" if i < 10 else "--", linewidth=1.1, label=name)
         axis.set(title=family, ylim=(low - 0.05, low + 2.2))
-        axis.legend(frameon=False, fontsize=8)
+        axis.legend(frameon=False, fontsize=8, ncols=1 if len(members) < 12 else 2)
         axis.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("step")
     figure.supylabel("bits per byte while training, running mean")
