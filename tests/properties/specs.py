@@ -153,6 +153,8 @@ class Level:
         rule = axis_update(one, p) if one([False] * 7 + [True]) else update(one, number, self.heads, self.optimizers)
         goal = objective(one, other, p.value)
         plain = not any(f.startswith("value [") for f in p.fields)
+        if not plain:
+            rule = rule.replace("w_chunk", "w0")  # not built in rounds
         if plain and "dgd" not in rule and one([False] * 9 + [True]):
             goal = windowed(one, goal)
         p.fields += [f"objective {goal}", f"update {rule}"]
