@@ -33,6 +33,7 @@ from nestflow.train.ngrams import baselines
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "transformer"
+LONGER = 4  # windows of so many times the length trained on are read too, learning and still
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def measure(name: str, run: Run, target: int) -> dict[str, Any]:
         "bpb": history.val[-1][1],
         "without": None,
         "moved": None,
+        "long": None,
         "tokens_per_cpu_s": 0.0,
         "curve": [r.bpb for r in history.records],
     }
@@ -131,6 +133,7 @@ def measure(name: str, run: Run, target: int) -> dict[str, Any]:
         still.module.load_state_dict(b.module.state_dict())
         row["without"] = validation_bpb(still, text.val_M, run.length, run.windows)
         row["moved"] = moved(b, still, text.val_M, run)
+        row["long"] = [validation_bpb(x, text.val_M, LONGER * run.length, 12) for x in (b, still)]
     row["tokens_per_cpu_s"] = speed(b, text.train_N, run)  # last: it goes on training
     row["seconds"] = time.perf_counter() - started
     return row
@@ -190,7 +193,8 @@ def results(run: Run, chosen: list[str], mode: str, out: Path | None) -> dict[st
             out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         off = "" if r["without"] is None else f", {r['without']:.3f} without its memory"
         pace = f"{r['tokens_per_cpu_s']:,.0f} tokens/s, {r['seconds']:.0f} s"
-        print(f"{name:18} {r['bpb']:.3f} bits per byte{off}, {pace}", flush=True)
+        longer = "" if r["long"] is None else ", windows {} times as long: {:.3f} and {:.3f}".format(LONGER, *r["long"])
+        print(f"{name:18} {r['bpb']:.3f} bits per byte{off}{longer}, {pace}", flush=True)
     return found
 
 

@@ -324,9 +324,10 @@ class Bundle:
 
         from nestflow.view.table import level_table
 
-        console = Console(file=io.StringIO(), width=120, color_system=None)
+        text = io.StringIO()
+        console = Console(file=text, width=120, color_system=None)
         console.print(level_table(self.graph, self.how() or None, width=118))
-        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+        return text.getvalue().rstrip()
 
     def __repr__(self) -> str:
         return f"<nestflow.Bundle {self.name}: {sum(w.numel() for w in self.module.weights.values()):,} weights>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 from nestflow._python import allowed, allowing
@@ -64,8 +63,7 @@ def _check_shapes(rule: Rule, made: StepOptimizer) -> None:
     from nestflow.graph.rules.shapes import check_rule
 
     shapes = {tuple(w.shape): n for g in made.param_groups for n, w in zip(g["names"], g["params"], strict=True)}
-    told = SimpleNamespace(failure=lambda code, message, span=None, help=None: fail(code, message, span, help))
-    check_rule(told, rule, shapes, SimpleNamespace(span=rule.span))  # type: ignore[arg-type]
+    check_rule(fail, rule, shapes, rule.span)
 
 
 def _of_levels(
@@ -87,8 +85,10 @@ def _of_levels(
     needed(graph, networks)
     own = next((w.path for w in (*graph.weights, *graph.kept) if w.role != "network"), None)
     objective = next((level for level in graph.step_levels if level.objective is not None), None)
-    if own is not None or objective is not None:
-        what = f"weights of its own (`{own}`)" if own is not None else f"an objective (level `{objective.name}`)"  # type: ignore[union-attr]
+    what = None if objective is None else f"an objective (level `{objective.name}`)"
+    if own is not None:
+        what = f"weights of its own (`{own}`)"
+    if what is not None:
         raise mistake(
             "NF564",
             f"`{graph.name}` has {what}, and an optimizer alone learns from the gradients that you bring.",

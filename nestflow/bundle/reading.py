@@ -238,8 +238,8 @@ class Reader:
                     warnings.filterwarnings("ignore", message="There is a performance drop")
                     values, ended, sums = torch.vmap(row)(weights, before, x, y, ids)
                 return values, ended, {n: v.sum() for n, v in sums.items()}
-            except (RuntimeError, NotImplementedError):  # an operation that cannot: row by row from now on
-                self.reading.batched[0] = False
+            except (RuntimeError, NotImplementedError):
+                pass  # so vmap says that an operation cannot; a fault of the model's own is raised again below
         found = [
             row(
                 {p: w[b] for p, w in weights.items()},
@@ -250,6 +250,8 @@ class Reader:
             )
             for b, last in enumerate([[z[b] for z in y] for b in range(self.rows)])
         ]
+        if self.rows > 1:  # what cannot be done at once is not tried again
+            self.reading.batched[0] = False
         values = [torch.stack([f[0][i] for f in found]) for i in range(len(self.reading.values))]
         ended = {p: torch.stack([f[1][p] for f in found]) for p in before}
         return values, ended, {n: torch.stack([f[2][n] for f in found]).sum() for n in found[0][2]}

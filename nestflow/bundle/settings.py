@@ -42,6 +42,7 @@ def device_of(device: Any) -> torch.device | None:
     try:
         found = torch.device(device)
         torch.empty(0, device=found)
+    # torch has one of these for each way in which a device is not there: its name, its build, its driver, its kind
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as e:
         raise fail(
             "NF518",

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from nestflow.bundle.step_level import Fact, Level
+from nestflow.bundle.step_level import Fact, Level, fact_of
 
 
 class Clocked:
@@ -15,9 +15,14 @@ class Clocked:
     param_groups: list[dict[str, Any]]
     state: Any
     _level: dict[str, type[Level]]
+    _known_facts: dict[tuple[str, str], Fact]
 
     def _facts(self, level: type[Level], group: dict[str, Any]) -> list[Fact]:
-        raise NotImplementedError
+        known = self._known_facts
+        for n, w in zip(group["names"], group["params"]):
+            if (level.name, n) not in known:
+                known[level.name, n] = fact_of(n, w, int(n in level.per_head))
+        return [known[level.name, n] for n in group["names"]]
 
     def count(self, clock: str) -> int:
         """One more tick of a clock; how many it has had."""

@@ -190,16 +190,9 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
                     )
             state.update(level.slots(w, fact))
 
-    def _facts(self, level: type[Level], group: dict[str, Any]) -> list[Fact]:
-        known = self._known_facts
-        for n, w in zip(group["names"], group["params"]):
-            if (level.name, n) not in known:
-                known[level.name, n] = fact_of(n, w, int(n in level.per_head))
-        return [known[level.name, n] for n in group["names"]]
-
     # --- steps -----------------------------------------------------------------------------------------
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  (torch has overloads)
         """One tick of every level, from the gradients in `.grad`. Returns what the closure returns, if there is one."""
         if not self.single_objective:
             raise mistake(

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from nestflow.cli.common import bundle_of, graph_of, set_option, spec_of, write, yes_option
 from nestflow.diagnostics.core import fail
 from nestflow.view import words
+
+if TYPE_CHECKING:
+    from nestflow.bundle.bundle import Bundle
 
 
 @click.command("compile", epilog="Example: nestflow compile hope --set dim=256 -o out/hope")
@@ -66,11 +70,11 @@ def command(
     click.echo(f"  {saved}\n\n{usage(bundle, saved)}")
 
 
-def usage(bundle: object, saved: Path) -> str:
+def usage(bundle: Bundle, saved: Path) -> str:
     """Three lines of Python that use a bundle."""
-    names = [i.name for i in bundle.graph.inputs]  # type: ignore[attr-defined]
+    names = [i.name for i in bundle.graph.inputs]
     batch = ", ".join(f'"{n}": {n}' for n in names)
-    learns = any(s.rule is not None for s in bundle.graph.step_levels)  # type: ignore[attr-defined]
+    learns = any(s.rule is not None for s in bundle.graph.step_levels)
     call = ", ".join(f"{n}={n}" for n in names)
     last = f"b.step({{{batch}}})" if learns else f"b.module({call})"
     load = f'b = nestflow.load("{saved.as_posix()}")'

@@ -133,5 +133,9 @@ def unknown(name: str) -> NestflowError:
         help = f"nestflow calls it `{record.name}`"
     else:
         specs = [n.rsplit(".", 1)[-1] for n in shipped_names()]
-        help = did_you_mean(name, [*WORDS, *SYNTAX, *specs, *shipped_words()]) or "`nestflow specs` lists the specs"
+        takes = [w.name for w in WORDS.values() if any(s.name == name for s in w.slots)]
+        near = did_you_mean(name, [*WORDS, *SYNTAX, *specs, *shipped_words()])
+        help = near or "`nestflow specs` lists the specs"
+        if takes:
+            help = f"it is an argument of {', '.join(f'`{w}`' for w in takes[:5])}: `nestflow explain {takes[0]}`"
     return fail("NF033", f"`{name}` is no word of the language, no code and no shipped spec", help=help)

@@ -29,7 +29,7 @@ def run(call: Callable[[], Any]) -> int:
         return INTERRUPTED
     except OSError as e:
         return _system(e)
-    except Exception as e:
+    except Exception as e:  # a fault of ours: it is told as one, with where to report it, and the trace kept
         return _crash(e)
     return result if isinstance(result, int) else 0
 

@@ -40,4 +40,4 @@ def command(spec: str, output: Path | None, format_: str, overrides: dict[str, s
 
         console().print(level_table(graph))
     else:
-        click.echo(view.render(graph, format_), nl=False)  # type: ignore[arg-type]
+        click.echo(view.render(graph, format_), nl=False)

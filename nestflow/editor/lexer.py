@@ -79,7 +79,7 @@ class NestflowLexer(Lexer):
             at = start + len(piece)
         yield from _between(text, at, len(text))
 
-    def analyse_text(text: str) -> float:  # type: ignore[override]
+    def analyse_text(text: str) -> float:  # type: ignore[override]  (Pygments makes it static itself)
         """How likely a text is a spec."""
         lines = (line.strip() for line in text.splitlines())
         first = next((line for line in lines if line and not line.startswith("#")), "")

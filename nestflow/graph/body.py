@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import NestflowError
+from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.expressions import evaluate, integer, partial
 from nestflow.graph.names import check_name
 from nestflow.graph.scope import Env
@@ -17,6 +18,8 @@ from nestflow.language import tree
 
 if TYPE_CHECKING:
     from nestflow.graph.templates import Templates
+
+STATEMENTS = ("shared", "repeat", "for", "if", "emit", "return")
 
 
 class Body:
@@ -81,12 +84,12 @@ class Body:
         elif isinstance(s, tree.Emit):
             self.published.append((s.name, publish(self.elab, s, self.env)))
         else:
-            raise self.elab.failure(
-                "NF217",
-                "this statement cannot stand in a flow",
-                s.span,
-                "a flow has names, `shared`, `repeat`, `for`, `if`, `emit` and `return`",
-            )
+            self.result = Poison()  # it may be the `return` that was meant
+            known = "a flow has names, `shared`, `repeat`, `for`, `if`, `emit` and `return`"
+            word = s if isinstance(s, tree.Field) else None
+            near = did_you_mean(word.name, STATEMENTS) if word else None
+            span = (word.name_span if word else None) or s.span
+            raise self.elab.failure("NF217", "this statement cannot stand in a flow", span, near or known)
 
     def loop(self, s: tree.For) -> None:
         check_name(self.elab, s.variable, s.span)

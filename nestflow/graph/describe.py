@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import Iterable
 from itertools import chain
 
-from nestflow.graph.describe_rules import reading_edges, reading_rows, slot_span, slot_texts
+from nestflow.graph.describe_rules import AddEdge, reading_edges, reading_rows, slot_span, slot_texts
 from nestflow.graph.model import (
     Edge,
+    EdgeKind,
     FlowBox,
     Instance,
     LevelInfo,
@@ -239,9 +240,9 @@ def edges(
     tokens: tuple[TokenLevel, ...] = (),
 ) -> tuple[Edge, ...]:
     """The four kinds of edge, each once per pair of rows."""
-    found: dict[tuple[str, str, str], str] = {}
+    found: dict[tuple[EdgeKind, str, str], str] = {}
 
-    def add(kind: str, source: str, target: str, label: str = "") -> None:
+    def add(kind: EdgeKind, source: str, target: str, label: str = "") -> None:
         if source != target or kind == "generates":
             old = found.get((kind, source, target))
             labels = [] if not old else old.split(", ")
@@ -256,7 +257,7 @@ def edges(
             _level_edges(i, m, add)
     _step_edges(root, steps, add)
     reading_edges(steps, tokens, add)
-    return tuple(Edge(k, s, t, label) for (k, s, t), label in found.items())  # type: ignore[arg-type]
+    return tuple(Edge(k, s, t, label) for (k, s, t), label in found.items())
 
 
 def _answering(level: Instance) -> Memory:
@@ -266,7 +267,7 @@ def _answering(level: Instance) -> Memory:
     return next((m for m in level.memories if m.name in read), level.memories[-1])
 
 
-def _level_edges(i: Instance, m: Memory, add: object) -> None:
+def _level_edges(i: Instance, m: Memory, add: AddEdge) -> None:
     fields = {"key": m.key, "value": m.value, "query": m.query, "gate": m.retain}
     for r in m.rounds:
         fields |= {f"key {r.turn + 1}": r.key, f"value {r.turn + 1}": r.value}
@@ -276,30 +277,30 @@ def _level_edges(i: Instance, m: Memory, add: object) -> None:
         for n in walk(node) if node is not None else ():
             if n.op == "recall" and n["mode"] == "chunk":
                 source = next(x for x in i.memories if x.name == n["memory"])
-                add("generates", row_name(i, source), row_name(i, m), label)  # type: ignore[operator]
+                add("generates", row_name(i, source), row_name(i, m), label)
     for slot in m.rule.slots if m.rule else ():
         if not slot.name.endswith(".pending"):
-            add("optimises", f"{row_name(i, m)}.{slot.name}", row_name(i, m))  # type: ignore[operator]
+            add("optimises", f"{row_name(i, m)}.{slot.name}", row_name(i, m))
     for t in m.function.tensors if m.function is not None else ():
         if t.source is not None:
             source = next(x for x in i.memories if x.name == t.source[0])
-            add("initialises", row_name(i, source), row_name(i, m), "start")  # type: ignore[operator]
+            add("initialises", row_name(i, source), row_name(i, m), "start")
 
 
-def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> None:
+def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: AddEdge) -> None:
     for s in steps:
         for slot in s.rule.slots if s.rule else ():
             if not slot.name.endswith(".pending"):
-                add("optimises", f"{s.name}.{slot.name}", s.name)  # type: ignore[operator]
+                add("optimises", f"{s.name}.{slot.name}", s.name)
         table = {p: x.name for x in steps for p in x.weights}
         for source in dict.fromkeys(table[p] for _, p in s.start if p in table):
-            add("initialises", source, s.name, "start")  # type: ignore[operator]
+            add("initialises", source, s.name, "start")
         for n in walk(s.objective) if s.objective is not None else ():
             if n.op == "record" and n["level"] != s.name:
                 kind = "generates" if s.texts.value else "context"
-                add(kind, n["level"], s.name, "value" if s.texts.value else "objective")  # type: ignore[operator]
+                add(kind, n["level"], s.name, "value" if s.texts.value else "objective")
             elif n.op == "call" and n["child"] in {x.name for x in steps} - {s.name}:
-                add("context", n["child"], s.name, "objective")  # type: ignore[operator]
+                add("context", n["child"], s.name, "objective")
     owner = {p: s.name for s in steps for p in s.weights}
     for i in level_instances(root):
         for m in i.memories:
@@ -313,10 +314,10 @@ def _step_edges(root: Instance, steps: tuple[StepLevel, ...], add: object) -> No
                     elif w.role == "weight":
                         owners["generates"].add(owner[full])
             for s in owners["initialises"]:
-                add("initialises", s, row_name(i, m), "start")  # type: ignore[operator]
+                add("initialises", s, row_name(i, m), "start")
             if m is i.memories[0]:
                 for s in owners["generates"]:
-                    add("generates", s, row_name(i, m), "projections")  # type: ignore[operator]
+                    add("generates", s, row_name(i, m), "projections")
 
 
 def _own_parts(root: Instance, steps: tuple[StepLevel | TokenLevel, ...]) -> dict[str, str]:

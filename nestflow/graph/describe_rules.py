@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from nestflow.diagnostics.core import Span
-from nestflow.graph.model import LevelInfo, StepLevel, Texts, TokenLevel, WeightSpec
+from nestflow.graph.model import EdgeKind, LevelInfo, StepLevel, Texts, TokenLevel, WeightSpec
 from nestflow.ir.rule import Rule, RuleSlot, SlotUpdate
+
+
+class AddEdge(Protocol):
+    """Notes an edge between two rows of the level table."""
+
+    def __call__(self, kind: EdgeKind, source: str, target: str, label: str = "") -> None: ...
 
 
 def slot_span(rule: Rule | None, name: str) -> Span | None:
@@ -50,15 +57,15 @@ def reading_rows(
     return rows
 
 
-def reading_edges(steps: tuple[StepLevel, ...], tokens: tuple[TokenLevel, ...], add: object) -> None:
+def reading_edges(steps: tuple[StepLevel, ...], tokens: tuple[TokenLevel, ...], add: AddEdge) -> None:
     """Where weights that are learned while reading start: at a slower level's state."""
     owner = {p: s.name for s in steps for p in s.weights}
     for x in tokens:
         for slot in x.rule.slots:
             if not slot.name.endswith(".pending"):
-                add("optimises", f"{x.name}.{slot.name}", x.name)  # type: ignore[operator]
+                add("optimises", f"{x.name}.{slot.name}", x.name)
         for source in dict.fromkeys([x.init] if x.init else [owner[p] for p in x.starts if p in owner]):
-            add("initialises", source, x.name, "start")  # type: ignore[operator]
+            add("initialises", source, x.name, "start")
 
 
-__all__ = ["reading_edges", "reading_rows", "slot_span", "slot_texts"]
+__all__ = ["AddEdge", "reading_edges", "reading_rows", "slot_span", "slot_texts"]

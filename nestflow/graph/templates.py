@@ -323,6 +323,11 @@ class Templates:
         if not isinstance(shared.value.target, tree.Level):
             message = f"`{shared.path}` is no level: it has no memory to read"
             raise self.elab.failure("NF421", message, site.span, "`shared m = titans`; then `m.read(x)` beside `m(x)`")
+        if not args and not kwargs:
+            message = f"`{shared.path}.read` is asked with nothing"
+            raise self.elab.failure(
+                "NF214", message, site.span, f"give it what the level takes: `{shared.path}.read(x)`"
+            )
         shared.reads += 1
         return self.shared(shared, args, kwargs, env, site, reading=True)
 

@@ -63,6 +63,7 @@ Rules only: norm_all(x) l2 norm over all weights of the level; total(x); debias(
 
 from __future__ import annotations
 
+# an index of rooms: callers write `ops.linear(…)` and need not know which room has it
 from nestflow.ir.algebra import *  # noqa: F403
 from nestflow.ir.chance import *  # noqa: F403
 from nestflow.ir.elementwise import *  # noqa: F403

@@ -213,7 +213,8 @@ def extend(base: Body, changes: Body, errors: Collector, replaced: list[Replacem
         names = names_of(change)
         at = [i for i, s in enumerate(out) if set(names) & set(names_of(s))]
         if isinstance(change, T.Template):
-            if not at or not isinstance(out[at[0]], T.Template):
+            old = out[at[0]] if at else None
+            if not isinstance(old, T.Template):
                 known = [n for s in out if isinstance(s, T.Template) for n in names_of(s)]
                 errors.error(
                     "NF016",
@@ -222,7 +223,7 @@ def extend(base: Body, changes: Body, errors: Collector, replaced: list[Replacem
                     did_you_mean(change.name, known) or "define it outside `extends`",
                 )
                 continue
-            out[at[0]] = _extend_template(out[at[0]], change, errors, replaced)  # type: ignore[arg-type]
+            out[at[0]] = _extend_template(old, change, errors, replaced)
         elif isinstance(change, T.Param) and not at:
             known = [s.name for s in out if isinstance(s, T.Param)]
             errors.error(
@@ -271,7 +272,8 @@ def _extend_body(base: Body, changes: Body, errors: Collector, replaced: list[Re
         key = _key(change)
         at = next((i for i, s in enumerate(out) if key and _key(s) == key), None)
         if isinstance(change, T.MemoryPart):
-            if at is None:
+            old = None if at is None else out[at]
+            if at is None or not isinstance(old, T.MemoryPart):
                 known = [s.name for s in out if isinstance(s, T.MemoryPart)]
                 errors.error(
                     "NF016",
@@ -280,11 +282,10 @@ def _extend_body(base: Body, changes: Body, errors: Collector, replaced: list[Re
                     did_you_mean(change.name, known) or "a level derived by `extends` keeps its memories",
                 )
             else:
-                old = out[at]
                 name = f"{inside}.{change.name}"
-                body = _extend_body(old.body, change.body, errors, replaced, name)  # type: ignore[union-attr]
+                body = _extend_body(old.body, change.body, errors, replaced, name)
                 out[at] = replace(change, body=body)
-                if old.kind != change.kind:  # type: ignore[union-attr]
+                if old.kind != change.kind:
                     replaced.append(Replacement(name, old, change))
         elif at is not None:
             replaced.append(Replacement(f"{inside}.{key[0].removeprefix('field ')}", out[at], change))

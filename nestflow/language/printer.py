@@ -84,7 +84,7 @@ def _widths(body: Body, top: bool) -> list[int]:
         if i < len(body) and isinstance(body[i], T.Param) and not (i > start and (body[i].blank or body[i].comments)):
             continue
         group = range(start, i)
-        width = max((len(body[j].name) for j in group), default=0)  # type: ignore[attr-defined]
+        width = max((len(s.name) for s in body[start:i] if isinstance(s, T.Param)), default=0)
         for j in group:
             widths[j] = width
         start = i if i < len(body) and isinstance(body[i], T.Param) else i + 1

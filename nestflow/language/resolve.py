@@ -246,7 +246,7 @@ def _value(name: str, value: Override, is_text: bool = False) -> T.Expr:
         if isinstance(value, str)
         else repr(value)
     )
-    if not isinstance(value, (str, int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(value, (str, int, float)):  # pyright: ignore[reportUnnecessaryIsInstance]  (callers have no types)
         raise fail(
             "NF018",
             f"the value set for `{name}` is a {type(value).__name__}",

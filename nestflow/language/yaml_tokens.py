@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import yaml
@@ -105,11 +106,8 @@ class Writer:
         """`({a: 1})` for an entry that begins with `{`, which after a field's name could be a body."""
         if not tokens or tokens[0].type != "LBRACE":
             return tokens
-        i = depth = 0
-        for i, t in enumerate(tokens):  # noqa: B007
-            depth += (t.type == "LBRACE") - (t.type == "RBRACE")
-            if depth == 0:
-                break
+        depths = accumulate((t.type == "LBRACE") - (t.type == "RBRACE") for t in tokens)
+        i = next((i for i, depth in enumerate(depths) if depth == 0), len(tokens) - 1)
         first, last = tokens[0], tokens[i]
         return [
             Token("LPAR", "(", first.start, first.start, self.source),

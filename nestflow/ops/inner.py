@@ -108,7 +108,7 @@ class _Stationary(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *v: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *v: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  (once_differentiable has no types)
         gradients, names, paths, iters, copies = ctx.setting
         tensors = [x.detach().requires_grad_() for x in ctx.saved_tensors]
         own, others = tensors[: len(names)], tensors[len(names) :]

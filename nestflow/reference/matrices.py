@@ -68,7 +68,8 @@ class Iterated(torch.autograd.Function):
         return x
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (g,) = grads
         a, x = ctx.saved_tensors
         u = Iterated.apply(a, g, ctx.iters)
         return (-(u @ x.mT)).sum_to_size(ctx.shapes[0]), u.sum_to_size(ctx.shapes[1]), None
@@ -101,7 +102,8 @@ class Root(torch.autograd.Function):
         return vectors @ torch.diag_embed(values ** (1 / p)) @ vectors.mT
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (g,) = grads
         (a,) = ctx.saved_tensors
         values, vectors = eigen(a)
         i, j = values.unsqueeze(-1), values.unsqueeze(-2)

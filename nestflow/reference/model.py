@@ -78,8 +78,9 @@ class Reference:
         given, outputs = self._inputs((), inputs, self.graph.needed), []
         before = None if state is None else {p: x.detach() for p, x in state.items()}
         after: Tensors = {}
-        for values, after in self._ticks(before, given, self._outputs(), starts):  # noqa: B007
+        for values, now in self._ticks(before, given, self._outputs(), starts):
             outputs.append(values)
+            after = now
         return self._named(outputs), self._outside(after)
 
     def trace(self, *args: Tensor, **inputs: Tensor) -> Iterator[Tensors]:

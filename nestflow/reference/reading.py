@@ -44,6 +44,7 @@ class Reader:
         self.snapshots = [p for p in self.snapshots if p in start]
         self.kept = {s.path for s in model.graph.state if s.per != "sequence"}
         self.device = now[T].device
+        self.still: Tensors = {}  # inputs without ticks, as this call gives them
         self.needed = {n: c for n, c in clocks.items() if n in model.graph.needed}  # of a segment that is run again
         self.whole = Whole(torch.zeros_like(now[T]))
 
@@ -199,10 +200,12 @@ class Reader:
     def update(self, x: TokenLevel, age: int) -> Tensors:
         """Δ, s = update(g, …): the steps are constants, and `retain` carries slower gradients."""
         ticks, now = position(self.levels, x, age), self.now
-        keep = lambda a: a  # noqa: E731
-        if x.retain is not None:
-            gate = Loss(self.model.weights, {}, {}, self.dtype, self.device).eval(x.retain)
-            keep = lambda a: times(gate, a)  # noqa: E731
+        known = Loss(self.model.weights, {}, {}, self.dtype, self.device)
+        gate = None if x.retain is None else known.eval(x.retain)
+
+        def keep(a: Tensor) -> Tensor:
+            return a if gate is None else times(gate, a)
+
         ones: dict[str, Weight] = {}
         for p in x.weights:
             path = f"{x.name}.{p}"
@@ -232,8 +235,6 @@ class Reader:
             if not x.keep_rule:
                 for s, v in start_slots(x.rule, p, a).items():
                     self.now[rule_path(x, s, p)] = v
-
-    still: Tensors = {}  # noqa: RUF012 - inputs without ticks: as this call gives them
 
 
 def start(model: Reference, state: Tensors, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:

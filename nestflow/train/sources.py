@@ -168,7 +168,8 @@ def measure(
 def _add(sums: dict[str, list[float]], found: Mapping[str, Any], rows: int) -> None:
     for name, value in found.items():
         if isinstance(value, tuple):  # hits, of how many
-            right, count = (float(v) for v in value)  # type: ignore[reportUnknownArgumentType]
+            hits: tuple[Any, Any] = value
+            right, count = float(hits[0]), float(hits[1])
         else:
             terms: Any = found.get(f"accuracy of {name}")
             count = float(terms[1]) if terms is not None else float(rows)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nestflow.graph.model import LevelGraph
 
-Format = Literal["svg", "html", "mermaid", "dot", "terminal"]
 SUFFIXES = {
     ".svg": "svg",
     ".html": "html",
@@ -23,8 +22,8 @@ SUFFIXES = {
 __all__ = ["SUFFIXES", "render", "save", "write_html", "write_png", "write_svg"]
 
 
-def render(graph: LevelGraph, format: Format = "terminal") -> Any:
-    """The picture in one format: text for svg, html, mermaid and dot, something rich can print for terminal.
+def render(graph: LevelGraph, format: str = "terminal") -> Any:
+    """The picture as svg, html, mermaid or dot (text), or for the terminal (something rich can print).
 
     A PNG is bytes in a file: see `save`. Raises NestflowError NF030 for a format that is not known.
     """
@@ -58,7 +57,7 @@ def save(graph: LevelGraph, path: str | Path) -> Path:
 
         to_png(graph, path)
     else:
-        path.write_text(render(graph, format), encoding="utf-8")  # type: ignore[arg-type]
+        path.write_text(render(graph, format), encoding="utf-8")
     return path
 
 

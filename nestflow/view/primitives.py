@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nestflow.view import theme
 from nestflow.view.layout import Lane
@@ -78,8 +79,8 @@ class Scene:
     styles: dict[str, Style] = field(default_factory=dict)
 
 
-def _pair(colour: dict[theme.Theme, str] | dict[str, str]) -> tuple[str, str]:
-    return colour["light"], colour["dark"]  # type: ignore[index]
+def _pair(colour: Mapping[Any, str]) -> tuple[str, str]:
+    return colour["light"], colour["dark"]
 
 
 INK, SOFT, FAINT, CARD, PAPER = (_pair(c) for c in (theme.INK, theme.SOFT, theme.FAINT, theme.CARD, theme.PAPER))

@@ -23,7 +23,8 @@ class Route:
 def at(curve: Curve, t: float) -> Point:
     """The point of a cubic curve at t in [0, 1]."""
     a, b, c, d = (1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3
-    return tuple(a * p + b * q + c * r + d * s for p, q, r, s in zip(*curve))  # type: ignore[return-value]
+    x, y = (a * p + b * q + c * r + d * s for p, q, r, s in zip(*curve))
+    return x, y
 
 
 def straight(a: Point, b: Point) -> Curve:

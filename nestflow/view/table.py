@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.model import LevelGraph, LevelInfo
 from nestflow.view import theme, words
@@ -79,13 +79,13 @@ def _ordered(graph: LevelGraph) -> list[LevelInfo]:
     for i, v in enumerate(graph.levels):
         first.setdefault((lane_key(v), v.parent), i)
 
-    def place(item: tuple[int, LevelInfo]) -> tuple[object, ...]:
+    def place(item: tuple[int, LevelInfo]) -> tuple[Any, ...]:
         i, v = item
         if v.parent is None:
             return lane_key(v), i, 0, 0
         return lane_key(v), home.get(v.parent, first[(lane_key(v), v.parent)]), 1, i
 
-    return [v for _, v in sorted(enumerate(graph.levels), key=place)]  # type: ignore[arg-type]
+    return [v for _, v in sorted(enumerate(graph.levels), key=place)]
 
 
 def _widths(head: list[str], cells: list[list[str]], width: int) -> list[int]:

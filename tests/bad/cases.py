@@ -178,6 +178,12 @@ CHANGES: list[tuple[str, str, str]] = [
     ("weights that nobody owns", "weights(model)", 'weights(model, "block.**")'),
     ("a level as a memory", "memory mlp(depth = 2, expand = 2)", "memory outer"),
     ("a key that looks ahead", "key x |> linear |> l2norm", "key next(x) |> linear |> l2norm"),
+    ("a misspelt return of a flow", "return x + titans(rmsnorm(x))", "retrun x + titans(rmsnorm(x))"),
+    (
+        "a read of nothing",
+        "return x + titans(rmsnorm(x))",
+        "shared m = titans; h = m.read(); return x + m(rmsnorm(x)) + h",
+    ),
     ("a read that is not there", "  objective l2\n", "  objective l2\n  read sometimes\n"),
     ("no output", "output model(tokens)\n", ""),
     ("an output of a name that is not there", "output model(tokens)", "output mdl(tokens)"),

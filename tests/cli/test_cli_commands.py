@@ -197,6 +197,7 @@ def test_explain_words_and_codes(here):
     assert "optimizer adam(" in run("explain", "adam").stdout
     assert "nestflow calls it `l2`" in run("explain", "mse", code=1).stderr
     assert "did you mean" in run("explain", "l2nrom", code=1).stderr
+    assert "argument of `cache`" in run("explain", "prefix", code=1).stderr
     assert "NF001" in run("explain", "nf001").stdout
     assert "NF033" in run("explain", "NF000", code=1).stderr
 

@@ -51,6 +51,7 @@ SLIPS: dict[str, tuple[str, str, str]] = {
     "field of another word": ("key       x", "keys       x", "NF221"),
     "misspelt slot": ("beta = ", "betta = ", "NF202"),
     "misspelt slot whose name stands elsewhere": ("bias = true", "bais = true", "NF202"),
+    "misspelt return": ("  return x |> linear(256", "  retrun x |> linear(256", "NF217"),
     "misspelt keyword": ("level outer", "levle outer", "NF117"),
     "keyword of another language": ("flow model(tokens) {", "def model(tokens) {", "NF117"),
     "let": ("  x = embed", "  let x = embed", "NF117"),

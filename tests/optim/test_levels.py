@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nestflow.diagnostics.core import NestflowError
+from tests.oracles.optim import newton_schulz
 
 from .driving import draw, drive, feed, level_optimizer
 
@@ -180,14 +181,6 @@ HEADS = """level mix(x) {
 level a { memory weights(net); objective loss; update RULE }"""
 
 
-def orthogonal(x: Tensor) -> Tensor:
-    y = x / max(float(x.norm()), 1e-7)
-    for _ in range(5):
-        gram = y @ y.T
-        y = 3.4445 * y + (-4.7750 * gram + 2.0315 * gram @ gram) @ y
-    return y
-
-
 def test_a_weight_with_heads_is_many_weights_to_the_rule() -> None:
     """Newton-Schulz, rows and ndim see each head's matrix; a head's gain is a vector."""
     opt, weights = level_optimizer(
@@ -203,7 +196,7 @@ def test_a_weight_with_heads_is_many_weights_to_the_rule() -> None:
             heads += 1
             scale = math.sqrt(max(1.0, shapes[n][1] / shapes[n][2]))
             want = torch.stack(
-                [s * (1 - 0.05) - 0.1 * scale * orthogonal(g) for s, g in zip(start[n], grads[n], strict=True)]
+                [s * (1 - 0.05) - 0.1 * scale * newton_schulz(g) for s, g in zip(start[n], grads[n], strict=True)]
             )
         elif n.endswith("rmsnorm.weight"):
             gains += 1

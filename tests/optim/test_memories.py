@@ -13,6 +13,7 @@ import nestflow
 from nestflow.bundle.curvature import signs
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.build import optimizer_rule
+from tests.oracles.optim import newton_schulz
 
 from .driving import draw, drive, level_optimizer, parameters
 from .test_shapes import SHAPES, own, shipped_against_interpreter
@@ -70,14 +71,6 @@ def test_plastic_is_bounded_twice() -> None:
     shipped_against_interpreter("plastic", 8, lr=0.3, bound=0.5, trust=0.2)
 
 
-def orthogonal(x: Tensor) -> Tensor:
-    y = x / max(float(x.norm()), 1e-7)
-    for _ in range(5):
-        gram = y @ y.T
-        y = 3.4445 * y + (-4.7750 * gram + 2.0315 * gram @ gram) @ y
-    return y
-
-
 def test_deep_momentum_learns_by_its_objective() -> None:
     """A and B by autograd of −Σ⟨M(u), u⟩/rows, M(x) = x + tanh(x Aᵀ) Bᵀ."""
     params = parameters(shapes=[(5, 7)])
@@ -93,7 +86,7 @@ def test_deep_momentum_learns_by_its_objective() -> None:
         loss = -((u + torch.tanh(u @ a.T) @ b.T) * u).sum() / 5
         da, db = torch.autograd.grad(loss, (a, b))
         a, b = (0.9 * a - 0.3 * da).detach(), (0.9 * b - 0.3 * db).detach()
-        w = w - 0.02 * orthogonal(u + torch.tanh(u @ a.T) @ b.T)
+        w = w - 0.02 * newton_schulz(u + torch.tanh(u @ a.T) @ b.T)
     torch.testing.assert_close(params[0].detach(), w, rtol=1e-8, atol=1e-8)
     shipped_against_interpreter("deep_momentum", 8, SHAPES, lr=0.02, hidden=6)
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import nestflow
+from tests.oracles.optim import newton_schulz
 
 from .driving import draw, drive, feed, level_optimizer, parameters
 
@@ -29,22 +30,11 @@ def lion(w: Tensor, g: Tensor, s: State, t: int) -> Tensor:
     return w - 0.01 * step
 
 
-def orthogonal(x: Tensor) -> Tensor:
-    if x.ndim < 2:
-        return x
-    a, b, c = 3.4445, -4.7750, 2.0315
-    y = x / max(float(x.norm()), 1e-7)
-    for _ in range(5):  # on the rows, whichever side is shorter: the polynomial is the same
-        gram = y @ y.T
-        y = a * y + (b * gram + c * gram @ gram) @ y
-    return y
-
-
 def muon(w: Tensor, g: Tensor, s: State, t: int) -> Tensor:
     s["m"] = 0.95 * s.get("m", torch.zeros_like(w)) + 0.05 * g
     n = 0.05 * g + 0.95 * s["m"]
     rows, cols = (*w.shape, 1, 1)[:2] if w.ndim < 2 else w.shape
-    return w * (1 - 0.02 * 0.1) - 0.02 * math.sqrt(max(1.0, rows / cols)) * orthogonal(n)
+    return w * (1 - 0.02 * 0.1) - 0.02 * math.sqrt(max(1.0, rows / cols)) * newton_schulz(n)
 
 
 def m3(w: Tensor, g: Tensor, s: State, t: int) -> Tensor:
@@ -56,8 +46,8 @@ def m3(w: Tensor, g: Tensor, s: State, t: int) -> Tensor:
     s["kept"].append(g)
     s["fast"] = s.get("fast", torch.zeros_like(w)) + 0.9 * g
     s["power"] = s.get("power", torch.zeros_like(w)) + 0.5 * g * g
-    slow = orthogonal(s.get("slow", torch.zeros_like(w)))
-    return w - 0.01 * (orthogonal(s["fast"]) + 0.7 * slow) / (s["power"].sqrt() + 1e-8)
+    slow = newton_schulz(s.get("slow", torch.zeros_like(w)))
+    return w - 0.01 * (newton_schulz(s["fast"]) + 0.7 * slow) / (s["power"].sqrt() + 1e-8)
 
 
 def schedule_free(w: Tensor, g: Tensor, s: State, t: int) -> Tensor:

@@ -15,6 +15,7 @@ from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import NestflowError
 from nestflow.graph.build import optimizer_rule
 from nestflow.reference import init_slots, run_rule
+from tests.oracles.optim import newton_schulz
 
 from .driving import draw, drive, parameters
 
@@ -61,19 +62,12 @@ def test_compiled_is_interpreted(name: str) -> None:
 def m3_ema(g: list[Tensor], period: int) -> list[Tensor]:
     """m3 with averages, written out: the steps from these gradients."""
 
-    def orthogonal(x: Tensor) -> Tensor:
-        y = x / max(float(x.norm()), 1e-7)
-        for _ in range(5):
-            gram = y @ y.T
-            y = 3.4445 * y + (-4.7750 * gram + 2.0315 * gram @ gram) @ y
-        return y
-
     fast = power = slow = torch.zeros_like(g[0])
     steps, waiting = [], torch.zeros_like(g[0])
     for t, x in enumerate(g, 1):
         fast, power = 0.9 * fast + 0.1 * x, 0.999 * power + 0.001 * x * x
         ratio = (power / (1 - 0.999**t)).sqrt() + 1e-8
-        steps.append(-0.01 * (orthogonal(fast) + 0.5 * orthogonal(slow)) / ratio)
+        steps.append(-0.01 * (newton_schulz(fast) + 0.5 * newton_schulz(slow)) / ratio)
         waiting = waiting + x / period
         if t % period == 0:
             slow, waiting = 0.9 * slow + 0.1 * waiting, torch.zeros_like(x)

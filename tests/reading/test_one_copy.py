@@ -153,25 +153,3 @@ def test_saved_copied_and_pickled(tmp_path: Path) -> None:
         want = b.module(x=x[:, 5:])
         for other in (*others, fresh):
             near(other(x=x[:, 5:]), want)
-
-
-@pytest.mark.parametrize(
-    ("fields", "code"),
-    [
-        ("objective l2; reset never", "NF437"),
-        ("objective l2; per model; reset each(chunk)", "NF437"),
-        ("objective l2; per model; retain sigmoid(x |> linear(1))", "NF437"),
-        ("objective l2; per model; when sum(x) > 0", "NF490"),
-        ("per model; objective windowed(l2, 3)", "NF490"),
-        ("objective l2; per model; reset never; init normal(0.1)", "NF490"),
-        ("objective l2; per worker; reset never", "NF490"),
-    ],
-)
-def test_what_cannot_be_is_told(fields: str, code: str) -> None:
-    text = (
-        "nestflow 1\ninput x : float[T, 4]\noutput m(x)\nlevel m(x) { every 1 token; memory matrix; key x; value x\n"
-        f"query x; update gd(1); {fields} }}\n"
-    )
-    with pytest.raises(nestflow.NestflowError) as e:
-        nestflow.check(text)
-    assert [d.code for d in e.value.diagnostics] == [code]

@@ -91,6 +91,12 @@ def test_rows_begin_by_themselves_and_gradients_agree(kind: str) -> None:
         ("objective l2; per task; reset never", "NF490"),
         ("per stream; objective windowed(l2, 3)", "NF490"),
         ("objective l2; per street", "NF231"),
+        ("objective l2; per model; reset each(chunk)", "NF437"),
+        ("objective l2; per model; retain sigmoid(x |> linear(1))", "NF437"),
+        ("objective l2; per model; when sum(x) > 0", "NF490"),
+        ("per model; objective windowed(l2, 3)", "NF490"),
+        ("objective l2; per model; reset never; init normal(0.1)", "NF490"),
+        ("objective l2; per worker; reset never", "NF490"),
     ],
 )
 def test_what_cannot_be_is_told(fields: str, code: str) -> None:

@@ -166,8 +166,11 @@ def settle_order(program: tuple[Statement, ...]) -> list[Statement]:
         if any(x.where is not s.where for x in between):
             continue
         moved = {x.slot for x in between if isinstance(x, SlotUpdate)}
-        own = lambda n, moved=moved: n.op in ("slot_old", "slot_new") and n["name"] in moved  # noqa: E731
         weight_changes = any(not isinstance(x, SlotUpdate) for x in between) and reads(s, lambda n: n.op == "w")
-        if not any(reads(x, slot_is("slot_new", s.slot)) for x in between) and not reads(s, own) and not weight_changes:
+        if (
+            not any(reads(x, slot_is("slot_new", s.slot)) for x in between)
+            and not any(reads(s, slot_is(kind, m)) for m in moved for kind in ("slot_old", "slot_new"))
+            and not weight_changes
+        ):
             order.insert(readers[-1], order.pop(i))
     return order

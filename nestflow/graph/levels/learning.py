@@ -216,7 +216,7 @@ def rule(m: MemoryBuild) -> Rule:
     built = update_rule(m.elab, f, with_ticks(m, m.env("update").extend(m.context_names())), m)
     if m.function is not None:
         shapes = {t.shape: f"{m.name}.{t.path}" for t in reversed(m.function.tensors)}
-        check_rule(m.elab, built, shapes, f, m.kind != "function")
+        check_rule(m.elab.failure, built, shapes, f.span, m.kind != "function")
     for n in walk(*built.nodes()):
         if n.op == "schedule" and n["kind"] != "wsd" and n["total"] is None:
             message = f"`{n['kind']}` of a memory on the token clock ends at a tick that is not known"

@@ -9,7 +9,7 @@ from typing import Any
 from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
 from nestflow.diagnostics.suggest import Suggestion, did_you_mean
 from nestflow.graph.body import items_of, publish
-from nestflow.graph.expressions import evaluate, integer
+from nestflow.graph.expressions import default_of, evaluate, integer
 from nestflow.graph.levels.memory import MEMORY_FIELDS, MemoryBuild
 from nestflow.graph.levels.resets import ticks
 from nestflow.graph.model import Computed, Instance
@@ -70,7 +70,7 @@ class LevelBuilder:
         self.env = Env(elab, self.builder, _Found(self), "level", depth=depth)
         for s in template.slots or ():
             if s.name not in bound:
-                bound[s.name] = evaluate(s.default, self.env)  # type: ignore[arg-type]
+                bound[s.name] = default_of(s, self.env)
 
     # reading the body ------------------------------------------------------------------------------
 

@@ -52,9 +52,9 @@ LISTED = ("key", "value")
 NOT_OF_A_CACHE = ("objective", "update", "retain", "init", "gradient")
 
 
-def written(expr: tree.Node | None) -> str:
+def written(expr: tree.Expr | None) -> str:
     """An expression as text, on one line; what a `for` replaced is shown replaced."""
-    return "" if expr is None else expression(expr)  # type: ignore[arg-type]
+    return "" if expr is None else expression(expr)
 
 
 class MemoryBuild:
@@ -402,8 +402,10 @@ class MemoryBuild:
 
     def check_guesses(self) -> None:
         f = self.function
-        for g in self.guesses if f is not None else ():
-            out, width = f.result.type.shape, f.key.shape  # type: ignore[union-attr]
+        if f is None:
+            return
+        out, width = f.result.type.shape, f.key.shape
+        for g in self.guesses:
             if g.type.shape != out or g.args[0].type.shape != width:
                 mine = f"memory `{self.name}` maps {list(width)} to {list(out)}"
                 here = f"this recall in its own key or value maps {list(g.args[0].type.shape)} to {list(g.type.shape)}"

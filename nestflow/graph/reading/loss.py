@@ -160,7 +160,7 @@ class TokenLevels(StepLevels):
             help_ = "rates are numbers or schedules in tokens: `cosine(3e-4, total = 8192)`"
             raise self.elab.failure("NF415", message, outside.span or f.span, help_)
         mine = set(owned)
-        check_rule(self.elab, rule, {w.shape: w.path for w in reversed(weights) if w.path in mine}, f)
+        check_rule(self.elab.failure, rule, {w.shape: w.path for w in reversed(weights) if w.path in mine}, f.span)
         return rule
 
     def check_counts(self, rule: Rule, reset: _Reset, fields: dict[str, tree.Field]) -> None:

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from nestflow.diagnostics.core import Span
+from nestflow.diagnostics.core import NestflowError, Span
 from nestflow.ir import ops
 from nestflow.ir.construct import construct, rewrite
 from nestflow.ir.forms import facts_of, holds, known
 from nestflow.ir.node import Node, Type, make, walk
 from nestflow.ir.rule import DgdStep, Let, Rule, SlotUpdate
-from nestflow.language import tree
 
+# code, message, span, help -> what is raised where something does not fit: `fail`, `Elaborator.failure`
+Told = Callable[..., NestflowError]
 LIKE_LEAVES = frozenset(["g", "w", "w0", "w_chunk", "slot_old", "slot_new", "curvature"])
 
 
 def check_rule(
-    elab: Any, rule: Rule, shapes: Mapping[tuple[int, ...], str], f: tree.Field, matrix: bool = False
+    told: Told, rule: Rule, shapes: Mapping[tuple[int, ...], str], span: Span | None, matrix: bool = False
 ) -> None:
     """Raise NF301 for the first operation that does not fit a tensor, and for a step of another shape than w.
 
     shapes: the shapes of the tensors (without heads), each with the path of one of them. matrix: its rates may be
-    vectors (`RuleBuilder.check_axes` has looked at them).
+    vectors (`RuleBuilder.check_axes` has looked at them). span: of the rule, for what has no place of its own.
     """
     for node in walk(*rule.nodes()) if not matrix else ():
-        _mixes(elab, node, f)
+        _mixes(told, node, span)
     for shape, path in shapes.items():
         types: dict[Node, Type] = {}
         own = {s.name: s.shape(shape) for s in rule.slots}
@@ -35,7 +35,7 @@ def check_rule(
         for statement in rule.program:
             if isinstance(statement, DgdStep) or not holds(statement.where, shape):
                 continue
-            result = _fits(elab, statement.value, types_of, path, types, f)
+            result = _fits(told, statement.value, types_of, path, types, span)
             if isinstance(statement, Let):
                 named[statement.name] = result
                 continue
@@ -43,23 +43,23 @@ def check_rule(
                 want = own[statement.slot] or ()
                 if ops.broadcast(result.shape, want) != want:
                     message = f"memory `{statement.slot}` of `{path}` is {list(want)}, and becomes {list(result.shape)}"
-                    raise elab.failure("NF301", message, statement.span or f.span)
+                    raise told("NF301", message, statement.span or span)
                 continue
             whole = not isinstance(statement, SlotUpdate) or statement.value.type.like
             if whole and ops.broadcast(result.shape, shape) != shape:
                 message = f"a step for `{path}` is {list(shape)}, and this one comes out as {list(result.shape)}"
-                raise elab.failure("NF301", message, statement.span or f.span)
-        _fits(elab, rule.gradient, types_of, path, types, f)
+                raise told("NF301", message, statement.span or span)
+        _fits(told, rule.gradient, types_of, path, types, span)
 
 
-def _mixes(elab: Any, node: Node, f: tree.Field) -> None:
+def _mixes(told: Told, node: Node, span: Span | None) -> None:
     """Numbers scale a tensor like w; a vector of features would need to say along which axis."""
     if not node.type.like or node.op == "each":  # the entries of a record are made to fit their tensors
         return
     for a in node.args:
         if not a.type.like and not a.type.is_number:
             message = f"a tensor like w meets {a.type}: a rate or factor in an update is a number (per head)"
-            raise elab.failure("NF322", message, node.span or f.span, "`sigmoid(linear(x, 1))` is one number")
+            raise told("NF322", message, node.span or span, "`sigmoid(linear(x, 1))` is one number")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Shapes:
     named: Mapping[str, Type]
 
 
-def _fits(elab: Any, root: Node, at: Shapes, path: str, types: dict[Node, Type], f: tree.Field) -> Type:
+def _fits(told: Told, root: Node, at: Shapes, path: str, types: dict[Node, Type], span: Span | None) -> Type:
     """The type of an expression of the rule where w has this shape."""
     shape = at.w
     (root,) = rewrite([root], lambda n, args: _fact(n, shape))  # a choice by ndim(w) keeps the branch taken
@@ -82,7 +82,7 @@ def _fits(elab: Any, root: Node, at: Shapes, path: str, types: dict[Node, Type],
             types[n] = _type(n, at, types)
         except ops.ShapeError as e:
             message = f"{e}, where w is `{path}`, {list(shape)}"
-            raise elab.failure("NF301", message, _span(n, f), "transposes, and `ndim(w)`, tell tensors apart") from e
+            raise told("NF301", message, n.span or span, "transposes, and `ndim(w)`, tell tensors apart") from e
     return types[root]
 
 
@@ -123,7 +123,3 @@ def _type(n: Node, at: Shapes, types: dict[Node, Type]) -> Type:
     if n.op == "where" and n.args[0].op == "const":
         return types[n.args[1 if n.args[0].value else 2]]
     return construct(n.op, args, n).type.with_(heads=None)
-
-
-def _span(n: Node, f: tree.Field) -> Span | None:
-    return n.span or f.span

@@ -414,7 +414,7 @@ class StepLevels:
             help_ = "rates are numbers or schedules: `cosine(3e-4, warmup = 100)`"
             raise self.elab.failure("NF415", message, outside.span or f.span, help_)
         shapes = {own.shapes[p].shape: p for p in reversed(owned)}
-        check_rule(self.elab, rule, shapes, f)
+        check_rule(self.elab.failure, rule, shapes, f.span)
         return rule
 
     def check_sources(self, levels: list[StepLevel]) -> None:
