@@ -16,7 +16,7 @@ from nestflow.graph.published import published
 from nestflow.graph.scope import Builder, Env
 from nestflow.graph.state import drawn_starts
 from nestflow.graph.unrolled import along, called, count, length, within
-from nestflow.graph.values import Partial, Quiet, SharedValue
+from nestflow.graph.values import Partial, Quiet, SharedValue, is_list
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
@@ -371,7 +371,7 @@ def _kind(value: Any) -> Any:
         inner = [_kind(v) for v in (*value.args, *(v for _, v in value.kwargs))]
         names = tuple(k for k, _ in value.kwargs)
         return None if None in inner else ("partial", id(value.target), value.name, value.shift, names, *inner)
-    if isinstance(value, list):
-        items = [_kind(v) for v in value]  # type: ignore[reportUnknownVariableType]
+    if is_list(value):
+        items = [_kind(v) for v in value]
         return None if None in items else ("list", *items)
     return None

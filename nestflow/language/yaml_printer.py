@@ -11,6 +11,7 @@ from nestflow.language import expressions as E
 from nestflow.language import tree as T
 
 Body = tuple[T.Statement, ...]
+Block = T.Template | T.MemoryPart | T.For | T.Repeat | T.If | T.Execution | T.Extends
 SECTIONS: dict[str, type[T.Template]] = {"levels": T.Level, "flows": T.Flow, "optimizers": T.Optimizer}
 RESERVED_KEYS = frozenset(
     [
@@ -326,7 +327,10 @@ def _level(body: Body) -> list[str]:
         return ["statements:", *_indent(_list(in_text_order(body)))]
     lines = _common(body)
     for s in in_text_order(tuple(s for s in body if not isinstance(s, (T.Assign, T.Shared, T.Emit, T.Assert)))):
-        lines += _entry(_field(s)) if isinstance(s, (T.Field, T.Return)) else _block(s)
+        if isinstance(s, (T.Field, T.Return)):
+            lines += _entry(_field(s))
+        elif isinstance(s, (T.MemoryPart, T.For, T.Repeat, T.If)):
+            lines += _block(s)
     return lines + _asserts(body)
 
 
@@ -352,11 +356,11 @@ def _listed(s: T.Statement, skip: str = "") -> Item:
     return Item(None, *_with_doc(s, scalar(text, word=True), None), statement=s)
 
 
-def _block(s: T.Statement, top: bool = False) -> list[str]:
+def _block(s: Block, top: bool = False) -> list[str]:
     return _entry(_block_item(s, top=top))
 
 
-def _block_item(s: T.Statement, listed: bool = False, top: bool = False) -> Item:
+def _block_item(s: Block, listed: bool = False, top: bool = False) -> Item:
     """A statement with a body, under its head."""
     key = _head_text(s)
     if listed and isinstance(s, T.Template):
@@ -370,7 +374,7 @@ def _block_item(s: T.Statement, listed: bool = False, top: bool = False) -> Item
     if isinstance(s, T.MemoryPart):
         block += _entry(Item("as", *value(s.kind)))
     mapping = _top if top or isinstance(s, T.Extends) else _level
-    block += mapping(s.body)  # type: ignore[attr-defined]
+    block += mapping(s.body)
     if isinstance(s, T.If) and s.otherwise:
         block += ["else:", *_indent(mapping(s.otherwise))]
     block += [_comment(c) for c in s.closing]

@@ -89,7 +89,10 @@ def stationary(
         there = c.beside(others)
         if not copies:
             return slope(there, level, error, own, inputs, False)
-        one = lambda w, *rows: slope(there, level, error, w, [x[None] for x in rows], False)  # noqa: E731
+
+        def one(w: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
+            return slope(there, level, error, w, [x[None] for x in rows], False)
+
         return torch.func.vmap(one, randomness="different")(own, *inputs)
 
     names = list(made)

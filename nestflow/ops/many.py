@@ -34,7 +34,7 @@ class Many:
     def __mul__(self, other: Any) -> Many:
         return Many(_LISTS._foreach_mul(self.tensors, _bare(other)))
 
-    __rmul__ = __mul__
+    mul = __rmul__ = __mul__
 
     def __add__(self, other: Any) -> Many:
         return Many(_LISTS._foreach_add(self.tensors, _bare(other)))
@@ -126,7 +126,8 @@ def _in_place(name: str) -> Any:
 
 for _name in ("abs", "exp", "log", "neg", "sign", "sigmoid", "sqrt", "tanh"):
     setattr(Many, _name, _unary(_name))
-Many.mul_, Many.div_, Many.mul = _in_place("mul_"), _in_place("div_"), Many.__mul__  # type: ignore[attr-defined]
+for _name in ("mul_", "div_"):
+    setattr(Many, _name, _in_place(_name))
 
 
 def _bare(x: Any) -> Any:

@@ -64,7 +64,8 @@ class _ConjugateGradients(torch.autograd.Function):
         ctx.iters = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (g,) = grads
         a, x = ctx.saved_tensors
         gb = _ConjugateGradients.apply(a, g, ctx.iters)
         return -gb @ x.mT, gb, None
@@ -99,8 +100,8 @@ class _Root(torch.autograd.Function):
         ctx.p = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return matrix_root_backward(g, ctx.saved_tensors[0], ctx.p), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return matrix_root_backward(grads[0], ctx.saved_tensors[0], ctx.p), None
 
 
 def matrix_root_backward(g: Tensor, a: Tensor, p: float) -> Tensor:

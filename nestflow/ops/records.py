@@ -64,8 +64,7 @@ class Record(dict[str, Tensor]):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         names = next(a for a in args if isinstance(a, Record))
-        at: Callable[[Any, str], Any] = lambda a, n: a[n] if isinstance(a, Record) else a  # noqa: E731
-        return Record({n: func(*(at(a, n) for a in args), **(kwargs or {})) for n in names})
+        return Record({n: func(*(a[n] if isinstance(a, Record) else a for a in args), **(kwargs or {})) for n in names})
 
     def sum(self) -> Record:
         """Σ of each tensor."""

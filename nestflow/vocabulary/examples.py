@@ -216,7 +216,10 @@ training     flow: return x if training else 2 * x
 def _read() -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for line in _LINES.strip().split("\n"):
-        name, place, text = re.fullmatch(r"(\w+) +(\w+): (.*)", line).groups()  # type: ignore[union-attr]
+        match = re.fullmatch(r"(\w+) +(\w+): (.*)", line)
+        if match is None:
+            raise ValueError(f"no example: {line!r}")
+        name, place, text = match.groups()
         found[name] = (place, text)
     return found
 

@@ -261,9 +261,8 @@ class Program:
                     self.declare(x)
             self.statements(body)
             self.rule.where = outside
-            for names, old in ((self.local, kept), (self.mine, mine)):
-                names.clear()
-                names.update(old)  # type: ignore[arg-type]
+            restore(self.local, kept)
+            restore(self.mine, mine)
 
     def level_wide(self, node: Node, expr: tree.Expr) -> None:
         """Norms over all weights are taken where all weights are."""
@@ -273,3 +272,9 @@ class Program:
 
 
 __all__ = ["LIKE", "NUMBER", "Program", "RuleMemory", "given_names"]
+
+
+def restore(names: dict[str, Any], old: dict[str, Any]) -> None:
+    """A dict that others hold becomes what it was."""
+    names.clear()
+    names.update(old)

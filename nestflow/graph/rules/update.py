@@ -307,17 +307,21 @@ class RuleBuilder:
         if target.name == "replace":
             self.program.append(SetWeight(replaced(self.memory, stage), stage.span))
             return
-        args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
-        kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
-        (lr,) = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]
+        (lr,) = self.given(target, stage, env)
         self.arguments["lr"] = rate = prox(self.memory, self.memory.shared(lr, stage, "`lr`"), stage)
         hyper = ops.leaf("hyper", rate.type, stage.span, name="lr")
         self.program.append(Step(ops.unary("neg", ops.binary("mul", hyper, ops.leaf("g", LIKE))), stage.span))
 
-    def dgd(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
+    def given(self, target: Partial, stage: tree.Expr, env: Env) -> list[Any]:
+        """The arguments of one of the language's own updates, in the order of its slots."""
+        if not isinstance(target.target, Word):
+            raise LookupError(f"`{target.name}` is no word")
         args = [evaluate(a, env) for a in stage.args] if isinstance(stage, tree.Call) else []
         kwargs = {k: evaluate(v, env) for k, v in stage.kwargs} if isinstance(stage, tree.Call) else {}
-        lr, normalize, exact, only = bind(target.target, args, kwargs, self.elab, stage)  # type: ignore[arg-type]
+        return bind(target.target, args, kwargs, self.elab, stage)
+
+    def dgd(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
+        lr, normalize, exact, only = self.given(target, stage, env)
         lr = self.elab.as_node(lr, stage) if self.memory is None else self.memory.shared(lr, stage, "`lr`")
         if not lr.type.is_number:
             raise self.elab.failure(

@@ -351,7 +351,7 @@ def gradient_of(s: StepLevels, f: tree.Field, inner: Inner) -> Inner:
     word = name.name if isinstance(name, tree.Name) else ""
     args, kwargs = (list(e.args), dict(e.kwargs)) if isinstance(e, tree.Call) else ([], {})
     if word in ("through", "stop") and not args and not kwargs:
-        return replace(inner, gradient=word)  # type: ignore[arg-type]
+        return replace(inner, gradient=word)
     if word == "truncate" and len(args) == 1 and not kwargs:
         n = integer(args[0], elab.top, "the updates that gradients go through")
         if not n >= 0:
