@@ -18,6 +18,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.rules.parts import place
 from nestflow.emit.rules.step import RuleCode, write_rule
 from nestflow.emit.writer import plain
+from nestflow.graph.globs import matches
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir import ops
 from nestflow.ir.node import Type
@@ -71,9 +72,8 @@ def compress(names: tuple[str, ...]) -> list[str]:
 
 
 def glob_matches(glob: str, path: str) -> bool:
-    """`*` stays within a part, `**` crosses parts. The path may also be given from inside its first part."""
-    pattern = re.escape(glob).replace(r"\*\*\.", "(?:.*\\.)?").replace(r"\*\*", ".*").replace(r"\*", "[^.]*")
-    return any(re.fullmatch(pattern, p) for p in (path, path.partition(".")[2]))
+    """Whether the path matches, or what is left of it from inside its first part."""
+    return matches(glob, path) or matches(glob, path.partition(".")[2])
 
 
 def _wrap(items: list[str], before: str, after: str, indent: str) -> list[str]:

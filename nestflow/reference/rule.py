@@ -7,7 +7,6 @@ weights on the step clock (`plain`: tensors as they are in a state dict).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nestflow.diagnostics.core import fail
+from nestflow.graph.globs import matches
 from nestflow.ir.forms import facts_of, holds
 from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import DgdStep, Let, Rule, SetWeight, SlotUpdate, Statement
@@ -267,12 +267,6 @@ def times(number: Tensor, x: Tensor) -> Tensor:
     """A gate or rate times a tensor of the shape of w: a number, a vector on the key axis, or elementwise."""
     a, b = align(number.reshape(number.shape[:2]) if number.shape[2:].numel() == 1 else number, x)
     return a * b
-
-
-def matches(glob: str, path: str) -> bool:
-    """`*` within a part of the path, `**` across parts."""
-    pattern = re.escape(glob).replace(r"\*\*", ".*").replace(r"\*", r"[^.]*")
-    return re.fullmatch(pattern, path) is not None
 
 
 def schedule(node: Node, ticks: Tensor | float | None, every: int, run_length: float | None) -> Tensor:

@@ -283,7 +283,8 @@ describe("rest(F)", "memory", "The weights of F that no other level of that cloc
 describe(
     "dgd(lr, normalize = false, exact = true, only = **)",
     "update",
-    "Delta gradient descent: −η(A K + g), K = Σ k kᵀ over the inputs of each weight; η = lr/(1 + lr tr K) if exact.",
+    "Delta gradient descent: −η(A K + g), K = Σ k kᵀ over the inputs of each weight; η = lr/(1 + lr tr K) if exact. "
+    "`only` is a glob: the other tensors take `gd(lr)`. lr is a number, or, as any rate of a memory, by channel.",
     "Nested Learning eq. 56-57, 88",
     also="delta_gd",
 )

@@ -48,6 +48,63 @@ def test_by_hand(chunk: int) -> None:
         torch.testing.assert_close(run(**x), torch.stack(rows))
 
 
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("only", [(True, True), (True, False), (False, True)], ids=str)
+def test_delta_steps_by_hand(exact: bool, only: tuple[bool, bool]) -> None:
+    """Row i of W erases and writes at its own rate: w_i ← w_i − η_i/(1 + η_i‖h‖²) (w_i h hᵀ + g_i); a matrix that `only`
+    leaves out takes −η_i g_i."""
+    glob = {(True, True): "**", (True, False): "linear.*", (False, True): "**.linear_2.**"}[only]
+    b = nestflow.compile(
+        HEAD + "level m(k, v) { memory mlp(depth = 2, expand = 2, bias = false); key k; value v; query k\n"
+        "objective l2; chunk 4\nupdate dgd({linear: on_value(sigmoid(concat(k, v))), linear_2: on_value(sigmoid(v))}, "
+        f'exact = {str(exact).lower()}, only = "{glob}") }}\n',
+        dtype=torch.float64,
+    )
+    x, rows = inputs(), []
+    start = [b.module.weights[f"m.memory.{n}.weight"].detach() for n in ("linear", "linear_2")]
+    for row in range(2):
+        state, anchor, ys = start, start, []
+        for t in range(T):
+            k, v = x["k"][row, t], x["v"][row, t]
+            if t % 4 == 0:
+                anchor = [w.detach().clone().requires_grad_() for w in state]
+            hidden = torch.nn.functional.gelu(anchor[0] @ k)
+            grads = torch.autograd.grad(0.5 * (anchor[1] @ hidden - v).square().sum(), anchor)
+            rates = [torch.cat([k, v]).sigmoid()[:, None], v.sigmoid()[:, None]]
+            new = []
+            for w, g, h, eta, erases in zip(state, grads, (k, hidden.detach()), rates, only, strict=True):
+                if erases:
+                    eta = eta / (1 + eta * (h @ h)) if exact else eta
+                    g = g + torch.outer(w @ h, h)
+                new.append(w - eta * g)
+            state = new
+            ys.append(state[1] @ torch.nn.functional.gelu(state[0] @ k))
+        rows.append(torch.stack(ys))
+    for run in (b.module, b.reference()):
+        torch.testing.assert_close(run(**x), torch.stack(rows))
+
+
+def test_delta_step_of_a_matrix_by_hand() -> None:
+    """A vector on the value axis: each row has its own rate; the fixed point of l2 under dgd is v/2 in every row."""
+    b = nestflow.compile(
+        HEAD + "level m(k, v) { memory matrix; key l2norm(k); value v; query l2norm(k); objective l2\n"
+        "update dgd(on_value(sigmoid(v))) }\n",
+        dtype=torch.float64,
+    )
+    x = inputs()
+    k, rows = x["k"] / (x["k"].square().sum(-1, keepdim=True) + 1e-6).sqrt(), []
+    for row in range(2):
+        w, ys = torch.zeros(D, D, dtype=torch.float64), []
+        for t in range(T):
+            h, v = k[row, t], x["v"][row, t]
+            eta = v.sigmoid()[:, None] / (1 + v.sigmoid()[:, None] * (h @ h))
+            w = w - eta * (torch.outer(w @ h, h) + torch.outer(w @ h - v, h))
+            ys.append(w @ h)
+        rows.append(torch.stack(ys))
+    for run in (b.module, b.reference()):
+        torch.testing.assert_close(run(**x), torch.stack(rows))
+
+
 @pytest.mark.parametrize("heads", ["", "heads 2;"])
 @pytest.mark.parametrize(
     "fields",
@@ -57,6 +114,9 @@ def test_by_hand(chunk: int) -> None:
         "update gd(0.1); retain decay_first(R)",
         "update adam(0.01); retain {linear: R1, linear_2: 0.9}",
         "chunk 2; update dgd(0.1); retain R",
+        "chunk 2; update dgd(R); retain R",
+        'chunk 4; update dgd(0.2, only = "linear.*"); retain 0.9',
+        'every 2 tokens; chunk 4; update (g / n_ticks) |> dgd(R, exact = false, only = "**.linear_2.weight")',
         "chunk 4; update gd(0.1 * R1); objective huber(softplus(v), form = mixed)",
     ],
 )
@@ -107,6 +167,9 @@ def test_mixed_huber_by_channel() -> None:
         ("retain sigmoid(k)", "NF322"),
         ("weight {linear: sigmoid(k), linear_2: 1}", "NF322"),
         ("heads 2; retain {linear: sigmoid(k), linear_2: 0.9}", "NF319"),
+        ("update dgd({linear: sigmoid(linear(k, 3)), linear_2: 0.9})", "NF322"),
+        ("update dgd(sigmoid(k))", "NF322"),
+        ('update dgd(0.1, only = "linear")', "NF238"),
     ],
 )
 def test_told(field: str, code: str) -> None:
@@ -114,6 +177,6 @@ def test_told(field: str, code: str) -> None:
     with pytest.raises(nestflow.NestflowError) as e:
         nestflow.check(
             HEAD + f"level m(k, v) {{ memory mlp(depth = 2, expand = 2); key {values[0]}; value {values[1]}\n"
-            f"query {values[0]}; objective l2; update gd(0.1); {field} }}\n"
+            f"query {values[0]}; objective l2; {'' if 'update' in field else 'update gd(0.1);'} {field} }}\n"
         )
     assert code in [d.code for d in e.value.diagnostics], str(e.value)

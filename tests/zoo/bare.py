@@ -61,6 +61,11 @@ KVQ = K | V | Q
 SPLIT = "key split_heads(k); value split_heads(v); query split_heads(q);"
 BETA, ALPHA, CHANNELS = {"b": (1, "rate")}, {"a": (1, "gate")}, {"a": (WIDTH, "gate")}
 FAST = {"lr": (1, "small"), "a": (1, "gate")}
+CHANNEL_FAST = {"lr": (WIDTH, "small"), "a": (WIDTH, "gate")}
+CHANNEL_LEARN = (
+    "update gd({linear: split_heads(lr), linear_2: on_value(split_heads(lr))}); "
+    "retain {linear: split_heads(a), linear_2: on_value(split_heads(a))}"
+)
 LEARN = "update gd(split_heads(lr)); retain split_heads(a)"
 
 MATRICES = [
@@ -167,6 +172,13 @@ DEEP = [
          f"every 1 token; chunk 4; memory net; {SPLIT} delta = 1.5 * split_heads(d)\n"
          f"objective huber(delta, form = mixed); {LEARN}",
          anchored(deep.miras, lambda p, v, d: deep.huber_mixture(p, v, 1.5 * d), *TWO, extra="d"), MIRAS),
+    Bare("yaad, channels", KVQ | CHANNEL_FAST | {"d": (WIDTH, "positive")},
+         f"every 1 token; chunk 4; memory net; {SPLIT} delta = 1.5 * split_heads(d)\n"
+         f"objective huber(delta, form = mixed); {CHANNEL_LEARN}",
+         anchored(deep.miras, lambda p, v, d: deep.huber_mixture(p, v, 1.5 * d), *TWO, extra="d"), MIRAS),
+    Bare("memora, channels", KVQ | CHANNEL_FAST,
+         f"{LAYERS} {SPLIT} objective l2; {CHANNEL_LEARN.replace('retain', 'retain kl(')}, scale = 2)",
+         anchored(deep.mlp(True), deep.l2, *TWO, link=lambda a: 2 * a.softmax(-1))),
     Bare("moneta", KVQ | FAST,
          f"every 1 token; chunk 4; memory net; {SPLIT} objective lp(3); update gd(split_heads(lr))\n"
          "retain lq(split_heads(a), 4)", anchored(deep.miras, deep.cubic, *TWO, link=deep.lq), MIRAS),

@@ -59,9 +59,9 @@ def cubic(p: Tensor, v: Tensor) -> Tensor:
 
 
 def huber_mixture(p: Tensor, v: Tensor, delta: Tensor) -> Tensor:
-    """½‖e‖₂² where ‖e‖₂ ≤ δ, else δ‖e‖₁ (MIRAS 16, with ½)."""
+    """½‖e‖₂² where ‖e‖₂ ≤ δ, else δ‖e‖₁ (MIRAS 16, with ½); δ [B, H, 1], or [B, H, D]: each coordinate for itself."""
     e = p - v
-    return torch.where(e.norm(dim=-1) <= delta[..., 0], l2(p, v), delta[..., 0] * e.abs().sum(-1))
+    return torch.where(e.norm(dim=-1, keepdim=True) <= delta, e.square() / 2, delta * e.abs()).sum(-1)
 
 
 def gradients(loss: Tensor, weights: Weights) -> Weights:
@@ -78,6 +78,14 @@ def copies(start: Sequence[Tensor], like: Tensor) -> Weights:
 def number(x: Tensor, w: Tensor) -> Tensor:
     """[B, H, 1] beside a weight [B, H, ...]."""
     return x.reshape(*x.shape[:2], *[1] * (w.ndim - 2))
+
+
+def each(x: Tensor, weights: Weights) -> Weights:
+    """A gate or rate beside each of two layers: a number [B, H, 1]; or [B, H, D], on what enters the first layer and on
+    what leaves the second."""
+    if x.shape[-1] == 1:
+        return [number(x, w) for w in weights]
+    return [x[..., None, :], x[..., :, None]]
 
 
 def lq(w: Tensor) -> Tensor:
@@ -113,7 +121,7 @@ def chunked(
 ) -> Tensor:
     """A_t = α_t A_{t−1} − η_t Σ_{i>t−span} ∇ℓ(W_a; k_i, v_i), W = link(A), a the tick before t's chunk, y = W_t(q).
 
-    ages: weights of the window's places, [H, span], newest first.
+    rate, retain: [B, H, T, 1], or [B, H, T, D] (`each`). ages: weights of the window's places, [H, span], newest first.
     beta: Atlas instead, S_t = β_t S_{t−1} − Σ ∇ℓ and A_t = α_t A_{t−1} + η_t NS(S_t).
     """
     key, value, query = streams
@@ -132,11 +140,11 @@ def chunked(
             total = [s + g for s, g in zip(total, term, strict=True)]
         eta, alpha = rate[:, :, t], retain[:, :, t]
         if beta is None:
-            step = [-number(eta, g) * g for g in total]
+            step = [-e * g for e, g in zip(each(eta, total), total, strict=True)]
         else:
             momentum = [number(beta[:, :, t], s) * s - g for s, g in zip(momentum, total, strict=True)]
             step = [number(eta, s) * newton_schulz(s) for s in momentum]
-        state = [number(alpha, a) * a + d for a, d in zip(state, step, strict=True)]
+        state = [k * a + d for k, a, d in zip(each(alpha, state), state, step, strict=True)]
         outputs.append(net([link(a) for a in state], query[:, :, t]))
     return torch.stack(outputs, 2)
 

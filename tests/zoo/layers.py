@@ -203,6 +203,9 @@ def plain(w: L, x: Tensor, name: str) -> Tensor:
     return unit(w.conv(w.lin(x, f"{name}.linear"), name))
 
 
+NAMES = [("eta", "alpha"), ("lr", "retain"), ("update", "retain")]  # what a spec calls its rate and its gate
+
+
 def network(
     net: deep.Net, loss: deep.Loss, most: float, bias: float = 6, **more: object
 ) -> Callable[[L, Tensor], Tensor]:
@@ -211,10 +214,10 @@ def network(
     def layer(w: L, x: Tensor) -> Tensor:
         start = [w("memory.linear.weight"), w("memory.linear_2.weight")]
         given = {n: f(w, x) if callable(f) and n in ("extra", "beta", "ages") else f for n, f in more.items()}
-        name = "lr.linear" if "beta" in more else "update.linear"
+        eta, alpha = next(n for n in NAMES if f"{w.path}.{n[0]}.linear.weight" in w.weights)
         y = deep.chunked(
             net, loss, start, (plain(w, x, "key"), plain(w, x, "value"), plain(w, x, "query")),
-            most / 16 * w.lin(x, name).sigmoid(), (w.lin(x, "retain.linear") + bias).sigmoid(), 4, **given,  # type: ignore[arg-type]
+            most / 16 * w.lin(x, f"{eta}.linear").sigmoid(), (w.lin(x, f"{alpha}.linear") + bias).sigmoid(), 4, **given,  # type: ignore[arg-type]
         )  # fmt: skip
         return w.lin(merge(w.norm(y, "out") * w.lin(x, "out.linear").sigmoid()), "out.linear_2")
 
@@ -266,7 +269,11 @@ def normalized(w: L, x: Tensor) -> Tensor:
 
 RESIDUAL = deep.mlp(True)
 ROOT = 2.0  # of a head's width in these tests
-# spec: the level or flow around it, params, layer
+SMALL = {"chunk": 4, "expand": 2}
+YAAD = network(deep.miras, deep.huber_mixture, 0.8, extra=threshold)
+MONETA = network(deep.miras, deep.cubic, 4.8, link=deep.lq)
+MEMORA = network(RESIDUAL, deep.l2, 9.6, link=lambda a: ROOT * a.softmax(-1))
+# spec, and its reading: the level or flow around it, params, layer
 LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "retnet": ("retnet", {}, retnet),
     "gla": ("gated", {}, gla),
@@ -284,12 +291,13 @@ LAYERS: dict[str, tuple[str, dict[str, int], Layer]] = {
     "swa": ("swa", {"window": 4}, swa),
     "gqa": ("gqa", {"kv_heads": 1}, gqa),
     "tnt": ("tnt", {"chunk": 2, "span": 4}, tnt),
-    "dla": ("dla", {"chunk": 4, "expand": 2}, network(RESIDUAL, deep.dot, 0.8, 4)),
-    "yaad": ("yaad", {"chunk": 4, "expand": 2}, network(deep.miras, deep.huber_mixture, 0.8, extra=threshold)),
-    "moneta": ("moneta", {"chunk": 4, "expand": 2}, network(deep.miras, deep.cubic, 4.8, link=deep.lq)),
-    "memora": (
-        "memora", {"chunk": 4, "expand": 2}, network(RESIDUAL, deep.l2, 9.6, link=lambda a: ROOT * a.softmax(-1)),
-    ),
+    "dla": ("dla", SMALL, network(RESIDUAL, deep.dot, 0.8, 4)),
+    "yaad": ("yaad", SMALL, YAAD),
+    "yaad, channels": ("yaad", SMALL | {"channels": True}, YAAD),
+    "moneta": ("moneta", SMALL, MONETA),
+    "moneta, channels": ("moneta", SMALL | {"channels": True}, MONETA),
+    "memora": ("memora", SMALL, MEMORA),
+    "memora, channels": ("memora", SMALL | {"channels": True}, MEMORA),
     "omega": ("omega", {"chunk": 4, "span": 3, "expand": 2}, network(RESIDUAL, deep.l2, 1.2 / 3, span=3, ages=places)),
     "atlas": (
         "atlas", {"chunk": 4, "span": 3, "expand": 2},

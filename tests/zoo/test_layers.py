@@ -22,8 +22,8 @@ def layer(name: str) -> nestflow.Bundle:
 
 
 def text_of(name: str) -> str:
-    word = LAYERS[name][0]
-    return f"nestflow 1\nuse {word} of {name}\ninput x : float[T, dim]\noutput {word}(x)\n"
+    word, spec = LAYERS[name][0], name.partition(",")[0]
+    return f"nestflow 1\nuse {word} of {spec}\ninput x : float[T, dim]\noutput {word}(x)\n"
 
 
 def moved(name: str) -> dict[str, Tensor]:

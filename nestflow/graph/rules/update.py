@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 from nestflow.graph.arguments import bind
 from nestflow.graph.expressions import default_of, evaluate
+from nestflow.graph.globs import check_glob, matches
 from nestflow.graph.python import PyFunction
 from nestflow.graph.python import call as call_python
 from nestflow.graph.rules.body import LIKE, Program, RuleMemory, given_names
@@ -323,21 +324,35 @@ class RuleBuilder:
     def dgd(self, head: tree.Expr | None, target: Partial, stage: tree.Expr, env: Env) -> None:
         lr, normalize, exact, only = self.given(target, stage, env)
         lr = self.elab.as_node(lr, stage) if self.memory is None else self.memory.shared(lr, stage, "`lr`")
-        if not lr.type.is_number:
-            raise self.elab.failure(
-                "NF322", f"the rate of `dgd` is a number per head, and this is {lr.type}", stage.span
-            )
+        channels = lr.type.like or not lr.type.is_number
+        if channels and self.memory is None:
+            raise self.elab.not_yet("the rate of `dgd` as a vector on the step clock", stage.span)
+        if channels and not lr.type.like:
+            check_axis(self.memory, lr)
         scale = None
         if head is not None:
             self.gradient = self.elab.as_node(evaluate(head, env), head)
             scale = self.scale_of(self.gradient, stage)
-        self.arguments["lr"] = lr
-        hyper = ops.leaf("hyper", lr.type.with_(shape=()), stage.span, name="lr")
+        rate = lr  # a record with a value for each channel stands where it is used, as in every other rule
+        if not lr.type.like:
+            self.arguments["lr"] = lr
+            type_ = lr.type if channels else lr.type.with_(shape=())
+            rate = ops.leaf("hyper", type_, stage.span, name="lr")
         site = Site(env, "dgd", stage, "dgd")
         if not isinstance(only, str):
             raise self.elab.failure("NF238", "`only` of `dgd` is a glob, a string", stage.span, '`only = "**.mlp.**"`')
+        self.check_only(only, stage)
         flags = site.flag(exact, "`exact`"), site.flag(normalize, "`normalize`")
-        self.program.append(DgdStep(hyper, *flags, only, scale, stage.span))
+        self.program.append(DgdStep(rate, *flags, only, scale, stage.span))
+
+    def check_only(self, only: str, stage: tree.Expr) -> None:
+        """`only` names some tensor of the memory: one that names none would make `dgd` a plain `gd`. Raises NF238."""
+        check_glob(only, stage.span)
+        m = self.memory
+        tensors = m.function.tensors if m is not None and m.function is not None else ()
+        if tensors and not any(matches(only, t.path) for t in tensors):
+            help_ = "its tensors are " + ", ".join(f"`{t.path}`" for t in tensors)
+            raise self.elab.failure("NF238", f"`only = \"{only}\"` matches no tensor", stage.span, help_)
 
     def scale_of(self, gradient: Node, stage: tree.Expr) -> Node | None:
         """The number that stages before `dgd` multiplied g by; any other stage is an error."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from nestflow.graph.globs import matches
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
 from nestflow.ir import ops
@@ -70,18 +71,19 @@ def keeps_retain(m: Memory, tensor: str, rule: LinearRule) -> bool:
 
 
 def delta_rule(m: Memory, errors: Errors, tensor: str, rule: LinearRule) -> LinearRule | str:
-    """A delta step's rate for this tensor: exact, lr/(1 + lr·tr K); tensors without an input learn by gd(lr)."""
+    """A delta step's rate for this tensor: exact, lr/(1 + lr·tr K); tensors without an input, and those that `only`
+    leaves out, learn by gd(lr)."""
     s = rule.dgd
     assert s is not None
     pairs = errors.factors.get(tensor)
-    if pairs is None:
+    if pairs is None or not matches(s.only, tensor):
         return replace(rule, dgd=None)
     if m.ages:
         return "dgd beside `windowed`: each pair erases by its age"
     if m.every > 1:
         return "dgd sums K over the ticks between its updates"
-    if s.normalize or s.only != "**":
-        return "dgd with `normalize` or `only` erases along other vectors than it writes"
+    if s.normalize:
+        return "dgd with `normalize` erases along other vectors than it writes"
     if len(pairs) != 1:
         return "dgd with several recalls in one objective"
     if not s.exact:
