@@ -51,8 +51,8 @@ def test_by_hand(chunk: int) -> None:
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("only", [(True, True), (True, False), (False, True)], ids=str)
 def test_delta_steps_by_hand(exact: bool, only: tuple[bool, bool]) -> None:
-    """Row i of W erases and writes at its own rate: w_i ← w_i − η_i/(1 + η_i‖h‖²) (w_i h hᵀ + g_i); a matrix that `only`
-    leaves out takes −η_i g_i."""
+    """Row i of W erases and writes at its own rate: w_i ← w_i − η_i/(1 + η_i‖h‖²) (w_i h hᵀ + g_i); where `only`
+    leaves a matrix out, −η_i g_i."""
     glob = {(True, True): "**", (True, False): "linear.*", (False, True): "**.linear_2.**"}[only]
     b = nestflow.compile(
         HEAD + "level m(k, v) { memory mlp(depth = 2, expand = 2, bias = false); key k; value v; query k\n"

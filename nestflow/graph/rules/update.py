@@ -325,10 +325,11 @@ class RuleBuilder:
         lr, normalize, exact, only = self.given(target, stage, env)
         lr = self.elab.as_node(lr, stage) if self.memory is None else self.memory.shared(lr, stage, "`lr`")
         channels = lr.type.like or not lr.type.is_number
-        if channels and self.memory is None:
-            raise self.elab.not_yet("the rate of `dgd` as a vector on the step clock", stage.span)
-        if channels and not lr.type.like:
-            check_axis(self.memory, lr)
+        if channels:
+            if self.memory is None:
+                raise self.elab.not_yet("the rate of `dgd` as a vector on the step clock", stage.span)
+            if not lr.type.like:
+                check_axis(self.memory, lr)
         scale = None
         if head is not None:
             self.gradient = self.elab.as_node(evaluate(head, env), head)
