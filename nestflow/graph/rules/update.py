@@ -353,7 +353,7 @@ class RuleBuilder:
         tensors = m.function.tensors if m is not None and m.function is not None else ()
         if tensors and not any(matches(only, t.path) for t in tensors):
             help_ = "its tensors are " + ", ".join(f"`{t.path}`" for t in tensors)
-            raise self.elab.failure("NF238", f"`only = \"{only}\"` matches no tensor", stage.span, help_)
+            raise self.elab.failure("NF238", f'`only = "{only}"` matches no tensor', stage.span, help_)
 
     def scale_of(self, gradient: Node, stage: tree.Expr) -> Node | None:
         """The number that stages before `dgd` multiplied g by; any other stage is an error."""
