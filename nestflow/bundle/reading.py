@@ -62,7 +62,8 @@ class Reading:
 
     ticks(c, inputs...): the values of the model at each tick. terms(c, inputs..., values...): by level, one number a
     tick. gates(c): by level. ahead: ticks that the loss looks ahead. inputs: (name, whether it has ticks). values: the
-    token axis of each. kept: state that goes on beyond a sequence."""
+    token axis of each. kept: state that goes on beyond a sequence. told: what `emit` publishes on the way: its name,
+    and whether it has ticks."""
 
     size: int
     ahead: int
@@ -74,11 +75,22 @@ class Reading:
     ticks: Callable[..., Sequence[Tensor]]
     terms: Callable[..., dict[str, Tensor]]
     gates: Callable[[Context], dict[str, Any]]
+    told: tuple[tuple[str, bool], ...] = ()
     batched: list[bool] = field(default_factory=lambda: [True], compare=False)  # whether rows can run all at once
 
-    def giving(self, ticks: Callable[..., Sequence[Tensor]], values: tuple[int | None, ...]) -> Reading:
+    def giving(
+        self,
+        ticks: Callable[..., Sequence[Tensor]],
+        values: tuple[int | None, ...],
+        told: tuple[tuple[str, bool], ...] = (),
+    ) -> Reading:
         """The same levels, and more values of the model."""
-        return replace(self, ticks=ticks, values=values)
+        return replace(self, ticks=ticks, values=values, told=told)
+
+    @property
+    def places(self) -> tuple[int | None, ...]:
+        """The token axis of each value, then of each that is published."""
+        return (*self.values, *(1 if on else None for _, on in self.told))
 
     def position(self, level: Kept, age: int) -> int:
         """Ticks since the level's last reset, when `age` ticks of the stream have been read."""
@@ -169,10 +181,13 @@ class Reader:
             pieces.append(values)
             at = end
         self.finish()
-        return [
+        values = [
             torch.cat([p[i] for p in pieces], axis) if axis is not None else pieces[-1][i]
-            for i, axis in enumerate(self.reading.values)
+            for i, axis in enumerate(self.reading.places)
         ]
+        told = values[len(self.reading.values) :]
+        self.c.published.update((name, x) for (name, _), x in zip(self.reading.told, told))
+        return values[: len(self.reading.values)]
 
     def ticked(self, inputs: Inputs, change: Callable[[Tensor], Tensor | None]) -> Inputs:
         """The inputs, those with ticks changed."""
@@ -222,11 +237,19 @@ class Reader:
         def row(w: dict[str, Tensor], s: dict[str, Tensor], x: list[Tensor], y: list[Tensor], i: Tensor) -> Any:
             """One row, without its batch axis."""
             c = self.c.part(
-                w={**self.c.w, **w}, s=_alone(s), t0=t0, age0=self.age - self.t + t0, n={}, rows=i.unsqueeze(0)
+                w={**self.c.w, **w},
+                s=_alone(s),
+                t0=t0,
+                age0=self.age - self.t + t0,
+                n={},
+                rows=i.unsqueeze(0),
+                now={},
+                published={},
             )
             here, following = self.inputs(given, x), self.inputs(given, y)
             values = list(self.reading.ticks(c, *here))
             own = values[: self.reading.own]
+            values += [c.published[name] for name, _ in self.reading.told]
             sums = self.terms(c, here, own, following if after is not None else None) if learns else {}
             ended = {**c.s, **c.n}
             return [v[0] for v in values], {p: ended[p][0] for p in s}, sums
@@ -252,7 +275,7 @@ class Reader:
         ]
         if self.rows > 1:  # what cannot be done at once is not tried again
             self.reading.batched[0] = False
-        values = [torch.stack([f[0][i] for f in found]) for i in range(len(self.reading.values))]
+        values = [torch.stack([f[0][i] for f in found]) for i in range(len(self.reading.places))]
         ended = {p: torch.stack([f[1][p] for f in found]) for p in before}
         return values, ended, {n: torch.stack([f[2][n] for f in found]).sum() for n in found[0][2]}
 

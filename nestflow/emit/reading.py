@@ -1,6 +1,6 @@
 """The entry points of a module whose weights learn while it reads: its ticks, its terms, its levels' rules.
 
-def ticks(c, inputs...)               the output, and each call that a loss names
+def ticks(c, inputs...)               the outputs, and each call that a loss names
 def terms(c, inputs..., values...)    by level, the loss at each tick, undivided
 forward, losses                       the same as elsewhere, through `nestflow.bundle.reading`
 """
@@ -14,11 +14,13 @@ from nestflow.emit.rules.parts import key, place
 from nestflow.emit.rules.step import write_rule
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import LevelGraph, TokenLevel
+from nestflow.graph.published import published
 from nestflow.graph.reading.state import shortest
 from nestflow.ir.node import Node, Type, walk
 from nestflow.ir.rule import SetWeight
 
 RUNTIME = "nestflow.bundle.reading"
+READ = ("call", "emitted")  # what an expression outside flows reads of the model
 Slots = list[tuple[Node, str, Type]]
 
 
@@ -32,12 +34,14 @@ class ReadingCode:
         self.tables: dict[tuple[Node, ...], str] = {}  # what is read of the model -> the name of its table
 
     def values(self, *roots: Node | None) -> tuple[Node, ...]:
-        """What has to be known of the ticks: the calls in the levels' terms first, then what the roots want."""
-        calls = [n for n in walk(*(x.terms for x in self.graph.reading)) if n.op == "call"]
+        """What has to be known of the ticks: what the levels' terms read of the model first, then what the roots want."""
+        own = [n for n in walk(*(x.terms for x in self.graph.reading)) if n.op in READ]
         for root in roots:
-            if root is not None:
-                calls += [root] if root is self.graph.output else [n for n in walk(root) if n.op == "call"]
-        return tuple({id(n): n for n in calls}.values())
+            if root is not None and root is self.graph.output:
+                own += root.args if root.op == "outputs" else [root]
+            elif root is not None:
+                own += [n for n in walk(root) if n.op in READ]
+        return tuple({id(n): n for n in own}.values())
 
     def write(self, *entries: tuple[Node | None, ...]) -> None:
         """The ticks, terms, rules and tables that the entry points (each with its roots) will need."""
@@ -55,7 +59,9 @@ class ReadingCode:
                 first = table
                 _table(self.graph, self.writer, table, rules, values, (ticks, names["terms"], names["gates"]), len(own))
             else:
-                self.writer.line(f"{table} = {first}.giving({ticks}, {_places(values)!r})")
+                told = _told(self.graph, values)
+                more = f", {told!r}" if told else ""
+                self.writer.line(f"{table} = {first}.giving({ticks}, {_places(values)!r}{more})")
                 _gap(self.writer)
 
     def emitter(self, known: dict[Node, str], *roots: Node | None) -> Emitter:
@@ -118,7 +124,7 @@ class ReadingCode:
         taken = {v for _, v, _ in self.slots}
         named: dict[Node, str] = {}
         for n in values:
-            base = identifier(n["child"] if n.op == "call" else "output").replace(".", "_")
+            base = identifier(n["child"] if n.op == "call" else n["name"] if n.op == "emitted" else "output").replace(".", "_")
             name, k = base + self.letters.suffix(n.type), 1
             while name in taken:
                 k += 1
@@ -139,6 +145,16 @@ class ReadingCode:
 def _places(values: tuple[Node, ...]) -> tuple[int | None, ...]:
     """The token axis of each value."""
     return tuple(tick_axis(v.type) if v.type.clock else None for v in values)
+
+
+def _told(graph: LevelGraph, values: tuple[Node, ...]) -> tuple[tuple[str, bool], ...]:
+    """What the calls below the values publish, and whether it has ticks."""
+    found: dict[str, bool] = {}
+    for n in walk(*values):
+        if n.op == "call":
+            for name, types in published(graph.root.child(n["child"])).items():
+                found[name] = found.get(name, False) or any(bool(t.clock) for t in types)
+    return tuple(found.items())
 
 
 def _at_each_row(em: Emitter, node: Node) -> str:
@@ -190,6 +206,8 @@ def _table(
         writer.line(f"ahead={max(x.terms.type.short for x in levels)},")
         writer.line(f"inputs={tuple((i.name, bool(i.type.clock)) for i in graph.inputs)!r},")
         writer.line(f"values={_places(values)!r},")
+        if told := _told(graph, values):
+            writer.line(f"told={told!r},")
         writer.line(f"own={own},")
         with writer.block("levels=("):
             for x in levels:

@@ -86,8 +86,6 @@ class _Top:
         root = self.root(output)
         weights = absolute_weights(root, self.elab.slow.levels)
         reading = tokens.settle(weights)
-        if reading and output is not None and output.op == "outputs":
-            raise self.elab.not_yet("several outputs of a model that learns while it reads", output.span)
         if reading:
             check_around(self.elab, root, [x.terms for x in reading], output, reading[0].span)
         steps.elsewhere = set(tokens.owner)

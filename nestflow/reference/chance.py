@@ -42,8 +42,10 @@ def taken(h: Tensor, word: Tensor | int) -> Tensor:
     return mix(h + GOLDEN * (word + 1))
 
 
-def hashes(seed: int, path: str, step: int, tick: Tensor, heads: int, shape: tuple[int, ...]) -> Tensor:
-    """A hash for each draw. tick: [B, 1], each row's own."""
+def hashes(
+    seed: int, path: str, step: int, tick: Tensor, heads: int, shape: tuple[int, ...], first: int = 0
+) -> Tensor:
+    """A hash for each draw. tick: [B, 1], each row's own. first: the number of the first of these rows."""
     name = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little", signed=True)
     rows = tick.shape[0]
     h = torch.zeros(rows, heads, *shape, dtype=torch.int64, device=tick.device)
@@ -53,7 +55,7 @@ def hashes(seed: int, path: str, step: int, tick: Tensor, heads: int, shape: tup
     def along(x: Tensor, axis: int) -> Tensor:
         return x.reshape([-1 if i == axis else 1 for i in range(h.ndim)])
 
-    h = taken(h, along(torch.arange(rows, device=tick.device), 0))
+    h = taken(h, along(torch.arange(first, first + rows, device=tick.device), 0))
     h = taken(h, along(tick.reshape(-1), 0))
     h = taken(h, along(torch.arange(heads, device=tick.device), 1))
     return taken(h, torch.arange(math.prod(shape), device=tick.device).reshape(1, 1, *shape))
@@ -69,11 +71,12 @@ def normal(h: Tensor) -> Tensor:
 
 
 def drawn_start(
-    init: Init, chance: tuple[int, int], path: str, tick: Tensor, heads: int, shape: tuple[int, ...]
+    init: Init, chance: tuple[int, int], path: str, tick: Tensor, heads: int, shape: tuple[int, ...], first: int = 0
 ) -> Tensor:
-    """Where a memory starts that is drawn anew, [B, heads, *shape]. tick: [B, 1], the first one of its new life."""
+    """Where a memory starts that is drawn anew, [B, heads, *shape]. tick: [B, 1], the first one of its new life.
+    first: the number of the first row."""
     seed, step = chance
-    h = hashes(seed, path, step, tick, heads, shape)
+    h = hashes(seed, path, step, tick, heads, shape, first)
     if init.kind == "normal":
         x = init.a * normal(h)
     else:

@@ -133,7 +133,7 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
 def drawn(tick: Tick, instance: str, m: Memory, t: MemoryTensor) -> Tensor:
     """What a memory that is drawn would start with at this tick."""
     path, clock = memory_path(instance, "", t.drawn), tick.clock(m)
-    return drawn_start(t.init, (tick.seed, tick.step), path, clock, m.heads or 1, t.shape).to(tick.dtype)
+    return drawn_start(t.init, (tick.seed, tick.step), path, clock, m.heads or 1, t.shape, tick.row).to(tick.dtype)
 
 
 def drawn_slots(instance: str, m: Memory, t: MemoryTensor) -> list[str]:

@@ -30,14 +30,23 @@ T, AGE = "@t", "@age"
 
 
 class Reader:
-    """The stream of a row. now: the state, [1, H, ...] by path. start: as a sequence begins."""
+    """The stream of a row, the one of this number. now: the state, [1, H, ...] by path. start: as a sequence begins."""
 
-    def __init__(self, model: Reference, now: Tensors, start: Tensors, clocks: Mapping[str, bool], dtype: torch.dtype):
+    def __init__(
+        self,
+        model: Reference,
+        now: Tensors,
+        start: Tensors,
+        clocks: Mapping[str, bool],
+        dtype: torch.dtype,
+        row: int,
+    ) -> None:
+        self.row = row
         self.model, self.now, self.start, self.clocks, self.dtype = model, now, start, clocks, dtype
         self.levels = model.graph.reading
         self.size = shortest(self.levels)
         self.ahead = max(x.terms.type.short for x in self.levels)
-        self.calls = [n for n in walk(*(x.terms for x in self.levels)) if n.op == "call"]
+        self.calls = [n for n in walk(*(x.terms for x in self.levels)) if n.op in ("call", "emitted")]
         heads = {s.path: s.heads for s in model.graph.state}
         self.heads = {f"{x.name}.{p}": heads[f"{x.name}.{p}"] for x in self.levels for p in x.weights}
         self.snapshots = [s.path.removesuffix(SEGMENT) for s in model.graph.state if s.role == "segment"]
@@ -92,7 +101,8 @@ class Reader:
             self.whole,
             model._begun,
         )
-        tick.age = state[AGE]
+        tick.age, tick.row = state[AGE], self.row
+        tick.seed, tick.step = model.seed, model.step
         frame = Frame(tick, self.model.graph.root, at)
         return [frame.eval(r) for r in roots]
 
@@ -273,7 +283,7 @@ def read(
     readers, streams = [], []
     for part in parts:
         own = {n: x[part] for n, x in inputs.items()}
-        reader = Reader(model, _rows(state, part), _rows(first, part), clocks, dtype)
+        reader = Reader(model, _rows(state, part), _rows(first, part), clocks, dtype, part.start)
         reader.still = {n: x.unsqueeze(1) for n, x in own.items() if not clocks[n]}
         readers.append(reader)
         streams.append(reader.read(own, roots, length, None if starts is None else starts[part]))

@@ -51,6 +51,7 @@ class Tick:
     age: Tensor | None = None  # [B, 1], ticks since the row's stream began, this one included
     seed: int = 0
     step: int = 0
+    row: int = 0  # the number of the first of these rows, which draws are a function of
     networks: Any = None  # of the caller: see nestflow.reference.networks
 
     @property
@@ -200,7 +201,7 @@ class Frame:
             return as_float(xs[0], tick.dtype)
         t = tick.t if node.type.clock else torch.ones_like(tick.t)
         path = memory_path(self.instance.path, "", node["path"])
-        h = hashes(tick.seed, path, tick.step, t, node.type.heads or 1, node.type.shape)
+        h = hashes(tick.seed, path, tick.step, t, node.type.heads or 1, node.type.shape, tick.row)
         if node.op != "dropout":
             return flat(h) if node.op == "uniform" else normal(h).to(tick.dtype)
         return torch.where(flat(h) < node["p"], 0.0, as_float(xs[0], tick.dtype) / (1 - node["p"]))

@@ -85,9 +85,17 @@ def mlp(x: Tensor, w: list[Tensor]) -> Tensor:
     return x + F.silu(x @ w[0].T) @ w[1].T
 
 
-def continuum(weights: dict[str, Tensor], row: Tensor, blocks: list[Block], mask: Tensor | None = None) -> Tensor:
+def continuum(
+    weights: dict[str, Tensor],
+    row: Tensor,
+    blocks: list[Block],
+    mask: Tensor | None = None,
+    added: Tensor | None = None,
+    penalty: float = 0.0,
+) -> Tensor:
     """The scores of one row, tick by tick: segments of the shortest period, each with the weights that the ones before
-    have left; reading the token after a segment makes its last loss known, and then the blocks that are due learn."""
+    have left; reading the token after a segment makes its last loss known, and then the blocks that are due learn.
+    added: joins the embeddings, [T, 4]. penalty: of the mean square of what the head reads."""
     size = min(b.every for b in blocks)
     embed, head = weights["model.embed.weight"], weights["model.linear.weight"]
     for b in blocks:
@@ -95,17 +103,20 @@ def continuum(weights: dict[str, Tensor], row: Tensor, blocks: list[Block], mask
     outs: list[Tensor] = []
     for at in range(0, len(row), size):
         here = row[at : at + size]
+        x = embed[here] if added is None else embed[here] + added[at : at + size]
 
         def net(x: Tensor, all_w: list[list[Tensor]]) -> Tensor:
             for w in all_w:
                 x = mlp(x, w)
-            return x @ head.T
+            return x
 
-        outs.append(net(embed[here], [b.now for b in blocks]))
+        outs.append(net(x, [b.now for b in blocks]) @ head.T)
         if at + size >= len(row):
             break
         held = [[w.detach().clone().requires_grad_() for w in b.now] for b in blocks]
-        losses = F.cross_entropy(net(embed[here], held), row[at + 1 : at + size + 1], reduction="none")
+        h = net(x, held)
+        losses = F.cross_entropy(h @ head.T, row[at + 1 : at + size + 1], reduction="none")
+        losses = losses + penalty * h.square().mean(-1)
         total = (losses if mask is None else losses * mask[at : at + size]).sum()
         grads = iter(torch.autograd.grad(total, [w for ws in held for w in ws]))
         for b in blocks:

@@ -6,7 +6,6 @@ from typing import Any
 
 from nestflow.diagnostics.core import Span
 from nestflow.graph.model import Instance
-from nestflow.graph.state import drawn_starts
 from nestflow.ir import ops
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, depends, walk
@@ -62,19 +61,18 @@ def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | No
     for n in walk(*nodes):
         if n.op == "es":
             raise elab.not_yet("`es` on the token clock", n.span or span)
-        if n.op in ("emit", "emitted"):
-            raise elab.not_yet("`emit` in a model whose weights learn while it reads", n.span or span)
-        if n.op in ("noise", "dropout", "uniform"):
-            raise elab.not_yet("chance in a model whose weights learn while it reads", n.span or span)
+        alike = n.op in ("emit", "emitted") and not all(a.type.batch for a in n.args)
+        if alike:
+            raise elab.not_yet("`emit` of a value that is the same in all rows, of rows that learn,", n.span or span)
         if n.op in ("network", "network_result"):
             raise elab.not_yet("a network of your own in a model whose weights learn while it reads", n.span or span)
     for i in root.walk():
-        if drawn_starts(i):
-            raise elab.not_yet("a start that is drawn in a model whose weights learn while it reads", i.span or span)
         if any(m.cache is not None and not m.cache.causal for m in i.memories):
             raise elab.not_yet("`causal = false` in a model whose weights learn while it reads", i.span or span)
-    if output is not None and not output.type.batch:
-        raise elab.not_yet("an output that is the same in all rows, of rows that learn", output.span or span)
+    outputs = () if output is None else output.args if output.op == "outputs" else (output,)
+    same = next((x for x in outputs if not x.type.batch), None)
+    if same is not None:
+        raise elab.not_yet("an output that is the same in all rows, of rows that learn", same.span or span)
 
 
 __all__ = ["check_around", "check_terms", "terms_of"]
