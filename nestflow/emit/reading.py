@@ -34,7 +34,7 @@ class ReadingCode:
         self.tables: dict[tuple[Node, ...], str] = {}  # what is read of the model -> the name of its table
 
     def values(self, *roots: Node | None) -> tuple[Node, ...]:
-        """What has to be known of the ticks: what the levels' terms read of the model first, then what the roots want."""
+        """What has to be known of the ticks: what the levels' terms read of the model, then what the roots want."""
         own = [n for n in walk(*(x.terms for x in self.graph.reading)) if n.op in READ]
         for root in roots:
             if root is not None and root is self.graph.output:
@@ -124,7 +124,8 @@ class ReadingCode:
         taken = {v for _, v, _ in self.slots}
         named: dict[Node, str] = {}
         for n in values:
-            base = identifier(n["child"] if n.op == "call" else n["name"] if n.op == "emitted" else "output").replace(".", "_")
+            word = {"call": "child", "emitted": "name"}.get(n.op)
+            base = identifier("output" if word is None else n[word]).replace(".", "_")
             name, k = base + self.letters.suffix(n.type), 1
             while name in taken:
                 k += 1
