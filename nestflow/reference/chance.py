@@ -42,9 +42,7 @@ def taken(h: Tensor, word: Tensor | int) -> Tensor:
     return mix(h + GOLDEN * (word + 1))
 
 
-def hashes(
-    seed: int, path: str, step: int, tick: Tensor, heads: int, shape: tuple[int, ...], first: int = 0
-) -> Tensor:
+def hashes(seed: int, path: str, step: int, tick: Tensor, heads: int, shape: tuple[int, ...], first: int = 0) -> Tensor:
     """A hash for each draw. tick: [B, 1], each row's own. first: the number of the first of these rows."""
     name = int.from_bytes(hashlib.blake2b(path.encode(), digest_size=8).digest(), "little", signed=True)
     rows = tick.shape[0]
