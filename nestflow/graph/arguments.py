@@ -8,6 +8,7 @@ from nestflow.graph.model import Link
 from nestflow.graph.scope import Env
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
+from nestflow.vocabulary.bounds import Bounds
 from nestflow.vocabulary.record import Word
 
 NEEDS_AXES = frozenset(
@@ -49,7 +50,22 @@ def bind(word: Word, args: list[Any], kwargs: dict[str, Any], elab: Any, site: t
             raise elab.failure("NF214", f"`{word.name}` needs `{slot.name}`", site.span, whole_call(word, site))
         else:
             result.append(slot.default)
+        if slot.bounds is not None:
+            check_bounds(elab, word.name, slot.name, slot.bounds, result[-1], site)
     return result
+
+
+def check_bounds(elab: Any, function: str, slot: str, allowed: Bounds, value: Any, site: tree.Node) -> None:
+    """A number that is known when compiling is inside the bounds of its slot. Raises NF325."""
+    known = value.value if isinstance(value, Node) and value.op == "const" else value
+    if isinstance(known, (bool, int, float)) and not allowed.allow(known):
+        message = f"`{slot}` of `{function}` is {allowed.text}, and this is {shown(known)}"
+        raise elab.failure("NF325", message, site.span)
+
+
+def shown(value: Any) -> str:
+    """A known value as specs write it."""
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def whole_call(word: Word, site: tree.Expr) -> str:
@@ -98,7 +114,4 @@ def link(kind: str, number: Any, env: Env, site: tree.Expr) -> Link:
                 "NF302", f"{what} must be known when compiling", site.span, "use a number or a param"
             )
         value = value.value
-    if isinstance(value, bool) or not value > (0 if kind == "kl" else 1):
-        least = "the scale of `kl` is above 0" if kind == "kl" else "the order of `lq` is above 1"
-        raise env.elab.failure("NF304", f"{least}, and this is {value}", site.span)
     return Link("kl" if kind == "kl" else "lq", float(value))

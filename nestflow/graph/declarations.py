@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError, Span
@@ -15,34 +14,10 @@ from nestflow.graph.values import Partial, Poison
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type
 from nestflow.language import tree
+from nestflow.vocabulary.bounds import Bounds
 
 INPUT_TYPES = ("int", "float", "bool")
 PARAM_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,), "string": (str,)}
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """What stands after `in`: an interval of numbers, or the values that are allowed."""
-
-    low: float | None
-    high: float | None
-    low_open: bool
-    high_open: bool
-    values: tuple[Any, ...] | None
-
-    def allow(self, value: Any) -> bool:
-        if self.values is not None:
-            return value in self.values
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return False
-        above = self.low is None or value > self.low or (value == self.low and not self.low_open)
-        return above and (self.high is None or value < self.high or (value == self.high and not self.high_open))
-
-    @property
-    def text(self) -> str:
-        if self.values is not None:
-            return "one of " + ", ".join(str(v) for v in self.values)
-        return f"in {'(' if self.low_open else '['}{self.low}, {self.high}{')' if self.high_open else ']'}"
 
 
 def bounds(elab: Elaborator, domain: tree.Domain) -> Bounds:
@@ -51,8 +26,8 @@ def bounds(elab: Elaborator, domain: tree.Domain) -> Bounds:
         return Bounds(None, None, False, False, tuple(plain(elab, v) for v in domain.values))
     ends: list[float | None] = []
     for e in (domain.low, domain.high):
-        end = None if e is None else plain(elab, e)
-        if e is not None and (isinstance(end, bool) or not isinstance(end, (int, float))):
+        end = None if e is None or _endless(e) else plain(elab, e)
+        if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float))):
             raise elab.failure("NF302", f"a bound is a number, and this is {end!r}", e.span, "`in [1, 64]`")
         ends.append(end)
     low, high = ends
@@ -62,6 +37,12 @@ def bounds(elab: Elaborator, domain: tree.Domain) -> Bounds:
         message = f"no number is in this range: {low} is left out of it"
         raise elab.failure("NF325", message, domain.span, f"`[{low}, {high}]` has its ends")
     return Bounds(low, high, domain.low_open, domain.high_open, None)
+
+
+def _endless(e: tree.Expr) -> bool:
+    """`inf` and `-inf` as an end: there is none."""
+    e = e.operand if isinstance(e, tree.Unary) and e.op == "-" else e
+    return isinstance(e, tree.Name) and e.name == "inf"
 
 
 def plain(elab: Elaborator, expr: tree.Expr, what: str = "a bound") -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import NestflowError, Related, fail
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.arguments import check_bounds
 from nestflow.graph.declarations import bounds, input_type
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import Init, Network, TailSpec, WeightSpec
@@ -247,8 +248,8 @@ def _bind(value: NetworkValue, args: list[Any], kwargs: dict[str, Any], env: Env
 def _fits(value: NetworkValue, s: tree.Slot, node: Node, elab: Any, site: tree.Expr) -> None:
     domain = s.domain or (s.type.domain if s.type else None)
     if node.op == "const":
-        if domain is not None and not (allowed := bounds(elab, domain)).allow(node.value):
-            raise elab.failure("NF325", f"`{s.name}` is {allowed.text}, and this is {node.value}", site.span)
+        if domain is not None:
+            check_bounds(elab, value.name, s.name, bounds(elab, domain), node, site)
         return
     if s.type is None:
         return

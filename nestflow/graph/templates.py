@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nestflow.diagnostics.core import NestflowError
+from nestflow.graph.arguments import check_bounds
 from nestflow.graph.body import Body
 from nestflow.graph.declarations import bounds
 from nestflow.graph.elaborate import MAX_DEPTH
@@ -98,10 +99,8 @@ class Templates:
     def fits(self, function: str, s: tree.Slot, value: Any, site: tree.Expr) -> None:
         """A slot with bounds (`depth = 2 in [1, 16]`) takes a number inside them, one with a type a value of it."""
         domain = s.domain or (s.type.domain if s.type else None)
-        if domain is not None and isinstance(value, Node) and value.op == "const":
-            allowed = bounds(self.elab, domain)
-            if not allowed.allow(value.value):
-                raise self.elab.failure("NF325", f"`{s.name}` is {allowed.text}, and this is {value.value}", site.span)
+        if domain is not None:
+            check_bounds(self.elab, function, s.name, bounds(self.elab, domain), value, site)
         if s.type is None or not isinstance(value, Node):
             return
         axes = [d for d in s.type.dims if not (isinstance(d, tree.Name) and d.name == "T")]

@@ -11,11 +11,13 @@ from nestflow.vocabulary.record import word
 SAME = "The draw is a function of the seed, the place, the step, the tick and the row: splits and resumes agree."
 
 
-@word("dropout(x, p)", also="Dropout drop", doc=f"While training, 0 with probability p, else x / (1 − p). {SAME}")
+@word(
+    "dropout(x, p in [0, 1))",
+    also="Dropout drop",
+    doc=f"While training, 0 with probability p, else x / (1 − p). {SAME}",
+)
 def dropout(site: Any, x: Any, p: Any) -> Node:
     share = float(site.number(p, "p"))
-    if not 0 <= share < 1:
-        site.fail("NF304", f"`dropout` loses a share from 0 to below 1, and this is {share:g}")
     x = site.real(x, "dropout")
     path = site.drawn()
     return x if share == 0 else ops.dropout(x, share, path, site.span)
@@ -30,7 +32,7 @@ def noise(site: Any, *shape: Any) -> Node:
 
 
 @word(
-    "bernoulli(p, like = none)",
+    "bernoulli(p in [0, 1], like = none)",
     also="coin rand",
     doc=f"1 with probability p, else 0, always; as many as `like` has. {SAME}",
 )

@@ -73,7 +73,7 @@ def previous(site: Any, x: Any, n: Any) -> Node:
     return ops.previous(x, lag, site.tail("tail", x.type, lag), site.span)
 
 
-@word("rope(x, base = 10000, reset = none)", also="rotary RoPE", paper="Su et al. 2021")
+@word("rope(x, base = 10000 in (0, inf), reset = none)", also="rotary RoPE", paper="Su et al. 2021")
 def rope(site: Any, x: Any, base: Any, reset: Any) -> Node:
     """Turns the pairs (i, i + d/2) by p · base^(−2i/d), p = t − 1 (or (t − 1) mod reset)."""
     x = site.real(x, "rope")
@@ -85,7 +85,7 @@ def rope(site: Any, x: Any, base: Any, reset: Any) -> Node:
 # --- norms -------------------------------------------------------------------------------------------
 
 
-@word("rmsnorm(x, eps = 1e-6)", also="RMSNorm rms_norm")
+@word("rmsnorm(x, eps = 1e-6 in [0, inf))", also="RMSNorm rms_norm")
 def rmsnorm(site: Any, x: Any, eps: Any) -> Node:
     """x / √(mean x² + eps) ⊙ gain."""
     x = site.real(x, "rmsnorm")
@@ -93,13 +93,13 @@ def rmsnorm(site: Any, x: Any, eps: Any) -> Node:
     return ops.rowwise("rmsnorm", x, gain, span=site.span, eps=float(site.number(eps, "eps")))
 
 
-@word("l2norm(x, eps = 1e-6)", also="normalize normalise unit")
+@word("l2norm(x, eps = 1e-6 in [0, inf))", also="normalize normalise unit")
 def l2norm(site: Any, x: Any, eps: Any) -> Node:
     """x / √(Σ x² + eps)."""
     return ops.rowwise("l2norm", site.real(x, "l2norm"), span=site.span, eps=float(site.number(eps, "eps")))
 
 
-@word("layernorm(x, eps = 1e-5)", also="LayerNorm layer_norm")
+@word("layernorm(x, eps = 1e-5 in [0, inf))", also="LayerNorm layer_norm")
 def layernorm(site: Any, x: Any, eps: Any) -> Node:
     """Biased variance, gain and bias."""
     x = site.real(x, "layernorm")
@@ -117,13 +117,15 @@ def softmax(site: Any, x: Any, axis: Any) -> Node:
     return ops.rowwise("softmax", x, span=site.span)
 
 
-@word("poly(x, p)", also="polynomial monomials feature_map", paper="Atlas: polynomial features of keys and queries")
+@word(
+    "poly(x, p in [1, 16])",
+    also="polynomial monomials feature_map",
+    paper="Atlas: polynomial features of keys and queries",
+)
 def poly(site: Any, x: Any, p: Any) -> Node:
     """All monomials of degree 0 … p of the features, each once, in lexicographic order; those of degree i times
     `weight`[i], which starts at 1/i!. The width is binom(d + p, p)."""
     x, degree = site.vector(x, "poly"), site.size(p, "the degree of poly")
-    if degree > 16:
-        site.fail("NF304", f"the degree of poly is between 1 and 16, and this is {degree}")
     w = site.weight("weight", (degree + 1,), site.inverse_factorials(), x.type.heads)
     return ops.poly(x, w, degree, site.span)
 
@@ -213,8 +215,10 @@ def lerp(site: Any, a: Any, b: Any, c: Any) -> Node:
 @word("clamp(x, a, b)", also="clip")
 def clamp(site: Any, x: Any, a: Any, b: Any) -> Node:
     """x kept between a and b."""
-    low = ops.binary("max", site.node(x, "clamp"), site.node(a, "clamp"))
-    return ops.binary("min", low, site.node(b, "clamp"), site.span)
+    low, high = site.node(a, "clamp"), site.node(b, "clamp")
+    if low.op == high.op == "const" and low.value > high.value:
+        site.fail("NF325", f"no number is between {low.value} and {high.value}", "the lower end comes first")
+    return ops.binary("min", ops.binary("max", site.node(x, "clamp"), low), high, site.span)
 
 
 @word("where(c, a, b)")
@@ -354,7 +358,7 @@ def stop(site: Any, e: Any) -> Node:
 
 
 @word(
-    "newton_schulz(x, iters = 5, coefficients = none, eps = 1e-7, dtype = none)",
+    "newton_schulz(x, iters = 5, coefficients = none, eps = 1e-7 in [0, inf), dtype = none)",
     also="zeropower orthogonalize",
     paper="Jordan et al. 2024 (Muon); Nested Learning eq. 42-44",
 )

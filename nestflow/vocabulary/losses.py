@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from nestflow.ir import ops
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, Type, make
-from nestflow.vocabulary.record import describe, word
+from nestflow.vocabulary.record import describe, parse_signature, word
 
 # --- objectives of a level: they take the prediction and the value -----------------------------------------
 
@@ -42,24 +41,22 @@ describe(
 )
 
 
-@word("lp(p)", kind="objective", paper="MIRAS (Moneta), without the factor p")
+@word("lp(p in [1, inf))", kind="objective", paper="MIRAS (Moneta), without the factor p")
 def lp(site: Any, p: Node, v: Node, power: Any = None) -> Node:
     """Σ |p − v|^p / p: gradient sign(e)|e|^(p−1)."""
     n = float(site.number(power, "p"))
-    if not 1 <= n < math.inf:
-        site.fail("NF304", f"p of lp(p) is at least 1, and this is {n:g}")
     e = ops.unary("abs", ops.binary("sub", p, v))
     return ops.binary("div", ops.reduce("sum", ops.binary("pow", e, ops.const(n))), ops.const(n))
 
 
-@word("huber(delta, form = each)", kind="objective", paper="MIRAS eq. 14-16 (Yaad)", options="each norm mixed")
+@word(
+    "huber(delta in (0, inf), form = each)", kind="objective", paper="MIRAS eq. 14-16 (Yaad)", options="each norm mixed"
+)
 def huber(site: Any, p: Node, v: Node, delta: Any = None, form: Any = None) -> Node:
     """`each` coordinate: ½e² inside δ, δ(|e| − δ/2) outside, gradient clip(e, ±δ). `norm`: the same of ‖e‖, gradient
     e · min(1, δ/‖e‖). `mixed`: ½‖e‖² where ‖e‖ ≤ δ, else δ Σ|e|, gradient e or δ · sign(e) (Yaad as printed);
     a vector δ chooses for each coordinate."""
     d = site.node(delta, "huber")
-    if d.op == "const" and not float(d.value) > 0:
-        site.fail("NF304", f"delta of huber is above 0, and this is {float(d.value):g}: nothing would be learned")
     shape = site.word_text(form) or "each"
     if shape not in ("each", "norm", "mixed"):
         site.fail("NF309", f"huber knows no form `{shape}`", "`form = each`, `form = norm` or `form = mixed`")
@@ -91,7 +88,11 @@ def squared(e: Node) -> Node:
 # --- losses of outputs --------------------------------------------------------------------------------
 
 
-@word("cross_entropy(p, y, mask = none, smoothing = 0, reduce = mean)", kind="loss", also="CrossEntropyLoss nll ce")
+@word(
+    "cross_entropy(p, y, mask = none, smoothing = 0 in [0, 1], reduce = mean)",
+    kind="loss",
+    also="CrossEntropyLoss nll ce",
+)
 def cross_entropy(site: Any, p: Any, y: Any, mask: Any, smoothing: Any, reduce: Any) -> Node:
     """−log softmax(p)[y], classes on the last axis; the mean over the unmasked terms of the whole batch (natural
     logarithm). mask: true, or a weight, where the term counts. smoothing: this share of the target is spread over all
@@ -140,14 +141,17 @@ def _distribution(signature: str, doc: str) -> None:
     name = signature.partition("(")[0]
 
     def build(site: Any, *args: Any) -> Any:
-        return site.distribution(name, tuple(float(site.number(a, name)) for a in args))
+        ends = tuple(float(site.number(a, name)) for a in args)
+        if len(ends) == 2 and ends[0] > ends[1]:
+            site.fail("NF325", f"no number is between {ends[0]:g} and {ends[1]:g}", "the lower end comes first")
+        return site.distribution(name, ends)
 
     word(signature, kind="distribution", doc=doc)(build)
 
 
-_distribution("normal(std)", "mean 0, standard deviation std")
+_distribution("normal(std in [0, inf))", "mean 0, standard deviation std")
 _distribution("uniform(a, b)", "flat between a and b")
-_distribution("log_uniform(a, b)", "log x flat between log a and log b")
+_distribution("log_uniform(a in (0, inf), b in (0, inf))", "log x flat between log a and log b")
 _distribution("constant(c)", "always c")
 
 
@@ -155,13 +159,10 @@ _distribution("constant(c)", "always c")
 
 
 def _schedule(name: str, signature: str, doc: str) -> None:
-    names = [p.split("=")[0].strip() for p in signature.partition("(")[2].rstrip(")").split(",")]
+    names = [s.name for s in parse_signature(signature)[1]]
 
     def build(site: Any, *args: Any) -> Node:
         values = {n: (None if a is None else float(site.number(a, n))) for n, a in zip(names, args, strict=True)}
-        for n, v in values.items():
-            if v is not None and n != "peak" and (v < 0 or (n == "total" and v < 1)):
-                site.fail("NF304", f"`{n}` of `{name}` is at least {1 if n == 'total' else 0}, and this is {v:g}")
         return make("schedule", (), Type(), site.span, kind=name, **values)
 
     word(signature, kind="schedule", doc=doc)(build)
@@ -169,17 +170,25 @@ def _schedule(name: str, signature: str, doc: str) -> None:
 
 _schedule(
     "cosine",
-    "cosine(peak, warmup = 0, total = none, floor = 0)",
+    "cosine(peak, warmup = 0 in [0, inf), total = none in [1, inf), floor = 0 in [0, inf))",
     "peak · s/warmup up to warmup, then half a cosine to floor at total + N; total is the run's length by default",
 )
-_schedule("linear_decay", "linear_decay(peak, warmup = 0, total = none, floor = 0)", "as cosine, straight")
-_schedule("wsd", "wsd(peak, warmup, stable, decay)", "up over warmup ticks, peak for stable, straight to 0 over decay")
+_schedule(
+    "linear_decay",
+    "linear_decay(peak, warmup = 0 in [0, inf), total = none in [1, inf), floor = 0 in [0, inf))",
+    "as cosine, straight",
+)
+_schedule(
+    "wsd",
+    "wsd(peak, warmup in [0, inf), stable in [0, inf), decay in [0, inf))",
+    "up over warmup ticks, peak for stable, straight to 0 over decay",
+)
 
 
 # --- words of update rules ----------------------------------------------------------------------------
 
 
-@word("clip_norm(g, c)", kind="update", also="clip_grad_norm clip_grad_norm_ grad_clip")
+@word("clip_norm(g, c in (0, inf))", kind="update", also="clip_grad_norm clip_grad_norm_ grad_clip")
 def clip_norm(site: Any, g: Any, c: Any) -> Node:
     """g · min(1, c/(‖g‖ + 1e-6)), ‖g‖ over the level's whole gradient, one copy at a time."""
     g, bound = site.node(g, "clip_norm"), site.node(c, "clip_norm")
@@ -202,7 +211,7 @@ def total(site: Any, e: Any) -> Node:
     return make("total", (e,), e.type.with_(like=False, shape=()), site.span)
 
 
-@word("trust(d, c)", kind="update")
+@word("trust(d, c in (0, inf))", kind="update")
 def trust(site: Any, d: Any, c: Any) -> Node:
     """d · min(1, c‖w‖/‖d‖)."""
     d, bound = site.node(d, "trust"), site.node(c, "trust")
@@ -214,7 +223,7 @@ def trust(site: Any, d: Any, c: Any) -> Node:
     return ops.binary("mul", d, ops.binary("min", ops.const(1.0), ratio), site.span)
 
 
-@word("ball(w, r)", kind="projection", also="max_norm clip_weight")
+@word("ball(w, r in (0, inf))", kind="projection", also="max_norm clip_weight")
 def ball(site: Any, w: Any, r: Any) -> Node:
     """w · min(1, r/‖w‖), each tensor on its own: `project ball(10)`."""
     w, radius = site.node(w, "ball"), site.node(r, "ball")
@@ -290,14 +299,14 @@ describe(
 )
 describe("decay_first(gate)", "retention", "Decay before the error: the gated delta rule.", "Gated DeltaNet")
 describe(
-    "lq(alpha, q = 4)",
+    "lq(alpha, q = 4 in (1, inf))",
     "retention",
     "A ← αA + step, read through θ = A / ‖A‖_q^(q−2), the norm over the whole tensor (0 where A = 0). `init` gives A.",
     "MIRAS (Moneta)",
 )
 describe("replace()", "update", "A = v: the memory becomes its value (a memory without a key).", also="copy assign")
 describe(
-    "prox(lr)",
+    "prox(lr in (0, inf))",
     "update",
     "The exact proximal step of l2 on a matrix: A = argmin ℓ + ‖A − A_(t−1)‖²/(2 lr). lr is a number, or `on_value`.",
     "Longhorn",

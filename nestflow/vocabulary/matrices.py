@@ -6,7 +6,7 @@ from typing import Any
 
 from nestflow.ir import ops
 from nestflow.ir.node import Node
-from nestflow.vocabulary.record import REQUIRED, SlotDef, Word, word
+from nestflow.vocabulary.record import Word, parse_signature, word
 
 
 @word("eye(n...)", also="identity")
@@ -60,7 +60,7 @@ def qr(site: Any, a: Any) -> Node:
     return ops.qr(site.node(a, "qr"), site.span)
 
 
-@word("groupnorm(x, groups = 1, eps = 1e-5)", also="GroupNorm group_norm", paper="RWKV-7, RetNet")
+@word("groupnorm(x, groups = 1, eps = 1e-5 in [0, inf))", also="GroupNorm group_norm", paper="RWKV-7, RetNet")
 def groupnorm(site: Any, x: Any, groups: Any, eps: Any) -> Node:
     """Mean 0 and biased variance 1 within each of `groups` equal parts of the last axis; then gain and bias."""
     x, n = site.real(x, "groupnorm"), site.size(groups, "groups")
@@ -86,12 +86,13 @@ def log_prob(site: Any, p: Any, y: Any) -> Node:
 
 @word("kl(p, q)", kind="loss", also="kl_div KLDivLoss distillation")
 def kl(site: Any, p: Any, q: Any) -> Node:
-    """KL(softmax p ‖ softmax q) over the last axis. In `retain`, `kl(alpha, scale = 1)`: A ← αA + step, read through
-    θ = scale · softmax(A) on the key axis of each tensor; `init` gives A (MIRAS, Memora)."""
+    """KL(softmax p ‖ softmax q) over the last axis. In `retain`, `kl(alpha, scale = 1 in (0, inf))`: A ← αA + step,
+    read through θ = scale · softmax(A) on the key axis of each tensor; `init` gives A (MIRAS, Memora)."""
     return ops.kl_divergence(site.real(p, "kl"), site.real(q, "kl"), site.span)
 
 
-KL_RETENTION = Word("kl", "kl(alpha, scale = 1)", (SlotDef("alpha", REQUIRED), SlotDef("scale", 1)), "retention", "")
+_KL = "kl(alpha, scale = 1 in (0, inf))"
+KL_RETENTION = Word("kl", _KL, parse_signature(_KL)[1], "retention", "")
 
 
 @word("square_distance(a, b)", kind="loss", also="sse distance")

@@ -5,10 +5,13 @@ The elaborator (`nestflow.graph`) calls `build`; docs, completion and `nestflow 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
+
+from nestflow.vocabulary.bounds import Bounds, parse_bounds
 
 REQUIRED: Any = object()
 """The default of a slot that must be given."""
@@ -16,8 +19,11 @@ REQUIRED: Any = object()
 
 @dataclass(frozen=True)
 class SlotDef:
+    """bounds: what a number may be that is known when compiling."""
+
     name: str
     default: Any
+    bounds: Bounds | None = None
 
     @property
     def required(self) -> bool:
@@ -48,17 +54,29 @@ class Word:
 WORDS: dict[str, Word] = {}
 
 
+_SLOT = re.compile(
+    r"(?P<name>\w+)(?P<more>\.\.\.)?(?:\s*=\s*(?P<default>[^,\s]+))?(?:\s+in\s+(?P<bounds>[\[(][^\])]*[\])]))?\s*(?:,\s*|$)"
+)
+
+
 def parse_signature(signature: str) -> tuple[str, tuple[SlotDef, ...], bool]:
-    """`f(x, n = none, bias = false)` as a name, slots, and whether it takes any number of arguments (`xs...`)."""
+    """`f(x, p = 0.5 in [0, 1), n = none)` as a name, slots, and whether it takes any number of arguments (`xs...`).
+
+    Raises ValueError where a slot cannot be read."""
     name, _, rest = signature.partition("(")
+    rest = rest.strip().removesuffix(")")
     slots: list[SlotDef] = []
-    variadic = False
-    for part in filter(None, (p.strip() for p in rest.rstrip(")").split(","))):
-        slot, _, default = (s.strip() for s in part.partition("="))
-        if slot.endswith("..."):
+    variadic, at = False, 0
+    while at < len(rest):
+        m = _SLOT.match(rest, at)
+        if m is None:
+            raise ValueError(f"{signature!r} has no slot at {rest[at:]!r}")
+        at = m.end()
+        if m["more"]:
             variadic = True
             continue
-        slots.append(SlotDef(slot, _literal(default) if default else REQUIRED))
+        default = REQUIRED if m["default"] is None else _literal(m["default"])
+        slots.append(SlotDef(m["name"], default, parse_bounds(m["bounds"]) if m["bounds"] else None))
     return name.strip(), tuple(slots), variadic
 
 

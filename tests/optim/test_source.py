@@ -29,10 +29,10 @@ ADAMW = """
         weight_decay = group["weight_decay"]
         m, v = state["m"], state["v"]
         t = state["step"]  # updates of this weight, this one included
-        w.mul_(1 - lr * weight_decay)  # optimizers/adamw.nl:11
-        m.lerp_(g, 1 - beta1)  # optimizers/adamw.nl:12
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # optimizers/adamw.nl:13
-        # optimizers/adamw.nl:14
+        w.mul_(1 - lr * weight_decay)  # optimizers/adamw.nl:12
+        m.lerp_(g, 1 - beta1)  # optimizers/adamw.nl:13
+        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # optimizers/adamw.nl:14
+        # optimizers/adamw.nl:15
         w.addcdiv_(m, (v.sqrt() / (1 - beta2**t) ** 0.5).add_(eps), value=-lr / (1 - beta1**t))
 """
 

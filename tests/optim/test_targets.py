@@ -50,7 +50,7 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "none": ("NF242", lambda: nestflow.optimizer("hope", [weight()])),
     "nothing": ("NF544", lambda: nestflow.optimizer("adam", None)),  # type: ignore[arg-type]
     "a module": ("NF544", lambda: nestflow.optimizer("adam", torch.nn.Linear(2, 2))),  # type: ignore[arg-type]
-    "a mean that is divided by nothing": ("NF304", lambda: nestflow.optimizer("adam", [weight()], beta1=1.0)),
+    "a mean that is divided by nothing": ("NF325", lambda: nestflow.optimizer("adam", [weight()], beta1=1.0)),
     "a name as its base": ("is an optimizer", lambda: nestflow.optimizer("averaged", [weight()], base="adam")),
 }  # fmt: skip
 

@@ -170,7 +170,7 @@ def test_without_a_token_axis_a_draw_is_one_an_example() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "code"),
     [
-        ("dropout(0.3)", "dropout(1)", "NF304"),
+        ("dropout(0.3)", "dropout(1)", "NF325"),
         ("dropout(0.3)", "dropout(sigmoid(sum(x)))", "NF302"),
         ("update gd(0.1 * r)", "update g + noise(3)", "NF205"),
         ("mlp(depth = 2, expand = 1)", "lossy", "NF320"),
