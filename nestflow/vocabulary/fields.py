@@ -209,8 +209,8 @@ _statement(
     "param",
     "param NAME = DEFAULT in [LOW, HIGH]",
     "A setting of the spec, set from outside with `--set NAME=VALUE` or `compile(..., NAME = VALUE)`. What it may be "
-    "stands after `in`: `[` and `]` include an end, `(` and `)` do not, `inf` is none; `in {2, 4}` names values. Slots of "
-    "flows, levels and optimisers take bounds too: `depth = 2 in [1, 16]`.",
+    "stands after `in`: `[` and `]` include an end, `(` and `)` do not, `inf` is none; `in {2, 4}` names values. Slots "
+    "of flows, levels and optimisers take bounds too: `depth = 2 in [1, 16]`.",
     "param dim = 256 in [1, 65536]",
     "const hyperparameter parameter",
 )

@@ -324,5 +324,5 @@ def test_a_gradient_that_is_not_finite_is_no_traceback(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["shampoo", "soap"])
 def test_a_period_of_zero_is_told(name: str) -> None:
-    with pytest.raises(NestflowError, match="`period` of `[a-z]+` is at least 1, and this is 0"):
+    with pytest.raises(NestflowError, match=r"`period` of `[a-z]+` is at least 1, and this is 0"):
         nestflow.optimizer(name, parameters(), period=0)
