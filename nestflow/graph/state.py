@@ -6,7 +6,7 @@ LEVEL.MEMORY.TENSOR@pending    Σ G since the last update (only where every > 1)
 LEVEL.MEMORY.TENSOR@gram       Σ |weight| k kᵀ since the last update (only dgd and `gram`, every > 1)
 LEVEL.MEMORY@updates           updates so far, LEVEL.MEMORY@ticks the ticks since the last one that brought a pair (only
                                with `when`; the second where every > 1)
-LEVEL.MEMORY@since             ticks since the last reset (only `reset where` with chunks)
+LEVEL.MEMORY@since             ticks since the last reset (only `reset where`, with chunks or of a cache)
 LEVEL.MEMORY.SLOT.TENSOR       a memory of the update rule; LEVEL.MEMORY.SLOT where it is one for all (`per level`)
 LEVEL.MEMORY.key / .value      the pairs a cache keeps
 INSTANCE.TAIL                  the last inputs of a look-back block
@@ -82,15 +82,19 @@ def _memory_slots(path: str, memory: Memory) -> list[StateSlot]:
             slots.append(StateSlot(name + PENDING, "pending", t.shape, memory.heads))
             if has_dgd(memory) and len(t.shape) == 2:
                 slots.append(StateSlot(name + GRAM, "pending", (t.shape[1], t.shape[1]), memory.heads))
-    for counter in counters(memory):
-        slots.append(StateSlot(memory_path(path, memory.name, "") + counter, "counter", (), memory.heads, dtype="int"))
-    return slots
+    return slots + _counter_slots(path, memory)
+
+
+def _counter_slots(path: str, memory: Memory) -> list[StateSlot]:
+    name = memory_path(path, memory.name, "")
+    return [StateSlot(name + c, "counter", (), memory.heads, dtype="int") for c in counters(memory)]
 
 
 def counters(memory: Memory) -> tuple[str, ...]:
     """With `when` rows learn at ticks of their own: they count their updates, and what they wait with. With `reset
     where(…)` their chunks begin at ticks of their own: they count those since the last reset."""
-    since = (SINCE,) if memory.reset_where is not None and (memory.every, memory.chunk) != (1, 1) else ()
+    counts = memory.kind == "cache" or (memory.every, memory.chunk) != (1, 1)
+    since = (SINCE,) if memory.reset_where is not None and counts else ()
     if memory.when is None:
         return since
     return (UPDATES, TICKS, *since) if memory.every > 1 else (UPDATES, *since)
@@ -145,7 +149,7 @@ def _cache_slots(path: str, memory: Memory) -> list[StateSlot]:
             name, count = memory_path(path, memory.name, role), memory.cache.pairs if memory.cache is not None else 1
             shape = (0, node.type.shape[-1] // count)
             slots.append(StateSlot(name, f"cache_{role}", shape, node.type.heads, grows=True))
-    return slots
+    return slots + _counter_slots(path, memory)
 
 
 def _tail_slot(path: str, tail: TailSpec) -> StateSlot:

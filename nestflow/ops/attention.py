@@ -3,7 +3,8 @@
 Positions count from the stream's start. `window` W: a query at position t sees the keys t − W + 1 … t (without
 `causal` those up to t + W − 1 too). `segment` S: those of its own segment of S positions. `sink` s: the first s
 positions always. `pairs` n: each position has n pairs, one behind the other. `prefix`: learned pairs that every query
-sees. The kept pairs are the shortest past that later queries can see, sinks first.
+sees. `since`: the positions since each query's row began anew, its own included; it sees none from before, and counts
+segments and sinks from there. The kept pairs are the shortest past that later queries can see, sinks first.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ def append(
     segment: int | None = None,
     sink: int = 0,
     pairs: int = 1,
+    resets: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Keys or values of this call behind the kept ones, and what to keep for the next call.
 
-    x [..., T, pairs · d]; kept [..., n, d]; before: ticks the stream has seen.
+    x [..., T, pairs · d]; kept [..., n, d]; before: ticks the stream has seen. resets: rows begin anew at ticks of their
+    own, so that the window alone says what no row will see again.
     """
+    if resets:
+        window, segment, sink = None if sink else window, None, 0
     end = before + x.shape[-2]
     if pairs > 1:
         x = x.unflatten(-1, (pairs, -1)).flatten(-3, -2)
@@ -38,6 +43,15 @@ def append(
     late = pairs * sum(1 for p in positions[sinks:] if p >= first)
     parts = [both.narrow(-2, 0, pairs * sinks)] if sinks else []
     return both, torch.cat([*parts, both.narrow(-2, both.shape[-2] - late, late)], -2)
+
+
+def since_reset(reset: Tensor, before: Tensor, ticks: int) -> tuple[Tensor, Tensor]:
+    """Ticks since the last reset, at each tick (this one included) and after the last one. reset [..., T], or what
+    stretches to it; before [...]: those before this call."""
+    at = torch.arange(1, ticks + 1, device=before.device)
+    last = torch.where(reset, at, 0).expand(*before.shape, ticks).cummax(-1).values
+    since = torch.where(last > 0, at - last + 1, before.unsqueeze(-1) + at)
+    return since, since[..., -1]
 
 
 def first_seen(ticks: int, window: int | None, segment: int | None) -> int:
@@ -73,9 +87,10 @@ def attend(
     pairs: int = 1,
     causal: bool = True,
     prefix: tuple[Tensor, Tensor] | None = None,
+    since: Tensor | None = None,
 ) -> Tensor:
     """Σ softmax(scale · q·k) v over the pairs that each query sees. q [..., T, d]; k, v [..., n, d]; the last T
-    positions are those of the queries' own ticks; prefix: learned keys and values [(heads,) n, d]."""
+    positions are those of the queries' own ticks; prefix: learned keys and values [(heads,) n, d]; since [..., T]."""
     if before and not causal:
         raise ValueError("attention to later tokens takes a sequence in one call")
     ticks, count = q.shape[-2], k.shape[-2] // pairs
@@ -83,12 +98,17 @@ def attend(
     if prefix is not None:
         k, v = (torch.cat([w.expand(*x.shape[:-2], -1, -1), x], -2) for w, x in zip(prefix, (k, v)))
     k, v = shared(k, q), shared(v, q)
-    plain = window is None and segment is None and before == 0
+    plain = window is None and segment is None and before == 0 and since is None
     if plain and (not causal or (count and not learned and pairs == 1)):
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
     at = torch.arange(before, before + ticks, device=q.device)[:, None]
-    past = torch.tensor(key_positions(count, before + ticks, sink), device=q.device)[None, :]
+    kept_sinks = 0 if since is not None else sink
+    past = torch.tensor(key_positions(count, before + ticks, kept_sinks), device=q.device)[None, :]
     seen = past <= at if causal else torch.ones(ticks, count, dtype=torch.bool, device=q.device)
+    if since is not None:
+        first = at - since.unsqueeze(-1) + 1
+        seen = seen & (past >= first if causal else first == first.mT)
+        at, past = at - first, past - first
     near = torch.ones_like(seen)
     if window is not None:
         near = near & ((at - past).abs() < window)
@@ -96,5 +116,5 @@ def attend(
         near = near & (past // segment == at // segment)
     if sink:
         near = near | (past < sink)
-    mask = F.pad((seen & near).repeat_interleave(pairs, 1), (learned, 0), value=True)
+    mask = F.pad((seen & near).repeat_interleave(pairs, -1), (learned, 0), value=True)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)

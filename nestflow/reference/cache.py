@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.model import CacheSpec, Memory
-from nestflow.graph.state import memory_path
+from nestflow.graph.state import SINCE, memory_path
 from nestflow.reference.tick import Frame
 
 
@@ -45,6 +45,21 @@ def append(frame: Frame, m: Memory) -> None:
             tick.put(path, torch.cat([tick.state[path].to(x.dtype), x], 2))
             if not spec_of(m).causal:
                 tick.whole.pairs.setdefault(path, []).append(x)
+    if m.reset_where is not None:  # the pairs from before a reset are forgotten: whose life a pair is of, by its first tick
+        path = memory_path(frame.instance.path, m.name, "") + SINCE
+        due = frame.eval(m.reset_where)
+        since = torch.where(due.reshape(*due.shape[:2]), 0, tick.state[path]) + 1
+        tick.put(path, since)
+        if not spec_of(m).causal:
+            tick.whole.pairs.setdefault(path, []).append(began(frame, m)[..., None, None])
+
+
+def began(frame: Frame, m: Memory) -> Tensor:
+    """The tick at which the cache was empty last, [B, H]: the sequence's first, or one at which it was reset."""
+    t = frame.tick.clock(m)
+    if m.reset_where is None:
+        return torch.ones_like(t)
+    return t - frame.tick.state[memory_path(frame.instance.path, m.name, "") + SINCE] + 1
 
 
 def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
@@ -54,39 +69,45 @@ def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
     paths = [memory_path(frame.instance.path, m.name, role) for role in ("key", "value")]
     if spec.causal or paths[0] not in frame.tick.whole.known:
         k, v = (frame.tick.state[p] for p in paths)
-        seen = behind(spec, frame.tick.t, k.shape[2] // spec.pairs)
+        seen = behind(spec, frame.tick.clock(m), began(frame, m), k.shape[2] // spec.pairs)
     else:
         k, v = (frame.tick.whole.known[p].flatten(2, 3) for p in paths)
-        seen = around(spec, frame.tick.whole, frame.tick.t)
-    seen = seen.repeat_interleave(spec.pairs, 1)
+        lives = frame.tick.whole.known.get(memory_path(frame.instance.path, m.name, "") + SINCE)
+        seen = around(spec, frame.tick.whole, frame.tick.t, began(frame, m), lives)
+    seen = seen.repeat_interleave(spec.pairs, -1)
     if spec.prefix:
         at = [memory_path(frame.instance.weights_path, m.name, f"prefix.{role}") for role in ("key", "value")]
         learned = [frame.tick.weights[p] for p in at]
         wide = [w[None] if w.ndim == 3 else w[None, None] for w in learned]
         k, v = (torch.cat([w.expand(x.shape[0], -1, -1, -1), x], 2) for w, x in zip(wide, (k, v)))
-        seen = torch.cat([seen.new_ones(seen.shape[0], spec.prefix), seen], 1)
+        seen = torch.cat([seen.new_ones(*seen.shape[:2], spec.prefix), seen], -1)
     groups = [n.type.heads or 1 for n in (m.key, m.value) if n is not None]
     k, v = (x.repeat_interleave((m.heads or 1) // n, 1) if x.shape[1] == n else x for x, n in zip((k, v), groups))
-    scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen.unsqueeze(1), float("-inf"))
+    scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen, float("-inf"))
     return (scores.softmax(-1).unsqueeze(-1) * v).sum(2)
 
 
-def behind(spec: CacheSpec, t: Tensor, count: int) -> Tensor:
-    """Which of the last `count` ticks, this one included, tick t sees: [B, count]."""
+def behind(spec: CacheSpec, t: Tensor, first: Tensor, count: int) -> Tensor:
+    """Which of the last `count` ticks, this one included, tick t sees: [B, H or 1, count]. first: see `began`."""
     age = torch.arange(count - 1, -1, -1, device=t.device)
-    at = t - age  # the tick of each pair, by the row's own count
-    return (at >= 1) & near(spec, at, t)
+    at = (t - age).unsqueeze(1)  # the tick of each pair, by the row's own count
+    return (at >= first.unsqueeze(-1)) & near(spec, at, t.unsqueeze(-1), first.unsqueeze(-1))
 
 
-def around(spec: CacheSpec, whole: Whole, t: Tensor) -> Tensor:
-    """Which of all ticks of the call tick t sees: those of its own sequence."""
+def around(spec: CacheSpec, whole: Whole, t: Tensor, first: Tensor, lives: Tensor | None) -> Tensor:
+    """Which of all ticks of the call tick t sees: those of its own sequence, and of its own life in it. lives: when
+    that of each tick began, [B, H, T, 1, 1]."""
     ticks = torch.arange(whole.sequence.shape[1], device=t.device)
-    at = t + ticks - whole.now
-    return (whole.sequence == whole.sequence[:, whole.now : whole.now + 1]) & near(spec, at, t)
+    at = (t + ticks - whole.now).unsqueeze(1)
+    own = (whole.sequence == whole.sequence[:, whole.now : whole.now + 1]).unsqueeze(1)
+    first = first.unsqueeze(-1)
+    own = own if lives is None else own & (lives.flatten(2) == first)
+    return own & near(spec, at, t.unsqueeze(-1), first)
 
 
-def near(spec: CacheSpec, at: Tensor, t: Tensor) -> Tensor:
-    seen = torch.ones_like(at, dtype=torch.bool)
+def near(spec: CacheSpec, at: Tensor, t: Tensor, first: Tensor) -> Tensor:
+    """Segments and sinks are counted from the first tick of the cache's life."""
+    seen, at, t = torch.ones_like(at - first, dtype=torch.bool), at - first + 1, t - first + 1
     if spec.window is not None:
         seen = seen & ((t - at).abs() < spec.window)
     if spec.segment is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nestflow.emit.expr import ATOM, Expr
-from nestflow.ir.node import Node
+from nestflow.emit.operand import is_python, tensor
+from nestflow.graph.state import SINCE
+from nestflow.ir.node import Node, Type
 from nestflow.lowering.plan import MemoryPlan
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ class CacheCode:
         self.level, self.writer = level, level.writer
         self.plans = {p.memory.name: p for p in level.plan.caches}
         self.pairs: dict[str, tuple[str, str]] = {}
+        self.lives: dict[str, str] = {}
 
     def options(self, p: MemoryPlan) -> str:
         spec = p.memory.cache
@@ -28,6 +31,25 @@ class CacheCode:
         parts = [f"{k}={getattr(spec, k)!r}" for k in ("window", "segment") if getattr(spec, k) is not None]
         parts += [f"sink={spec.sink}"] if spec.sink else []
         return "".join(f", {x}" for x in parts + ([f"pairs={spec.pairs}"] if spec.pairs > 1 else []))
+
+    def before(self, p: MemoryPlan) -> str:
+        """Ticks that the cache has seen: of its sequence, or of its stream."""
+        return "c.t0" if p.memory.per == "sequence" else "c.age0"
+
+    def since(self, p: MemoryPlan) -> str:
+        """A variable: at each tick, those since the row's last reset."""
+        m, em = p.memory, self.level.outer
+        if m.name not in self.lives and m.reset_where is not None:
+            node = m.reset_where
+            em.value(node)
+            target = Type("bool", (), True, "T", m.heads)
+            reset, path = tensor(em, node, target, 0).text, f"{m.name}{SINCE}"
+            reset = f"torch.tensor([{reset}], device=c.device)" if is_python(node) else reset
+            name = self.lives[m.name] = em.fresh("since", target)
+            em.holder[name] = None
+            use = self.writer.use(ATTENTION, "since_reset")
+            self.writer.line(f'{name}, c.n[p + "{path}"] = {use}({reset}, c.s[p + "{path}"], {em.ticks})')
+        return self.lives.get(m.name, "")
 
     def append(self, p: MemoryPlan) -> tuple[str, str]:
         """All pairs that this call sees, in variables; the state keeps what later calls can see."""
@@ -41,7 +63,9 @@ class CacheCode:
             x, path = em.value(node), f"{m.name}.{role}"
             name = em.fresh(f"{role}s", node.type)
             em.holder[name] = None
-            self.writer.line(f'{name}, c.n[p + "{path}"] = {append}({x}, c.s[p + "{path}"], c.t0{self.options(p)})')
+            more = self.options(p) + (", resets=True" if m.reset_where is not None else "")
+            held = f'c.s[p + "{path}"], {self.before(p)}'
+            self.writer.line(f'{name}, c.n[p + "{path}"] = {append}({x}, {held}{more})')
             names.append(name)
         self.pairs[m.name] = (names[0], names[1])
         return self.pairs[m.name]
@@ -59,10 +83,13 @@ class CacheCode:
         if spec.prefix:
             learned = ", ".join(f'c.w[p + "{p.memory.name}.prefix.{role}"]' for role in ("key", "value"))
             more += f", prefix=({learned})"
-        text = f"{attend}({query}, {keys}, {values}, c.t0, scale={spec.scale!r}{self.options(p)}{more})"
+        since = self.since(p)
+        more += f", since={since}" if since else ""
+        text = f"{attend}({query}, {keys}, {values}, {self.before(p)}, scale={spec.scale!r}{self.options(p)}{more})"
         return em.assign(n, Expr(text, ATOM), "y")
 
     def finish(self) -> None:
         """A cache that nobody recalls keeps its pairs all the same."""
         for p in self.plans.values():
             self.append(p)
+            self.since(p)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nestflow.graph.model import CacheSpec, Init, WeightSpec
@@ -10,6 +11,7 @@ from nestflow.ir.node import Node
 
 if TYPE_CHECKING:
     from nestflow.graph.levels.memory import MemoryBuild
+    from nestflow.graph.levels.resets import Reset
 
 NAMES = ("window", "segment", "sink", "prefix", "causal", "scale")
 
@@ -87,6 +89,24 @@ def _joined(m: MemoryBuild, field: str, nodes: list[Node]) -> Node | None:
     return ops.concat(tuple(nodes), nodes[0].span)
 
 
+def period_as_segment(m: MemoryBuild, spec: CacheSpec, reset: Reset) -> CacheSpec:
+    """`reset each(…)` with a period: what a query sees ends where its period began, as with `segment`."""
+    f = m.field("reset") or m.field("per") or m.node
+    if reset.per != "sequence" and not spec.causal:
+        message = f"a cache that sees later ticks takes a sequence in one call, and `per {reset.per}` goes on after it"
+        raise m.elab.failure("NF437", message, f.span, "leave `causal = false` or `per` out")
+    if reset.period is None:
+        return spec
+    if spec.segment is not None or spec.sink:
+        word = "segment" if spec.segment is not None else "sink"
+        message = f"`{word}` counts the ticks of a sequence, and this `reset` begins anew within it"
+        raise m.elab.failure("NF436", message, f.span, f"`cache(segment = {reset.period})` alone")
+    if not spec.causal:
+        help_ = f"`cache(segment = {reset.period}, causal = false)`"
+        raise m.elab.failure("NF436", "a cache that sees later ticks is not reset on the way", f.span, help_)
+    return replace(spec, segment=reset.period)
+
+
 def learned_pairs(m: MemoryBuild, spec: CacheSpec, key: Node, value: Node) -> None:
     """`prefix = n`: n pairs that every query sees, slow weights of the level."""
     for role, node in (("key", key), ("value", value)) if spec.prefix else ():
@@ -96,4 +116,4 @@ def learned_pairs(m: MemoryBuild, spec: CacheSpec, key: Node, value: Node) -> No
         m.level.builder.weights.append(WeightSpec(path, shape, heads, Init("normal", 0.02), span=m.node.span))
 
 
-__all__ = ["cache_spec", "learned_pairs", "pairs"]
+__all__ = ["cache_spec", "learned_pairs", "pairs", "period_as_segment"]

@@ -12,7 +12,7 @@ from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.channels import channels
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.levels import kinds, learning
-from nestflow.graph.levels.caches import learned_pairs, pairs
+from nestflow.graph.levels.caches import learned_pairs, pairs, period_as_segment
 from nestflow.graph.levels.resets import Reset, check_counts, check_one_copy, check_per, reset_of, ticks
 from nestflow.graph.levels.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.levels.starts import check_taken
@@ -361,8 +361,6 @@ class MemoryBuild:
 
     def build_cache(self, key: Node | None, value: Node | None, query: Node | None, every: int, chunk: int) -> Memory:
         self.mapping(self.node)
-        if self.reset.period is not None or self.reset.where is not None:
-            raise self.elab.not_yet("`reset` of a cache", self.node.span)
         for name in NOT_OF_A_CACHE:
             f = self.own.get(name) if self.level.parts else self.field(name)
             if f is not None:
@@ -370,7 +368,7 @@ class MemoryBuild:
                 raise self.elab.failure("NF239", message, f.span, "it needs `key`, `value` and `query` alone")
         assert self.cache is not None and key is not None and value is not None  # `mapping` asked for both
         key, value, count = pairs(self, key, value)
-        spec = replace(self.cache, pairs=count)
+        spec = replace(period_as_segment(self, self.cache, self.reset), pairs=count)
         assert key is not None and value is not None
         learned_pairs(self, spec, key, value)
         return Memory(
@@ -390,6 +388,8 @@ class MemoryBuild:
             cache=spec,
             texts=self.texts(),
             span=self.node.span,
+            reset_where=self.reset.where,
+            per=self.reset.per,
         )
 
     def attempt(self, part: Callable[[], Any]) -> Any:

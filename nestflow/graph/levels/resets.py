@@ -55,8 +55,8 @@ def check_per(m: MemoryBuild, reset: Reset, fields: list[Node]) -> None:
     span = f.span if f is not None else m.node.span
     if len(others) > 1:
         raise m.elab.not_yet("memories of one level with different `per`", span)
-    if m.cache is not None:
-        raise m.elab.not_yet(f"`per {reset.per}` of a cache", span)
+    if m.cache is not None and reset.per == "model":
+        raise m.elab.not_yet("`per model` of a cache", span)
     if any(depends(n, lambda x: x.op == "window") for n in fields):
         raise m.elab.not_yet(f"a window of ticks in a memory `per {reset.per}`", span)
 
