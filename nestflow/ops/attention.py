@@ -26,8 +26,8 @@ def append(
 ) -> tuple[Tensor, Tensor]:
     """Keys or values of this call behind the kept ones, and what to keep for the next call.
 
-    x [..., T, pairs · d]; kept [..., n, d]; before: ticks the stream has seen. resets: rows begin anew at ticks of their
-    own, so that the window alone says what no row will see again.
+    x [..., T, pairs · d]; kept [..., n, d]; before: ticks the stream has seen. resets: rows begin anew at ticks of
+    their own, so that the window alone says what no row will see again.
     """
     if resets:
         window, segment, sink = None if sink else window, None, 0

@@ -45,7 +45,7 @@ def append(frame: Frame, m: Memory) -> None:
             tick.put(path, torch.cat([tick.state[path].to(x.dtype), x], 2))
             if not spec_of(m).causal:
                 tick.whole.pairs.setdefault(path, []).append(x)
-    if m.reset_where is not None:  # the pairs from before a reset are forgotten: whose life a pair is of, by its first tick
+    if m.reset_where is not None:  # the pairs from before a reset are forgotten: a life is told by its first tick
         path = memory_path(frame.instance.path, m.name, "") + SINCE
         due = frame.eval(m.reset_where)
         since = torch.where(due.reshape(*due.shape[:2]), 0, tick.state[path]) + 1

@@ -278,8 +278,8 @@ describe(
     "The context itself: keeps (k, v) and gives Σ softmax(scale · q·k) v; scale = 1/√width. A query sees the pairs of "
     "the last `window` ticks, of its own `segment` of ticks, those of the first `sink` ticks and `prefix` learned "
     "pairs (weights). `causal = false` sees later ticks too (a window then reaches both ways) and forbids streaming. "
-    "Lists as `key` and `value` bring several pairs a tick. `reset where(e)` in the level: documents that do not see each "
-    "other; segments and sinks count from there.",
+    "Lists as `key` and `value` bring several pairs a tick. `reset where(e)` in the level: documents that do not "
+    "see each other; segments and sinks count from there.",
     "softmax attention",
     also="attention kv_cache sdpa softmax_attention sliding_window sliding_window_attention local_attention swa",
 )

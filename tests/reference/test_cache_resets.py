@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,8 @@ OPTIONS = [
 ]
 HEAD = (
     "nestflow 1\ninput k : float[T, 4]\ninput v : float[T, 4]\ninput q : float[T, 4]\ninput s : bool[T]\n"
-    "output a(k, v, q, s)\nlevel a(k, v, q, s) {{ memory cache({options}); key {key}; value {value}; query q; {more} }}\n"
+    "output a(k, v, q, s)\n"
+    "level a(k, v, q, s) {{ memory cache({options}); key {key}; value {value}; query q; {more} }}\n"
 )
 LISTS = {"k": "v", "[k, v]": "[v, q]"}
 
@@ -41,7 +44,7 @@ def documents(x: dict[str, Tensor]) -> list[list[tuple[int, int]]]:
     found = []
     for row in x["s"]:
         cuts = sorted({0, *(i for i in range(T) if row[i]), T})
-        found.append(list(zip(cuts, cuts[1:])))
+        found.append(list(pairwise(cuts)))
     return found
 
 
@@ -95,7 +98,8 @@ def test_splits_are_the_whole(options: str, more: str) -> None:
 
 def test_each_chunk_is_a_segment() -> None:
     x = inputs()
-    near(bundle("", "reset each(chunk); chunk 4").module(**x), bundle("segment = 4").module(**x | {"s": x["s"] & False}))
+    still = x | {"s": x["s"] & False}
+    near(bundle("", "reset each(chunk); chunk 4").module(**x), bundle("segment = 4").module(**still))
 
 
 def test_heads_reset_for_themselves() -> None:
