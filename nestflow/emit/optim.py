@@ -293,9 +293,12 @@ def with_runtime(source: str) -> str:
     """A generated optimizer with the runtime it imports from nestflow written above its classes."""
     from importlib import import_module
 
+    from nestflow.emit.standalone import collect
+
     head = "from __future__ import annotations\n"
     imports: set[str] = set()
     bodies: list[str] = []
+    borrowed: list[tuple[str, str]] = []  # by the runtime, from modules that are not written out whole
     doc = ""
     for text in (*(inspect.getsource(import_module(m)) for m in _RUNTIME), source):
         lines = text.splitlines()
@@ -309,9 +312,14 @@ def with_runtime(source: str) -> str:
                 isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("nestflow", "__f"))
             ):
                 imports.add(ast.unparse(node))
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nestflow.ops."):
+                borrowed += [(node.module or "", a.name) for a in node.names if node.module not in _RUNTIME]
             if i == 0 or is_import or exported:
                 own |= set(range(node.lineno - 1, node.end_lineno or node.lineno))
         bodies.append("\n".join(x for i, x in enumerate(lines) if i not in own).strip("\n"))
+    functions, needed = collect(list(dict.fromkeys(borrowed)))
+    imports |= needed - {"from __future__ import annotations"}
+    bodies.insert(0, functions.strip("\n"))
     return "\n".join([doc, "", head, *sorted(imports), "", "", "\n\n\n".join(bodies), ""])
 
 

@@ -65,7 +65,7 @@ def emit_standalone(graph: LevelGraph, plan: Any, seed: int = 0) -> str:
             drop |= set(range(node.lineno - 1, node.end_lineno or node.lineno))
     doc = tree.body[0].end_lineno or 0
     kept = [x for i, x in enumerate(lines) if i >= doc and i not in drop]
-    ops, imports = _collect(wanted)
+    ops, imports = collect(wanted)
     imports -= {"from torch import Tensor", "from torch import nn"}
     imports |= {"import torch", "import torch.nn.functional as F", "from torch import Tensor, nn"}
     head = "\n".join([*lines[:doc], "", "from __future__ import annotations", "", *_sorted_imports(imports)])
@@ -115,7 +115,7 @@ def _sorted_imports(imports: set[str]) -> list[str]:
     return [*plain, *rest, "", *torch]
 
 
-def _collect(wanted: list[tuple[str, str]]) -> tuple[str, set[str]]:
+def collect(wanted: list[tuple[str, str]]) -> tuple[str, set[str]]:
     """Source of the wanted definitions and of all that they use, in order of need, and the imports of those modules."""
     done: dict[tuple[str, str], str] = {}
     imports: set[str] = set()

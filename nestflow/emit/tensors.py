@@ -387,10 +387,6 @@ class Tensors:
     def _write_newton_schulz(self, node: Node) -> Text:
         defaults = {"iters": 5, "coefficients": (3.4445, -4.7750, 2.0315), "eps": 1e-7}
         extra = "".join(f", {k}={node.get(k)!r}" for k, v in defaults.items() if node.get(k, v) not in (v, None))
-        if len(node.get("coefficients", defaults["coefficients"])) != 3:
-            raise fail(
-                "NF547", "`newton_schulz` takes three coefficients", node.span, "`coefficients = [2, -1.5, 0.5]`"
-            )
         dtype = node.get("dtype")
         if dtype not in (None, "none", "bfloat16", "float16", "float32", "float64"):
             raise fail(

@@ -6,10 +6,13 @@ They know tensors only. Norms, softmax and losses are computed in at least float
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Muon's
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -132,25 +135,32 @@ def hits(p: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tens
     return (right & counts).sum(), counts.sum()
 
 
+def triples(coefficients: Sequence[float] | Sequence[Sequence[float]], iters: int) -> list[tuple[float, float, float]]:
+    """(a, b, c) of every iteration."""
+    first = coefficients[0]
+    rows = [coefficients] * iters if isinstance(first, (int, float)) else coefficients
+    return [(a, b, c) for a, b, c in rows]  # type: ignore[misc]
+
+
 def newton_schulz(
     x: Tensor,
     iters: int = 5,
-    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    coefficients: Sequence[float] | Sequence[Sequence[float]] = QUINTIC,
     eps: float = 1e-7,
     dtype: str | None = None,
 ) -> Tensor:
     """Towards the nearest orthogonal matrix: X / max(‖X‖, eps), then `iters` times aX + (bA + cA²)X with A = XXᵀ.
 
-    x [..., rows, cols]; A is on the shorter side. A vector or number passes unchanged. (Jordan et al. 2024, Muon.)
+    x [..., rows, cols]; A is on the shorter side. A vector or number passes unchanged. coefficients: (a, b, c), or one
+    such triple for each iteration. (Jordan et al. 2024, Muon.)
     """
     if x.ndim < 2:
         return x
-    a, b, c = coefficients
     z = x.to(getattr(torch, dtype)) if dtype else at_least_float32(x)
     tall = z.shape[-2] > z.shape[-1]
     z = z.mT if tall else z
     z = z / z.norm(dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for _ in range(iters):
+    for a, b, c in triples(coefficients, iters):
         gram = z @ z.mT
         z = a * z + (b * gram + c * gram @ gram) @ z
     return (z.mT if tall else z).to(x.dtype)

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestflow.ops.blocks import QUINTIC, triples
 from nestflow.ops.matrices import eigh
 from nestflow.ops.python import python_step as python_step
-
-QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -148,16 +147,16 @@ def total(tensors: Sequence[Tensor]) -> Tensor:
 def newton_schulz(
     x: Tensor,
     iters: int = 5,
-    coefficients: Sequence[float] = QUINTIC,
+    coefficients: Sequence[float] | Sequence[Sequence[float]] = QUINTIC,
     eps: float = 1e-7,
     dtype: torch.dtype | None = None,
     heads: int = 0,
 ) -> Tensor:
     """X / max(‖X‖_F, eps), then iters times X ← aX + (bA + cA²)X with A = XXᵀ on the shorter side (torch.optim.Muon's
-    order of operations; it computes in bfloat16). Below rank 2 unchanged, above it rows × the rest."""
+    order of operations; it computes in bfloat16). Below rank 2 unchanged, above it rows × the rest.
+    coefficients: (a, b, c), or one such triple for each iteration."""
     if x.ndim - heads < 2:
         return x
-    a, b, c = coefficients
     shape = x.shape
     x_NRC = x.reshape(-1, shape[heads], math.prod(shape[heads + 1 :])) if heads else x.reshape(1, shape[0], -1)
     wide_NRC = x_NRC.to(dtype or x.dtype)
@@ -165,7 +164,7 @@ def newton_schulz(
     if tall:
         wide_NRC = wide_NRC.mT
     wide_NRC = wide_NRC / torch.linalg.vector_norm(wide_NRC, dim=(-2, -1), keepdim=True).clamp(min=eps)
-    for _ in range(iters):
+    for a, b, c in triples(coefficients, iters):
         gram_NRR = wide_NRC @ wide_NRC.mT
         mix_NRR = torch.baddbmm(gram_NRR, gram_NRR, gram_NRR, beta=b, alpha=c)
         wide_NRC = torch.baddbmm(wide_NRC, mix_NRR, wide_NRC, beta=a)

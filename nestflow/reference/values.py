@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -137,16 +138,17 @@ def rope(x: Tensor, position: Tensor, base: float, reset: int | None) -> Tensor:
     return torch.cat([a * angle.cos() - b * angle.sin(), a * angle.sin() + b * angle.cos()], -1)
 
 
-def newton_schulz(x: Tensor, iters: int, coefficients: Sequence[float], eps: float, dtype: str | None) -> Tensor:
-    """X / max(‖X‖_F, eps), then iters times aX + (bA + cA²)X, A = XXᵀ on the shorter side. Below rank 2: unchanged."""
+def newton_schulz(x: Tensor, iters: int, coefficients: Sequence[Any], eps: float, dtype: str | None) -> Tensor:
+    """X / max(‖X‖_F, eps), then iters times aX + (bA + cA²)X, A = XXᵀ on the shorter side. Below rank 2: unchanged.
+    coefficients: (a, b, c), or one such triple for each iteration."""
     if x.ndim < 4:
         return x
     m = x.flatten(3).to(getattr(torch, dtype) if dtype else x.dtype)
     m = m / torch.linalg.vector_norm(m, dim=(2, 3), keepdim=True).clamp(min=eps)
     tall = m.shape[-2] > m.shape[-1]
     m = m.mT if tall else m
-    a, b, c = coefficients
-    for _ in range(iters):
+    for i in range(iters):
+        a, b, c = coefficients[i] if isinstance(coefficients[0], tuple) else coefficients
         gram = m @ m.mT
         m = a * m + (b * gram + c * gram @ gram) @ m
     return (m.mT if tall else m).reshape(x.shape).to(x.dtype)

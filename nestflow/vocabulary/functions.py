@@ -363,23 +363,32 @@ def stop(site: Any, e: Any) -> Node:
     paper="Jordan et al. 2024 (Muon); Nested Learning eq. 42-44",
 )
 def newton_schulz(site: Any, x: Any, iters: Any, coefficients: Any, eps: Any, dtype: Any) -> Node:
-    """X / max(‖X‖_F, eps), then iters times aX + (bA + cA²)X, A = XXᵀ on the shorter side."""
+    """X / max(‖X‖_F, eps), then iters times aX + (bA + cA²)X, A = XXᵀ on the shorter side. coefficients: [a, b, c], or
+    such a list for each iteration."""
     x = site.node(x, "newton_schulz")
-    values = (
-        (3.4445, -4.7750, 2.0315)
-        if coefficients is None
-        else tuple(float(site.number(c, "a coefficient")) for c in site.items(coefficients, "coefficients"))
-    )
+    times = site.size(iters, "iters")
     return make(
         "newton_schulz",
         (x,),
         x.type,
         site.span,
-        iters=site.size(iters, "iters"),
-        coefficients=values,
+        iters=times,
+        coefficients=(3.4445, -4.7750, 2.0315) if coefficients is None else _coefficients(site, coefficients, times),
         eps=float(site.number(eps, "eps")),
         dtype=site.word_text(dtype),
     )
+
+
+def _coefficients(site: Any, given: Any, iters: int) -> tuple[Any, ...]:
+    """Three numbers, or three for each iteration."""
+    items: list[Any] = site.items(given, "coefficients")
+    nested = bool(items) and all(isinstance(i, list) for i in items)
+    rows: list[list[Any]] = items if nested else [items]
+    if any(len(r) != 3 for r in rows) or (nested and len(rows) != iters):
+        wanted = "three coefficients, or three for each iteration"
+        site.fail("NF306", f"`newton_schulz` with {iters} iterations takes {wanted}")
+    numbers = [tuple(float(site.number(c, "a coefficient")) for c in r) for r in rows]
+    return tuple(numbers) if nested else numbers[0]
 
 
 @word("zeros(shape...)", doc="zeros of the shape that is given or wanted there")

@@ -398,13 +398,36 @@ def test_a_step_may_be_any_expression(update: str, step: Any) -> None:
         "-0.1 * outer_product(g, g)",
         "-0.1 * linear(g, 3)",
         "-0.1 * stack(g, w)",
-        "newton_schulz(g, coefficients = [1, 2])",
         'newton_schulz(g, dtype = "int8")',
     ],
 )
 def test_what_a_rule_cannot_use_is_told(update: str) -> None:
     with pytest.raises(NestflowError, match="NF547"):
         level_optimizer(f"level a {{ memory weights(net); objective loss; update {update} }}")
+
+
+@pytest.mark.parametrize("given", ["[1, 2]", "[[1, 2, 3], [1, 2, 3]]", "[[1, 2, 3], [1, 2]]", "[]"])
+def test_coefficients_of_newton_schulz_are_counted(given: str) -> None:
+    with pytest.raises(NestflowError, match="NF306"):
+        level_optimizer(
+            f"level a {{ memory weights(net); objective loss; update newton_schulz(g, iters = 3, coefficients = {given}) }}"
+        )
+
+
+def test_coefficients_for_each_iteration() -> None:
+    """X / ‖X‖, then aX + bAX + cA²X with a triple of its own for each of the two iterations."""
+    triples = [[2.0, -1.5, 0.5], [3.0, -2.0, 0.25]]
+    update = f"newton_schulz(g, iters = 2, coefficients = {triples})"
+    opt, weights = level_optimizer(f"level a {{ memory weights(net); objective loss; update {update} }}")
+    before = [w.detach().clone() for w in weights.values()]
+    feed(opt, weights, 1)
+    grads = draw(1000, [tuple(w.shape) for w in before])
+    for w, start, g in zip(weights.values(), before, grads, strict=True):
+        tall = g.shape[0] > g.shape[1]
+        x = (g.T if tall else g) / g.norm()
+        for a, b, c in triples:
+            x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
+        torch.testing.assert_close(w.detach(), start + (x.T if tall else x))
 
 
 def test_a_copy_goes_on_alone() -> None:

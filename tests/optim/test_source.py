@@ -150,6 +150,30 @@ assert not any(m.startswith("nestflow") for m in sys.modules)
 """
 
 
+@pytest.mark.parametrize(
+    "rule", ["soap(1e-2)", "shampoo(1e-2)", "newton_schulz(g, iters = 1, coefficients = [[1, 2, 3]])"]
+)
+def test_standalone_source_has_what_its_helpers_use(tmp_path: Path, rule: str) -> None:
+    """Operations that come from other modules of nestflow are written out too."""
+    graph = build(
+        load("nestflow 1\ninput x : float[T, 4]\noutput net(x)\nflow net(x) { return linear(x, 3) }\n"
+             f"level a {{ memory weights(net); objective mean(net(x) ^ 2); update {rule} }}\n")
+    )  # fmt: skip
+    (tmp_path / "optim.py").write_text(emit_optim(graph, standalone=True), encoding="utf-8")
+    (tmp_path / "run.py").write_text(STANDALONE.split("try:")[0], encoding="utf-8")
+    done = subprocess.run([sys.executable, "-I", "-c", "import sys; sys.path.insert(0, '.'); import run"], cwd=tmp_path,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    from nestflow.bundle.optimizer import optimizer_class
+
+    w = torch.nn.Parameter(torch.ones(3, 4))
+    opt = optimizer_class(graph)({"net.linear.weight": w}, total_steps=9)
+    for t in range(6):
+        w.grad = torch.full((3, 4), 0.1 * (t + 1))
+        opt.step()
+    torch.testing.assert_close(torch.load(tmp_path / "w.pt"), w.detach())
+
+
 def test_standalone_source_needs_torch_alone(tmp_path: Path) -> None:
     graph = build(
         load("""nestflow 1

@@ -166,6 +166,7 @@ def ttt(net: deep.Net, *names: str) -> Callable[[Tensors, Tensors], Tensor]:
     )
 
 
+TRIPLES = [list(row) for row in deep.LACT]
 DEEP = [
     Bare("dla", KVQ | FAST, f"{LAYERS} {SPLIT} objective dot; {LEARN}", anchored(deep.mlp(True), deep.dot, *TWO)),
     Bare("yaad", KVQ | FAST | {"d": (1, "positive")},
@@ -204,12 +205,13 @@ DEEP = [
          "return merge_heads(wide(q1) + near(seen(q1)))",
          lambda x, w: deep.tnt([w[f"mem.wide.{n}"] for n in TWO], [w[f"mem.near.{n}"] for n in TWO],
                                x["k"], x["v"], x["q"], x["r"], 4, 2, (0.1, 0.2))),
-    Bare("lact", KVQ | dict.fromkeys(("r1", "r2", "r3"), (1, "rate")),
+    Bare("lact", KVQ | dict.fromkeys(("r1", "r2", "r3", "m"), (1, "rate")),
          f"every 4 tokens; read before; memory swiglu(hidden = 6); {SPLIT} objective dot\n"
          "weight {gate: split_heads(r1), up: split_heads(r2), down: split_heads(r3)}\n"
-         "update momentum(lr = 1, beta = 0.9) |> newton_schulz; project w * norm(w0, axis = -1) / norm(w, axis = -1)",
+         f"update momentum(lr = 1, beta = mean(ticks(split_heads(m)), axis = 0)) |> newton_schulz(coefficients = {TRIPLES})\n"
+         "project w * norm(w0, axis = -1) / norm(w, axis = -1)",
          lambda x, w: deep.lact(start(w, "gate.weight", "up.weight", "down.weight"), x["k"], x["v"], x["q"],
-                                torch.cat([x["r1"], x["r2"], x["r3"]], -1), 4)),
+                                torch.cat([x["r1"], x["r2"], x["r3"]], -1), x["m"], 4)),
 ]  # fmt: skip
 
 CASES = [*MATRICES, *DEEP]

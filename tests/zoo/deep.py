@@ -93,14 +93,19 @@ def lq(w: Tensor) -> Tensor:
     return w / w.pow(4).flatten(2).sum(-1).pow(0.5).reshape(*w.shape[:2], *[1] * (w.ndim - 2))
 
 
-def newton_schulz(x: Tensor) -> Tensor:
-    """Muon's five quintic steps on the shorter side."""
+MUON = ((3.4445, -4.7750, 2.0315),) * 5
+LACT = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037), (2.8769, -3.1427, 1.2046),
+        (2.8366, -3.0525, 1.2012))  # fmt: skip
+
+
+def newton_schulz(x: Tensor, steps: Sequence[tuple[float, float, float]] = MUON) -> Tensor:
+    """Quintic steps on the shorter side, each with coefficients of its own."""
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.flatten(2).norm(dim=-1).clamp(min=1e-7)[..., None, None]
-    for _ in range(5):
+    for one, three, five in steps:
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+        x = one * x + (three * a + five * a @ a) @ x
     return x.mT if tall else x
 
 
@@ -172,10 +177,13 @@ def ttt(
     return torch.stack(outputs, 2)
 
 
-def lact(start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rates: Tensor, chunk: int) -> Tensor:
-    """Read a chunk with the W from before it, then S ← .9 S − ∇Σ_i η_i ℓ_i, W ← W + NS(S), rows at their first length.
+def lact(
+    start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rates: Tensor, kept: Tensor, chunk: int
+) -> Tensor:
+    """Read a chunk with the W from before it, then S ← m S − ∇Σ_i η_i ℓ_i, W ← W + NS(S), rows at their first length.
 
-    rates [B, H, T, 3]: for gate, up and down. A last chunk that is not whole is not written.
+    rates [B, H, T, 3]: for gate, up and down. kept [B, H, T, 1]: m is its mean over the chunk. A last chunk that is not
+    whole is not written.
     """
     state = copies(start, key)
     lengths = [w.norm(dim=-1, keepdim=True) for w in state]
@@ -191,8 +199,9 @@ def lact(start: Sequence[Tensor], key: Tensor, value: Tensor, query: Tensor, rat
             term = gradients(dot(swiglu(state, key[:, :, t]), value[:, :, t]), state)
             eta = rates[:, :, t].split(1, dim=-1)
             total = [s + number(e, g) * g for s, e, g in zip(total, eta, term, strict=True)]
-        momentum = [0.9 * s - g for s, g in zip(momentum, total, strict=True)]
-        moved = [w + newton_schulz(s) for w, s in zip(state, momentum, strict=True)]
+        m = torch.stack([kept[:, :, t] for t in ticks]).mean(0)
+        momentum = [number(m, s) * s - g for s, g in zip(momentum, total, strict=True)]
+        moved = [w + newton_schulz(s, LACT) for w, s in zip(state, momentum, strict=True)]
         state = [w * n / w.norm(dim=-1, keepdim=True) for w, n in zip(moved, lengths, strict=True)]
     return torch.stack(outputs, 2)
 

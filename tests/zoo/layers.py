@@ -250,7 +250,7 @@ def lact(w: L, x: Tensor) -> Tensor:
     k, q = (rope(unit(silu(w.lin(x, f"{n}.linear")))) for n in ("key", "query"))
     start = [w(f"memory.{n}.weight") for n in ("gate", "up", "down")]
     rates = softplus(w.lin(x, "rates.linear") + torch.log(torch.expm1(torch.tensor(0.001, dtype=x.dtype))))
-    y = deep.lact(start, k, unit(silu(w.lin(x, "value.linear"))), q, rates, 4)
+    y = deep.lact(start, k, unit(silu(w.lin(x, "value.linear"))), q, rates, w.lin(x, "update.linear").sigmoid(), 4)
     return w.lin(merge(w.norm(y, "out")), "out.linear") + near
 
 
