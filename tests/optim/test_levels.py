@@ -409,9 +409,8 @@ def test_what_a_rule_cannot_use_is_told(update: str) -> None:
 @pytest.mark.parametrize("given", ["[1, 2]", "[[1, 2, 3], [1, 2, 3]]", "[[1, 2, 3], [1, 2]]", "[]"])
 def test_coefficients_of_newton_schulz_are_counted(given: str) -> None:
     with pytest.raises(NestflowError, match="NF306"):
-        level_optimizer(
-            f"level a {{ memory weights(net); objective loss; update newton_schulz(g, iters = 3, coefficients = {given}) }}"
-        )
+        update = f"newton_schulz(g, iters = 3, coefficients = {given})"
+        level_optimizer(f"level a {{ memory weights(net); objective loss; update {update} }}")
 
 
 def test_coefficients_for_each_iteration() -> None:

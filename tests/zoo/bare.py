@@ -208,7 +208,8 @@ DEEP = [
     Bare("lact", KVQ | dict.fromkeys(("r1", "r2", "r3", "m"), (1, "rate")),
          f"every 4 tokens; read before; memory swiglu(hidden = 6); {SPLIT} objective dot\n"
          "weight {gate: split_heads(r1), up: split_heads(r2), down: split_heads(r3)}\n"
-         f"update momentum(lr = 1, beta = mean(ticks(split_heads(m)), axis = 0)) |> newton_schulz(coefficients = {TRIPLES})\n"
+         f"update momentum(lr = 1, beta = mean(ticks(split_heads(m)), axis = 0)) "
+         f"|> newton_schulz(coefficients = {TRIPLES})\n"
          "project w * norm(w0, axis = -1) / norm(w, axis = -1)",
          lambda x, w: deep.lact(start(w, "gate.weight", "up.weight", "down.weight"), x["k"], x["v"], x["q"],
                                 torch.cat([x["r1"], x["r2"], x["r3"]], -1), x["m"], 4)),
