@@ -21,8 +21,9 @@ from nestflow.bundle.step import Ticker
 from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objectives
-from nestflow.graph.model import LevelGraph
+from nestflow.graph.model import LevelGraph, named_level
 from nestflow.graph.state import MODEL
+from nestflow.ir.node import Node, walk
 
 
 class Stream:
@@ -239,7 +240,7 @@ class Bundle:
 
         return Reference(
             self.graph,
-            self.module.weights,
+            {**self.module.weights, **{p: x for p, x in self.module.kept.items() if not p.startswith(MODEL)}},
             networks=self.networks,
             seed=self.seed,
             step=self.module.draws,
@@ -301,7 +302,14 @@ class Bundle:
             )
         if lasting_slots(self.graph):
             raise fail("NF490", "a file for a model with a memory `per model` is not built yet", help="`b.save`")
+        own = {x.name for x in self.graph.step_levels if x.state and x.inner is None}
+        if any(named_level(n) in own for n in walk(*self._outputs())):
+            what = "a file for a model whose output reads tensors that a level keeps"
+            raise fail("NF490", f"{what} is not built yet", help="`b.save`")
         return emit_standalone(self.graph, self.plan)
+
+    def _outputs(self) -> list[Node]:
+        return [self.graph.output] if self.graph.output is not None else []
 
     def how(self) -> dict[str, str]:
         """Row of the level table -> the pattern by which it was lowered (`nestflow explain SPEC` says more)."""

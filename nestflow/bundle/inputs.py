@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestflow.diagnostics.core import Diagnostic, NestflowError, fail
 from nestflow.diagnostics.suggest import did_you_mean
-from nestflow.graph.model import InputSpec
+from nestflow.graph.model import InputSpec, LevelGraph
 
 
 def by_name(
@@ -142,6 +142,17 @@ def _agree(specs: Sequence[InputSpec], tensors: Mapping[str, Tensor]) -> list[Di
         elif sizes and not next(iter(sizes.values())):
             found.append(Diagnostic("NF505", f"the inputs have no {what}", having[0].span))
     return found
+
+
+def unequal(graph: LevelGraph, rows: int, copies: int) -> NestflowError:
+    """What to raise where so many workers cannot share a batch evenly."""
+    level = next(x for x in graph.step_levels if x.copies == copies)
+    return fail(
+        "NF505",
+        f"the batch has {rows} rows, and `{level.name}` has {copies} workers, each with as many",
+        level.span,
+        f"a batch of {max(rows // copies, 1) * copies} rows, or another number of workers",
+    )
 
 
 def _shown(value: float) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nestflow._python import allowing
-from nestflow.bundle.inputs import by_name, checked
+from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
@@ -24,6 +24,7 @@ from nestflow.ir.node import walk
 from nestflow.lowering.patterns.setting import context_of
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
+from nestflow.ops.workers import UnequalPartsError
 
 
 class Module(Branch):
@@ -341,6 +342,8 @@ class Module(Branch):
         try:
             given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
             result = getattr(self.__dict__["_program"], entry)(c, *given)
+        except UnequalPartsError as e:
+            raise unequal(self.__dict__["_graph"], e.rows, e.copies) from e
         except IndexError as e:
             if "out of range" not in str(e) and "out of bounds" not in str(e):
                 raise

@@ -48,7 +48,7 @@ class Ticker:
                 continue
             value = self.learn(name, due, inputs, published)
             if value is not None and name in self.shown:
-                losses[name] = float(value)
+                losses[name] = float(value.mean())
         for clock in self.graph.clocks:
             if clock.base == base and count % clock.count == 0:
                 self.mark(clock.name)
@@ -101,8 +101,8 @@ class Ticker:
         published: dict[str, Tensor],
         curved: Collection[str] = (),
     ) -> Tensor:
-        """The objective's value; the gradients of the levels' tensors are then in `.grad`. curved: levels whose rule
-        reads the curvature now."""
+        """The objective's value, of a level with copies one for each; the gradients of the levels' tensors are then in
+        `.grad`. curved: levels whose rule reads the curvature now."""
         module = self.module
         group = dict(self.groups)[name]
         own = {p: w.detach().requires_grad_() for x in levels for p, w in module.kept.items() if p in x.weights}
@@ -111,7 +111,7 @@ class Ticker:
         paths = [p for x in levels for p in x.weights if p in own or tensors[p].requires_grad]
         if paths and value.requires_grad:
             wanted = [own.get(p, tensors[p]) for p in paths]
-            found = torch.autograd.grad(value, wanted, allow_unused=True, create_graph=bool(curved))
+            found = torch.autograd.grad(value.sum(), wanted, allow_unused=True, create_graph=bool(curved))
             at = {p: (w, g) for p, w, g in zip(paths, wanted, found, strict=True) if g is not None}
             self.optimizer.curvatures = {}
             for level in levels:
@@ -140,6 +140,8 @@ class Ticker:
 
     def remember(self, level: StepLevel) -> None:
         """What later levels of this tick may ask of it: its state before it learns, the gradient that it took."""
+        if level.copies:  # nothing can ask for those of many copies
+            return
         tensors = {**self.module.weights, **self.module.kept}
         for path, name in zip(level.weights, level.names, strict=True):
             grad = tensors[path].grad

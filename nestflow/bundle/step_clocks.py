@@ -56,6 +56,7 @@ class Clocked:
         level = self._level[name]
         for g in self._groups_of(name):
             g["restart"] = False
+            g["scheduled"] = g.get("scheduled", 0) + g["ticks"] if keep_rule else 0  # where a schedule stands
             g["n_ticks"] = g["ticks"] = 0
             if not keep_rule:
                 g["updates"] = 0

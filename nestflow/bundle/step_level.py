@@ -36,6 +36,11 @@ def fact_of(path: str, w: Tensor, heads: int = 0) -> Fact:
     return Fact(path, len(shape), shape[0] if shape else 1, math.prod(shape[1:]), heads)
 
 
+def copy_of(level: type[Level], weight: str) -> int:
+    """Which copy of the level a weight belongs to."""
+    return int(weight.removeprefix(f"{level.name}.").partition(".")[0]) if level.copies else 0
+
+
 def expand(*patterns: str) -> tuple[str, ...]:
     """`expand("block.{0..2}.weight")` is the three names."""
     names: list[str] = []
@@ -64,6 +69,7 @@ class Level:
     inputs: ClassVar[frozenset[str]] = frozenset()  # weights whose rule reads the sum of x xᵀ over their inputs
     reads_inputs: ClassVar[bool] = False
     normalize: ClassVar[bool] = False  # the inputs of that sum have unit length
+    copies: ClassVar[int] = 0  # one for each worker: NAME.0.weight, NAME.1.weight, ..., each learning by itself
     collective: ClassVar[bool] = False
     reads_curvature: ClassVar[bool] = False
     shared: ClassVar[tuple[str, ...]] = ()  # memories that are one for all weights of the level

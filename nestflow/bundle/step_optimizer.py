@@ -26,6 +26,7 @@ from nestflow.bundle.step_level import (
     Weights,
     as_groups,
     as_named,
+    copy_of,
     expand,
     fact_of,
     mistake,
@@ -123,6 +124,7 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
             values |= timed
             values |= {k: v for k, v in self._overrides(level).items() if k in values} | dict(own)
             marks = tuple(getattr(fact, f) for f in level.schedule_facts)
+            marks = (*marks, copy_of(level, name))
             group = groups.get((*values.items(), marks))
             if group is None:
                 fixed = [k for k in timed if k in own]
@@ -136,6 +138,7 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
                     "n_ticks": 0,
                     "total_steps": self.total_steps or 0,
                     "evaluating": False,
+                    "scheduled": 0,
                     **values,
                 }
                 if fixed:
@@ -239,12 +242,15 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
                 if grad is not None:
                     self.state[w]["step"] += 1
                     ready.append((w, grad, self.state[w], g, fact, gram))
-        if ready:
-            learn(level, ready, level.elementwise and self.foreach is not False, self.curvatures)
+        for i in range(level.copies or 1):  # a worker's copy learns by itself
+            own = [r for r in ready if copy_of(level, r[4].path) == i] if level.copies else ready
+            if not own:
+                continue
+            learn(level, own, level.elementwise and self.foreach is not False, self.curvatures)
             for name in level.shared:  # one for all: weights without a gradient have it too
-                for w in chain.from_iterable(g["params"] for g in groups):
-                    if w is not ready[0][0]:
-                        self.state[w][name].copy_(self.state[ready[0][0]][name].reshape(-1)[0])
+                for w, fact in ((w, f) for g in groups for w, f in zip(g["params"], self._facts(level, g))):
+                    if w is not own[0][0] and copy_of(level, fact.path) == i:
+                        self.state[w][name].copy_(self.state[own[0][0]][name].reshape(-1)[0])
         if learns:
             for w in chain.from_iterable(g["params"] for g in groups):
                 for kept in ("pending", "pending_gram"):
@@ -301,7 +307,10 @@ class StepOptimizer(Clocked, torch.optim.Optimizer):
         if not group["params"]:
             return
         values = level.schedule(
-            group["ticks"], group["total_steps"] or math.nan, level.every, self._facts(level, group)[0]
+            group.get("scheduled", 0) + group["ticks"],
+            group["total_steps"] or math.nan,
+            level.every,
+            self._facts(level, group)[0],
         )
         fixed = {*self._overrides(level), *group.get("fixed", ())}
         for name, value in values.items():

@@ -77,6 +77,7 @@ class Emitter:
         self.uses: Counter[Node] = Counter()
         self.counted: set[Node] = set()
         self.copies: frozenset[str] = frozenset()  # levels without slots that have a copy for each row here
+        self.workers: dict[str, int] = {}  # those that have a copy for each part of the rows: in how many parts
         self.published: dict[Node, str] = {}  # call of a root flow -> the variable with what it published
         self.holder: dict[str, Node | None] = {}  # variable -> the node it holds
         self.names: dict[Node, str] = {}

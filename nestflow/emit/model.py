@@ -24,6 +24,7 @@ from nestflow.emit.levels.reads import emit_pieces, emit_read
 from nestflow.emit.ops import hits
 from nestflow.emit.repeat import Rolled
 from nestflow.emit.starts import emit_starts, has_starts
+from nestflow.emit.workers import emit_worker
 from nestflow.emit.writer import Writer, identifier, place, plain, short_name
 from nestflow.graph.model import Instance, LevelGraph, StateSlot, StepLevel
 from nestflow.graph.state import state_slots
@@ -56,10 +57,10 @@ def letters_of(graph: LevelGraph) -> Letters:
 def objectives(graph: LevelGraph) -> dict[str, tuple[StepLevel, ...]]:
     """The distinct objectives of the levels without slots that learn and live on, in the order in which they run: name
     of the first such level -> all."""
-    groups: dict[Node, list[StepLevel]] = {}
+    groups: dict[Any, list[StepLevel]] = {}
     for level in graph.step_levels:
         if level.objective is not None and level.rule is not None and level.inner is None:
-            groups.setdefault(level.objective, []).append(level)
+            groups.setdefault(level.shares, []).append(level)
     return {levels[0].name: tuple(levels) for levels in groups.values()}
 
 
@@ -204,6 +205,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         )
         em.special = lambda node: estimates.get(node)
         em.copies = frozenset(n for n, x in inner.items() if x.inner and x.inner.copies == "task" and n != inside)
+        em.workers = {x.name: x.copies for x in graph.step_levels if x.copies and x.name != inside}
         return em
 
     emitter: Callable[..., Emitter] = plain_emitter
@@ -239,6 +241,12 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     for name, node in nodes.items():
         if node is None:
             continue
+        copied = groups[name][0] if groups[name][0].copies else None
+        if copied is not None:
+            emit_worker(graph, writer, emitter, variables, copied, objective_name(name), opening)
+            if name in shown:
+                values.append(f'"{name}": {objective_name(name)}({arguments}).mean()')
+            continue
         if len(groups) == 1:
             break
         with writer.block(f"def {objective_name(name)}({arguments}):"):
@@ -262,14 +270,15 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     with writer.block(f"def losses({arguments}):"):
         writer.line("# what the levels of the step clock minimise, one entry for each distinct objective")
         shared_weights(graph, writer)
-        if len(groups) == 1:
+        if len(groups) == 1 and not values:
             prelude(graph, writer, variables, *nodes.values())
             em = emitter(*nodes.values())
             values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
         writer.line("return {" + ", ".join(values) + "}")
     writer.line()
     writer.line()
-    _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, variables, emitter, writer)
+    copied = frozenset(n for n, g in groups.items() if g[0].copies)
+    _emit_metrics(graph, {n: x for n, x in nodes.items() if n in shown}, variables, emitter, writer, copied)
     if reading is not None:
         reading.finish()
     emit_starts(graph, writer, letters)
@@ -281,6 +290,7 @@ def _emit_metrics(
     variables: Mapping[str, str],
     emitter: Callable[..., Emitter],
     writer: Writer,
+    copied: frozenset[str] = frozenset(),
 ) -> None:
     """The losses, and hits and number of the classes of every cross entropy. Nothing where there is none."""
     scored = {name: scores(node) for name, node in nodes.items()}
@@ -291,8 +301,11 @@ def _emit_metrics(
         shared_weights(graph, writer)
         prelude(graph, writer, variables, *nodes.values(), *(a for n in scored.values() for s in n for a in s.args))
         em = emitter(*nodes.values())
-        em.plan(*(n for n in nodes.values() if n is not None), *(a for n in scored.values() for s in n for a in s.args))
-        values = [f'"{name}": {em.value(node)}' for name, node in nodes.items() if node is not None]
+        whole = {name: node for name, node in nodes.items() if node is not None and name not in copied}
+        em.plan(*whole.values(), *(a for n in scored.values() for s in n for a in s.args))
+        values = [f'"{name}": {em.value(node)}' for name, node in whole.items()]
+        given = ", ".join(["c", *variables.values()])
+        values += [f'"{name}": {objective_name(name)}({given}).mean()' for name in nodes if name in copied]
         for name, found in scored.items():
             for i, node in enumerate(found):
                 for a in node.args:
@@ -385,7 +398,7 @@ def _tables(graph: LevelGraph) -> str:
         lines += [f"    {(a + '.', b + '.')!r}," for a, b in shared]
     lines += ["]"]
     read = [n for x in graph.step_levels for n in (x.objective, x.when) if n is not None]
-    if inner_levels(graph) or any(n.op == "record" for n in walk(*read)):
+    if inner_levels(graph) or any(x.copies for x in graph.step_levels) or any(n.op == "record" for n in walk(*read)):
         lines += ["# level without slots, what the paths of its tensors begin with, their names", "LEVELS = {"]
         lines += [f"    {x.name!r}: ({x.prefix!r}, {x.names!r})," for x in graph.step_levels]
         lines += ["}"]

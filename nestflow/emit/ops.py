@@ -98,7 +98,7 @@ def call(em: Emitter, node: Node) -> Expr:
         e = I.along(em, node, function, paths[0])
     else:
         e = expr_of(f"{function}({', '.join(['c', *paths, *(p.text for p in parts)])})", ATOM, *parts)
-    if child in em.copies:  # a copy for each row: the values that have no rows stand in the function
+    if child in em.copies or child in em.workers:  # the values that have no rows stand in the function
         return _by_copy(em, node, function, parts)
     if em.instance.kind == "root" and published(em.instance.child(child)):
         name = em.assign(node, e, child)
@@ -112,13 +112,16 @@ def call(em: Emitter, node: Node) -> Expr:
 
 
 def _by_copy(em: Emitter, node: Node, function: str, parts: list[Expr]) -> Expr:
-    em.writer.use("nestflow.ops.inner", "by_copy")
+    by, count = ("by_worker", f", {em.workers[node['child']]}") if node["child"] in em.workers else ("by_copy", "")
+    em.writer.use("nestflow.ops.workers" if count else "nestflow.ops.inner", by)
     rows = [p for a, p in zip(node.args, parts, strict=True) if a.type.batch]
     names = iter(f"x{i}" for i in range(len(rows)))
     inside = [next(names) if a.type.batch else p.text for a, p in zip(node.args, parts, strict=True)]
     own = ", ".join(["c", "p", *(f"x{i}" for i in range(len(rows)))])
     whole = function if len(rows) == len(parts) else f"lambda {own}: {function}({', '.join(['c', 'p', *inside])})"
-    return expr_of(f'by_copy({whole}, c, LEVELS["{node["child"]}"], {", ".join(p.text for p in rows)})', ATOM, *parts)
+    return expr_of(
+        f'{by}({whole}, c, LEVELS["{node["child"]}"]{count}, {", ".join(p.text for p in rows)})', ATOM, *parts
+    )
 
 
 def emit(em: Emitter, node: Node) -> Expr:

@@ -185,6 +185,7 @@ class RuleFile:
         self.math = False
         self.classes: list[str] = []
         self.with_heads: dict[str, bool] = {}
+        self.copies: dict[str, int] = {}
         self.known: dict[str, str] = {}  # functions of a rule -> the class that has them
 
     def level(
@@ -198,6 +199,7 @@ class RuleFile:
         code: RuleCode,
         note: str,
         doc: str | None,
+        copies: int = 0,
     ) -> None:
         """One level's class."""
         title = class_name(name)
@@ -215,6 +217,9 @@ class RuleFile:
         lines += ["", f"    name = {_quoted(name)}"]
         if every != 1 or base != title:
             lines.append(f"    every = {every}")
+        if copies or (base != title and copies != self.copies[base]):
+            lines.append(f"    copies = {copies}")
+        self.copies[title] = copies
         if weights is not None:
             lines += _wrap([_quoted(w) for w in weights], "weights = expand(", ")", "    ")
         if base == title:
@@ -279,7 +284,16 @@ def emit_optim(graph: LevelGraph, standalone: bool = False) -> str:
         if rule is None:
             continue
         code = write_rule(rule)
-        file.level(rule, level.name, level.every, *_per_level(level, weights, code), code, place(level.span), level.doc)
+        file.level(
+            rule,
+            level.name,
+            level.every,
+            *_per_level(level, weights, code),
+            code,
+            place(level.span),
+            level.doc,
+            level.copies,
+        )
     objectives = {id(level.objective) for level in learning}
     about = (
         "Written by nestflow from the spec; the code that runs. w, g: a weight and its gradient, summed over the\n"

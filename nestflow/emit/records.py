@@ -29,8 +29,11 @@ def is_record(node: Node) -> bool:
 
 
 def record(em: Emitter, node: Node) -> Expr:
-    em.writer.use(RECORDS, "record")
     level, what = node["level"], node["what"]
+    if what == "copies" and level in em.workers:
+        em.writer.use("nestflow.ops.workers", "copies")
+        return expr_of(f'copies(c, LEVELS["{level}"], {em.workers[level]})')
+    em.writer.use(RECORDS, "record")
     beside = f', "{what}({level})."' if what in ("before", "gradient") else ""
     return expr_of(f'record(c, LEVELS["{level}"]{beside})')
 

@@ -165,7 +165,7 @@ def _step_rows(
     tensors = list(s.state) or [weights[p] for p in s.weights]
     own = sum(w.size for w in s.state)
     size = 0 if s.state else sum(w.size for w in tensors)
-    text = step_text(s)
+    text, n = step_text(s), s.copies or 1
     # a clock of the caller is slower than steps; a level that begins anew in a step runs before the others
     clock = 2.0 if s.every == 0 else 1.5 if s.clock.base != "step" else 1.0
     period = float(s.every * s.clock.count) - (0.75 if s.inner is not None else 0.0)
@@ -174,14 +174,14 @@ def _step_rows(
 
     def keeps(slot: RuleSlot) -> int:
         each = [kept_by(slot, [w.shape]) * (w.heads or 1) for w in tensors]
-        return max(each, default=0) if slot.shared else sum(each)
+        return max(each, default=0) * n if slot.shared else sum(each)
 
     kept = sum(keeps(x) for x in slots if x.name.endswith(".pending"))
     rows = [
         (
             (clock, period, at),
             LevelInfo(
-                s.name, s.name, s.clock.name, s.every, text, s.texts, 1, None, size, kept + own, s.doc, None, s.span
+                s.name, s.name, s.clock.name, s.every, text, s.texts, n, None, size, kept + own, s.doc, None, s.span
             ),
         )
     ]
@@ -199,7 +199,7 @@ def _step_rows(
                     s.every,
                     text,
                     slot_texts(slot, span),
-                    1,
+                    n,
                     None,
                     0,
                     keeps(slot),
@@ -213,11 +213,11 @@ def _step_rows(
 
 
 def step_text(s: StepLevel) -> str:
-    """`every step`, `every 4 rounds`, `5 times in every step, for each task`."""
+    """`every step`, `every 4 rounds`, `5 times in every step, for each task`, `every step, 4 workers`."""
     unit = s.clock.name
     often = "never" if s.every == 0 else f"every {unit}" if s.every == 1 else f"every {s.every} {unit}s"
     if s.inner is None:
-        return often
+        return often + (f", {s.copies} worker{'s' * (s.copies > 1)}" if s.copies else "")
     often = f"{s.inner.rounds} times in {often}" if s.inner.rounds > 1 else often
     return often + (", for each task" if s.inner.copies == "task" else "")
 

@@ -7,6 +7,7 @@ interned) and can share generated code. Absolute path = instance path + "." + re
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -125,7 +126,9 @@ class StepLevel:
     prefix: the paths begin with it, and what is left is a tensor's name in the level's record. state: its own tensors.
     start: path -> the tensor that it starts from. clock: what its ticks are counted on. reset: the clock or level after
     whose ticks or updates it starts again. moment: it sees only the moment at which it learns, and sums nothing.
-    inner: it begins anew in every step. when: a condition; retain: a gate (both None: always, 1)."""
+    inner: it begins anew in every step. when: a condition; retain: a gate (both None: always, 1). copies: how many
+    workers have a copy each, which learns from its part of the batch (0: there is one state); `weights`, `state` and
+    `start` then have the tensors of all copies, copy by copy, at PREFIX.NUMBER.NAME."""
 
     name: str
     every: int
@@ -145,11 +148,24 @@ class StepLevel:
     inner: Inner | None = None
     when: Node | None = None
     retain: Node | None = None
+    copies: int = 0
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of its tensors, as its record has them."""
-        return tuple(p.removeprefix(self.prefix) for p in self.weights)
+        prefix = self.prefix + ("0." if self.copies else "")
+        return tuple(p.removeprefix(prefix) for p in self.weights[: len(self.weights) // (self.copies or 1)])
+
+    @property
+    def shares(self) -> Any:
+        """Levels of which this is the same take their gradients together: one objective, of the whole batch. That of
+        a worker is over its own part."""
+        return self.name if self.copies or self.objective is None else self.objective
+
+    def parted(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of its tensors, copy by copy."""
+        size = len(self.names)
+        return tuple(self.weights[i * size : (i + 1) * size] for i in range(self.copies or 1))
 
 
 @dataclass(frozen=True)
@@ -340,6 +356,11 @@ class LevelGraph:
     def kept(self) -> tuple[WeightSpec, ...]:
         """Tensors of levels that are no slow weights and live on from step to step."""
         return tuple(w for level in self.step_levels if level.inner is None for w in level.state)
+
+    @property
+    def shares(self) -> int:
+        """Batches have a multiple of so many rows: all workers have as many."""
+        return math.lcm(*(level.copies or 1 for level in self.step_levels))
 
     def instance(self, path: str) -> Instance:
         return {i.path: i for i in self.root.walk()}[path]

@@ -68,7 +68,7 @@ def _unused(root: Instance, output: Node | None, steps: tuple[StepLevel, ...]) -
     if output is None:
         return
     # a level's copy of a flow, and the flow whose weights such a copy starts from, are what they should be
-    copies = {x.name for x in steps if x.inner is not None}
+    copies = {x.name for x in steps if x.inner is not None or x.copies}
     copied = copies | {c.name for n, c in root.children if n in copies}
     reached = {n["child"] for n in walk(output) if n.op == "call"}
     for name, child in root.children:

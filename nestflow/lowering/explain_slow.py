@@ -4,6 +4,7 @@ flows that go through their input in pieces."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from nestflow.graph.describe import group_name, step_text
 from nestflow.graph.model import Inner, LevelGraph, StepLevel, TokenLevel
@@ -46,6 +47,10 @@ def step_level_text(s: StepLevel, graph: LevelGraph) -> str:
         else "weights"
     )
     how = f"one torch optimizer, {count} {what}, {step_text(s)}"
+    if s.copies:
+        one = len(s.names)
+        copies = "one copy" if s.copies == 1 else f"{s.copies} copies"
+        how = f"one torch optimizer, {copies} of {one} tensor{'s' * (one > 1)}, {step_text(replace(s, copies=0))}"
     how = "frozen: it never learns" if s.rule is None else how
     if s.inner is not None:
         through = {"truncate": f"through the last {s.inner.keep} updates", "implicit": "at the stationary point"}
@@ -56,6 +61,8 @@ def step_level_text(s: StepLevel, graph: LevelGraph) -> str:
     lines = [s.name, f"  how        {how}"]
     if s.inner is not None and s.rule is not None:
         lines.append(f"  cost       {inner_cost(s, s.inner)}")
+    if s.copies and s.rule is not None:
+        lines.append(f"  cost       {worker_cost(s)}")
     es = [n for n in walk(s.objective) if n.op == "es"] if s.objective is not None else []
     if es:
         passes = sum(2 * n["pairs"] + 1 for n in es)
@@ -81,6 +88,15 @@ def inner_cost(s: StepLevel, inner: Inner) -> str:
     else:
         text += "; training keeps none of them"
     return text
+
+
+def worker_cost(s: StepLevel) -> str:
+    """What the copies of all workers keep, and what a step of them runs."""
+    assert s.rule is not None
+    numbers = sum(math.prod(w.full_shape) for w in s.state) // s.copies
+    slots = sum(x.like == "w" for x in s.rule.slots)
+    text = f"{numbers * (1 + slots):,} numbers for each worker" + (f" ({slots} of the rule for each)" if slots else "")
+    return text + "; one pass forward and back for each, on its part of the batch, one after the other"
 
 
 def reading_text(x: TokenLevel, graph: LevelGraph) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestflow.diagnostics.core import fail
 from nestflow.graph.model import LevelGraph, StepLevel, named_level
 from nestflow.ir.node import Node, make, rebuild, walk
 from nestflow.reference.evolution import estimate
@@ -74,16 +75,20 @@ class Nested:
             else:
                 tensors |= self.run(level, batch, tensors, done)
                 done = done | {name}
+        for x in self.graph.step_levels:  # workers' copies live on; in an objective of theirs one stands for the level
+            if x.copies and x.prefix + x.names[0] not in tensors and x.weights[0] in tensors:
+                own = [x.prefix + n for n in x.names]
+                copies[x.name] = [dict(zip(own, (tensors[p] for p in paths))) for paths in x.parted()]
         calls = [n for n in walk(node) if n.op in ("call", "emitted")]
         known = self.calls(calls, batch, tensors, copies) | estimated
 
         def records(level: str, what: str) -> Tensors:
             if what == "copies":
-                prefix = self.levels[level].prefix
+                prefix = next(y.prefix for y in self.graph.step_levels if y.name == level)
                 own = [{p.removeprefix(prefix): x for p, x in c.items()} for c in copies[level]]
                 return {n: torch.stack([c[n] for c in own]) for n in own[0]}
             x = next(y for y in self.graph.step_levels if y.name == level)
-            now = {p.removeprefix(x.prefix): tensors[p] for p in x.weights}
+            now = {n: tensors[x.prefix + n] for n in x.names}
             return now if what == "now" or self.outer is None else {**now, **self.outer(level, what)}
 
         from nestflow.reference.model import Reference
@@ -119,8 +124,10 @@ class Nested:
         for n in nodes:
             child = (n.args[0] if n.op == "emitted" else n)["child"]
             if child in copies:
+                level = next(x for x in self.graph.step_levels if x.name == child)
                 parts = [
-                    self.ticks([n], row(batch, b), {**tensors, **own})[id(n)] for b, own in enumerate(copies[child])
+                    self.ticks([n], part(batch, b, level), {**tensors, **own})[id(n)]
+                    for b, own in enumerate(copies[child])
                 ]
                 known[id(n)] = torch.cat(parts)
             elif any(x.op == "slot" and x.type.clock == "N" for x in walk(n)):
@@ -248,6 +255,18 @@ def scaled(keep: float) -> Callable[[Tensor], Tensor]:
 
 def rows(batch: Mapping[str, Tensor]) -> int:
     return next(x.shape[0] for x in batch.values() if x is not None)
+
+
+def part(batch: Mapping[str, Tensor], i: int, level: StepLevel) -> dict[str, Tensor]:
+    """What copy i of a level sees: a task its row, a worker as many rows in turn as each other one."""
+    if not level.copies:
+        return row(batch, i)
+    n = rows(batch)
+    if n % level.copies:
+        what = f"the batch has {n} rows, and `{level.name}` has {level.copies} workers, each with as many"
+        raise fail("NF505", what, level.span)
+    size = n // level.copies
+    return {name: x[i * size : (i + 1) * size] for name, x in batch.items() if x is not None}
 
 
 def row(batch: Mapping[str, Tensor], b: int) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from nestflow.graph.model import LevelGraph, StepLevel
 from nestflow.ir.node import Node, walk
 from nestflow.reference.model import Reference
+from nestflow.reference.nested import part
 from nestflow.reference.plain import init_slots, run_rule
 
 Tensors = dict[str, Tensor]
@@ -29,6 +30,7 @@ class Keeps:
     updates: int = 0
     n_ticks: int = 0
     due: bool = False
+    scheduled: int = 0  # ticks before the last reset, which a rule that was spared has seen
 
 
 class Slow:
@@ -75,7 +77,7 @@ class Slow:
         done: set[str] = set()
         for level in sorted(due, key=lambda x: x.clock.count):
             if level.name not in done:
-                group = [x for x in due if x.objective is level.objective]
+                group = [x for x in due if x.shares is level.shares]
                 done |= {x.name for x in group}
                 self.together(group, batch)
         for clock in self.graph.clocks:
@@ -109,6 +111,7 @@ class Slow:
         fresh = Keeps(self.fresh_slots(x), self.own(x))
         if x.keep_rule:
             fresh.slots, fresh.updates = kept.slots, kept.updates
+            fresh.scheduled = kept.scheduled + kept.ticks
         self.kept[x.name] = fresh
 
     def first_of(self, x: StepLevel, path: str) -> Tensor:
@@ -127,10 +130,12 @@ class Slow:
             return None
         if x.when is not None and not bool(self.value(x.when, self.tensors, batch)):
             return None
+        if x.copies:
+            return self.by_copy(x, batch)
         assert x.objective is not None
         own = {p: w.clone().requires_grad_() for p, w in self.own(x).items()}
         with torch.enable_grad():
-            if x is next(y for y in self.levels if y.objective is x.objective):
+            if x is next(y for y in self.levels if y.shares is x.shares):
                 self.entered, held = dict(self.lasting), self.lasting
             else:  # levels with the same objective: one reading of the batch
                 held = dict(self.entered)
@@ -140,6 +145,24 @@ class Slow:
             grads = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
         return dict(zip(own, grads))
 
+    def by_copy(self, x: StepLevel, batch: Mapping[str, Tensor] | None) -> Tensors:
+        """Each copy's gradient, of the objective over its own part of the batch, where it stands for the level."""
+        found: Tensors = {}
+        losses: list[float] = []
+        assert x.objective is not None
+        for i, paths in enumerate(x.parted()):
+            own = {p: self.tensors[p].clone().requires_grad_() for p in paths}
+            here = dict(zip((x.prefix + n for n in x.names), own.values()))
+            with torch.enable_grad():
+                rows = batch if batch is None else part(batch, i, x)
+                loss = self.value(x.objective, {**self.tensors, **here}, rows)
+                grads = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
+            losses.append(float(loss.detach()))
+            found |= dict(zip(own, grads))
+        if not x.texts.value and x.clock.name == "step":
+            self.losses.setdefault(x.name, sum(losses) / len(losses))
+        return found
+
     def value(
         self, node: Node, tensors: Tensors, batch: Mapping[str, Tensor] | None, lasting: Tensors | None = None
     ) -> Tensor:
@@ -147,7 +170,7 @@ class Slow:
 
         def records(level: str, what: str) -> Tensors:
             x = next(y for y in self.graph.step_levels if y.name == level)
-            now = self.named(x, {p: tensors[p] for p in x.weights})
+            now = {n: tensors[x.prefix + n] for n in x.names if x.prefix + n in tensors}
             if what == "before":
                 return self.before.get(level, now)
             if what == "gradient":
@@ -185,19 +208,21 @@ class Slow:
             return
         kept.updates += 1
         assert x.rule is not None
-        settings: dict[str, Any] = {"w0": kept.start, "retain": 1.0 if x.retain is None else float(x.retain.value)}
-        new, kept.slots = run_rule(
-            x.rule,
-            self.own(x),
-            sums,
-            kept.slots,
-            updates=kept.updates,
-            n_ticks=n_ticks,
-            ticks=kept.ticks,
-            every=x.every,
-            run_length=self.run_length,
-            heads=self.heads,
-            **settings,
-        )
-        self.tensors |= {p: w.detach() for p, w in new.items()}
+        for paths in x.parted():  # an optimiser has its memories for each copy, and sees one at a time
+            settings: dict[str, Any] = {"w0": kept.start, "retain": 1.0 if x.retain is None else float(x.retain.value)}
+            new, slots = run_rule(
+                x.rule,
+                {p: self.tensors[p] for p in paths},
+                sums,
+                kept.slots,
+                updates=kept.updates,
+                n_ticks=n_ticks,
+                ticks=kept.scheduled + kept.ticks,
+                every=x.every,
+                run_length=self.run_length,
+                heads=self.heads,
+                **settings,
+            )
+            self.tensors |= {p: w.detach() for p, w in new.items()}
+            kept.slots = {**kept.slots, **slots}
         self.mark(x.name)

@@ -254,15 +254,22 @@ def split(data: Dataset, holdout: float, length: int, seed: int) -> tuple[Datase
     return data.part(order[held:].sort().values, data.name), data.part(order[:held].sort().values, data.name)
 
 
+def whole_parts(rows: int, shares: int) -> int:
+    """The most rows that so many workers can share evenly."""
+    return rows - rows % shares
+
+
 class Batches:
     """Batches of examples. Batch number n is a function of (seed, n) alone, so the state is two integers.
 
     Rows are drawn anew in each pass, each once. Of sequences longer than `length` (every input has the token axis)
-    random windows of that length are drawn.
+    random windows of that length are drawn. shares: the rows of a batch are a multiple of it; what is left over in a
+    pass is not drawn.
     """
 
-    def __init__(self, data: Dataset, batch: int, length: int, seed: int = 0) -> None:
-        self.data, self.batch, self.length, self.seed = data, min(batch, data.rows), length, seed
+    def __init__(self, data: Dataset, batch: int, length: int, seed: int = 0, shares: int = 1) -> None:
+        self.data, self.length, self.seed = data, length, seed
+        self.rows, self.batch = whole_parts(data.rows, shares), min(batch, whole_parts(data.rows, shares))
         self.windowed = (
             data.ticks is not None
             and data.ticks > length
@@ -271,6 +278,12 @@ class Batches:
         )
         if self.windowed:
             self.batch = batch
+        if self.batch % shares or not self.batch:
+            raise fail(
+                "NF505",
+                f"batches of `{data.name}` have {min(batch, data.rows)} rows, and {shares} workers share them evenly",
+                help=f"a multiple of {shares} rows: `--batch {max(batch // shares, 1) * shares}`",
+            )
         self.position = 0
         self._pass = -1
         self._order = torch.empty(0)
@@ -284,11 +297,11 @@ class Batches:
             starts = torch.randint(0, (self.data.ticks or 0) - self.length + 1, (self.batch,), generator=g)
             at = starts[:, None] + torch.arange(self.length)
             return {name: x[rows[:, None], at] for name, x in self.data.columns.items()}
-        each = math.ceil(self.data.rows / self.batch)
+        each = math.ceil(self.rows / self.batch)
         turn, at = divmod(n, each)
         if turn != self._pass:
             g = torch.Generator().manual_seed((self.seed * 1_000_003 + turn) % 2**63)
-            self._pass, self._order = turn, torch.randperm(self.data.rows, generator=g)
+            self._pass, self._order = turn, torch.randperm(self.data.rows, generator=g)[: self.rows]
         return self.data.take(self._order[at * self.batch : (at + 1) * self.batch])
 
     def state(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.train.config import TrainConfig
 from nestflow.train.data import Corpus, Windows, corpus
 from nestflow.train.evaluate import validation_bpb
-from nestflow.train.examples import Batches, Dataset, dataset, is_items, split
+from nestflow.train.examples import Batches, Dataset, dataset, is_items, split, whole_parts
 from nestflow.train.protocol import Trainable, require_vocab, token_input
 from nestflow.train.readers import is_table
 
@@ -61,9 +61,9 @@ def source_of(bundle: Trainable, data: Data | None, config: TrainConfig) -> Sour
     """
     given: Any = config.data if data is None else data
     if isinstance(given, Mapping | Dataset) or (is_items(given) and not isinstance(given, Corpus)):
-        return Examples(dataset(bundle.graph.inputs, given), config)
+        return Examples(dataset(bundle.graph.inputs, given), config, bundle.graph.shares)
     if isinstance(given, str | Path) and _holds_examples(bundle, Path(given)):
-        return Examples(dataset(bundle.graph.inputs, Path(given)), config)
+        return Examples(dataset(bundle.graph.inputs, Path(given)), config, bundle.graph.shares)
     text = given if isinstance(given, Corpus) else corpus(given, config.holdout)
     return Text(bundle, text, config)
 
@@ -114,10 +114,11 @@ class Examples:
 
     text = False
 
-    def __init__(self, data: Dataset, config: TrainConfig) -> None:
+    def __init__(self, data: Dataset, config: TrainConfig, shares: int = 1) -> None:
+        """shares: workers that share each batch evenly."""
         self.name, self.fingerprint, self.config = data.name, data.fingerprint, config
         self.training, self.held = split(data, config.holdout, config.length, config.seed)
-        self.batches = Batches(self.training, config.batch, config.length, config.seed)
+        self.batches = Batches(self.training, config.batch, config.length, config.seed, shares)
         self.length = config.length if self.batches.windowed else (data.ticks or 0)
 
     def next(self) -> tuple[dict[str, Tensor], int]:
@@ -131,7 +132,7 @@ class Examples:
         self.batches.restore(state)
 
     def measure(self, bundle: Any) -> dict[str, float] | None:
-        if self.held is None:
+        if self.held is None or not whole_parts(self.held.rows, bundle.graph.shares):
             return None
         c = self.config
         return measure(bundle, self.held, c.batch, c.length if self.batches.windowed else None, c.eval_windows)
@@ -144,9 +145,17 @@ def measure(
     cross entropy of classes, over all unmasked terms.
 
     A loss is the mean of its batches, each counted by its rows, or by its unmasked terms where it is one cross
-    entropy. length: longer sequences are cut in pieces of it. most: batches at most, spread evenly.
+    entropy. length: longer sequences are cut in pieces of it. most: batches at most, spread evenly. Rows that the
+    workers of a spec cannot share evenly are left out.
     """
-    parts = list(pieces(dataset(bundle.graph.inputs, data), batch, length))
+    shares = bundle.graph.shares
+    data = dataset(bundle.graph.inputs, data)
+    if shares > 1:
+        batch = max(whole_parts(batch, shares), shares)
+        if not whole_parts(data.rows, shares):
+            raise fail("NF505", f"`{data.name}` has {data.rows} rows, and {shares} workers share them evenly")
+        data = data.part(torch.arange(whole_parts(data.rows, shares)), data.name)
+    parts = list(pieces(data, batch, length))
     if most is not None and len(parts) > most:
         parts = [parts[i * len(parts) // most] for i in range(most)]
     sums: dict[str, list[float]] = {}

@@ -200,14 +200,19 @@ def lanes_of(graph: LevelGraph) -> list[Lane]:
         lane = Lane(clock or "step", {0: -1, 9: 0}.get(rank, every), per_clock.get(clock, 0), key)
         per_clock[clock] = lane.index + 1
         if lane.every != 0 and before is not None and clock != before:
-            lane.divider = (
-                "one step = the tokens of one batch"
-                if clock == "step"
-                else f"the clock `{words.clean(clock)}` is ticked from outside"
-            )
+            lane.divider = "one step = the tokens of one batch" if clock == "step" else clock_note(graph, clock)
         before = clock if lane.every != 0 else before
         lanes.append(lane)
     return lanes
+
+
+def clock_note(graph: LevelGraph, clock: str) -> str:
+    """What ticks a clock of the spec's own."""
+    spec = next((c for c in graph.clocks if c.name == clock), None)
+    if spec is None or spec.base == clock:
+        return f"the clock `{words.clean(clock)}` is ticked from outside"
+    every = spec.base if spec.count == 1 else f"{spec.count} {spec.base}s"
+    return f"the clock `{words.clean(clock)}` ticks every {every}"
 
 
 def level_box(level: LevelInfo, common: set[str], grouped: bool) -> Box:

@@ -130,8 +130,9 @@ describe(
 describe(
     "average(level)",
     "loss",
-    "The mean over the copies of a level, one for each task: Reptile's `value average(task)`.",
-    also="mean_over_tasks",
+    "The mean over the copies of a level, one for each task or worker: Reptile's `value average(task)`, DiLoCo's "
+    "`value average(worker)`.",
+    also="mean_over_tasks mean_over_workers",
 )
 
 # --- distributions ------------------------------------------------------------------------------------

@@ -265,7 +265,9 @@ level outer {
 WRONG = [
     ("  init meta\n", "", "NF234"),
     ("reset each(step)", "reset never", "NF231"),
-    ("per task", "per worker", "NF490"),
+    ("per task", "per worker", "NF231"),
+    ("per task", "per worker(2)", "NF231"),
+    ("per task", "per stream", "NF490"),
     ("per task", "per tsk", "NF231"),
     ("rounds rounds", "rounds 0", "NF406"),
     ("update gd(rate)", "update gd(rate); gradient thru", "NF231"),

@@ -16,7 +16,7 @@ from nestflow.graph.model import ClockSpec, Inner
 from nestflow.graph.published import published
 from nestflow.graph.rules.update import update_rule
 from nestflow.graph.scope import Site
-from nestflow.graph.slow.levels import reaches_record, records
+from nestflow.graph.slow.levels import copies_of, reaches_record, records
 from nestflow.graph.slow.state import is_inner
 from nestflow.graph.state import drawn_starts
 from nestflow.graph.values import Partial
@@ -100,8 +100,9 @@ def check_records(s: StepLevels, node: Node, f: tree.Node, own: str, inner: bool
     single = [n for n in walk(node) if n.op == "weight" and n["path"].partition(".")[0] in elab.slow.levels]
     for r in [*records(node), *single]:
         name = r["level"] if r.op == "record" else r["path"].partition(".")[0]
-        if elab.slow.per_task(name) and name != own and id(r) not in averaged:
-            message = f"`{name}` has a copy for each task, and stands here as one"
+        copied = elab.slow.copied(name)
+        if copied and name != own and id(r) not in averaged:
+            message = f"`{name}` has a copy for each {copied}, and stands here as one"
             raise elab.failure("NF237", message, r.span or f.span, f"`average({name})` is the mean over the copies")
         if name == own and r.op == "record" and r["what"] in ("before", "copies") and inner:
             raise elab.failure("NF237", f"`{name}` begins anew in every step: it has no state before it", f.span)
@@ -294,7 +295,10 @@ def reset_of(s: StepLevels, f: tree.Field, keep: tree.Field | None) -> tuple[str
 def inner_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], reset: str | None) -> Inner | None:
     """What it is to begin anew in every step; None for a level that lives on."""
     elab = s.elab
-    copies = per(s, fields["per"]) if "per" in fields else "one"
+    copies = copies_of(elab, fields["per"]) if "per" in fields else "one"
+    if copies == "worker" and reset == "step":
+        message = f"the copies of `{level.name}` go on from step to step, each worker with its own"
+        raise elab.failure("NF231", message, fields["reset"].span, "`reset each(round, keep = rule)`, or `per task`")
     if reset != "step":
         for name in ("rounds", "gradient"):
             if name in fields:
@@ -322,27 +326,17 @@ def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field])
         if word in fields:
             raise elab.not_yet(f"`{word}` of a level that begins anew in every step", fields[word].span)
     child = elab.root.children.get(name)
-    if child is not None and published(child) and elab.slow.per_task(name):
+    if child is not None and published(child) and elab.slow.copied(name):
         raise elab.not_yet("`emit` in a memory that has a copy for each task", fields["memory"].span)
     bodies = [i.result for i in child.walk() if i.result is not None] if child is not None else []
     drawn = child is not None and any(drawn_starts(i) for i in child.walk())
-    if elab.slow.per_task(name) and (drawn or any(n.op in CHANCE for n in walk(*bodies))):
+    if elab.slow.copied(name) and (drawn or any(n.op in CHANCE for n in walk(*bodies))):
         raise elab.not_yet("chance in a memory that has a copy for each task", fields["memory"].span)
     objective = s.objectives.get(name)
-    for n in walk(objective) if objective is not None and elab.slow.per_task(name) else ():
+    for n in walk(objective) if objective is not None and elab.slow.copied(name) else ():
         other = n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
-        if other in elab.slow.levels and other != name and elab.slow.per_task(other):
+        if other in elab.slow.levels and other != name and elab.slow.copied(other):
             raise elab.not_yet("a level with a copy for each task that reads another one", n.span or level.span)
-
-
-def per(s: StepLevels, f: tree.Field) -> str:
-    word = f.value.name if isinstance(f.value, tree.Name) else ""
-    if word in ("task", "model"):
-        return word
-    if word in ("worker", "level", "stream", "sequence"):
-        raise s.elab.not_yet(f"`per {word}` on the step clock", f.span)
-    help_ = did_you_mean(word, ["task", "model"]) or "`per task`: a copy for each row of the batch"
-    raise s.elab.failure("NF231", "`per` says for what there are copies", f.span, help_)
 
 
 def gradient_of(s: StepLevels, f: tree.Field, inner: Inner) -> Inner:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.apply import apply
 from nestflow.graph.declarations import plain
 from nestflow.graph.expressions import evaluate, partial
@@ -68,9 +69,11 @@ class SlowNames:
         word = e.name if isinstance(e, tree.Name) else ""
         return word if word in ("weights", "rest", "like", *SINGLE, *NO_SLOW_MEMORY, "") else "function"
 
-    def per_task(self, name: str) -> bool:
+    def copied(self, name: str) -> str:
+        """For what a level has copies: `task`, `worker`, or "" where it has one state."""
         f = self.field(name, "per")
-        return f is not None and isinstance(f.value, tree.Name) and f.value.name == "task"
+        e = f.value.function if f is not None and isinstance(f.value, tree.Call) else None if f is None else f.value
+        return e.name if isinstance(e, tree.Name) and e.name in ("task", "worker") else ""
 
     def single(self, name: str) -> tuple[int, ...] | None:
         """The shape of a `vector` or `scalar`; None for records."""
@@ -158,6 +161,23 @@ def init_of(elab: Any, e: tree.Expr) -> str | Init:
     return elab.as_init(value, e)
 
 
+def copies_of(elab: Any, f: tree.Field) -> str:
+    """What `per` says: for what a level without slots has copies."""
+    word = f.value.name if isinstance(f.value, tree.Name) else ""
+    if isinstance(f.value, tree.Call) and isinstance(f.value.function, tree.Name):
+        word = f"{f.value.function.name}(…)"
+    if word in ("task", "model", "worker(…)"):
+        return word.removesuffix("(…)")
+    if word == "worker":
+        raise elab.failure("NF231", "`per worker` says how many workers there are", f.span, "`per worker(4)`")
+    if word in ("level", "stream", "sequence"):
+        raise elab.not_yet(f"`per {word}` on the step clock", f.span)
+    near = did_you_mean(word.removesuffix("(…)"), ["task", "worker", "model"])
+    raise elab.failure(
+        "NF231", "`per` says for what there are copies", f.span, near or "`per task`: a copy for each row of the batch"
+    )
+
+
 # words outside flows that take a level's name --------------------------------------------------------
 
 
@@ -173,9 +193,13 @@ def level_word(
         raise elab.failure("NF237", message, site.span, f"the levels: {known or 'none'}")
     if word == "before":
         return value.state_node(args[0], "before")
-    if not elab.slow.per_task(name):
+    if not elab.slow.copied(name):
+        if (f := elab.slow.field(name, "per")) is not None:
+            copies_of(elab, f)  # a slip there is the mistake
         message = f"`average` is the mean over the copies of a level, and `{name}` has one"
-        raise elab.failure("NF237", message, site.span, f"`{name}` alone is its state; `per task` makes copies")
+        raise elab.failure(
+            "NF237", message, site.span, f"`{name}` alone is its state; `per task` or `per worker(4)` makes copies"
+        )
     node = ops.record(name, "copies", args[0].span)
     return ops.make("average", (node,), node.type, site.span)
 

@@ -118,6 +118,8 @@ class OwnTensors:
             self.shapes.update({w.path: w for w in self.known[name]})
             return ()
         self.begins(name, f)
+        if elab.slow.copied(source):
+            raise elab.not_yet(f"`init {source}`, a level that has a copy for each {elab.slow.copied(source)}", f.span)
         again = elab.slow.field(source, "reset")
         if again is not None and is_inner({"reset": again}):
             raise elab.not_yet(f"`init {source}`, a level that begins anew in every step itself", f.span)

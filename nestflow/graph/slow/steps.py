@@ -31,6 +31,7 @@ from nestflow.graph.slow.fields import (
 )
 from nestflow.graph.slow.levels import SlowNames, distance_word, level_word, total_word
 from nestflow.graph.slow.state import OWNING, OwnTensors, check_alike, in_order, is_inner
+from nestflow.graph.slow.workers import for_workers
 from nestflow.graph.values import Partial, Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, walk
@@ -388,7 +389,7 @@ class StepLevels:
             retain=gate(self, fields["retain"]) if "retain" in fields else None,
         )
         check_level(self.elab, made, fields["objective"].span if "objective" in fields else level.span)
-        return made
+        return for_workers(self, level, fields, made)
 
     def may_wait(self, level: tree.Level, fields: dict[str, tree.Field]) -> bool:
         """A level on a network needs no objective: the caller's `backward()` brings its gradients. One that is written
