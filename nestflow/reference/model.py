@@ -64,13 +64,10 @@ class Reference:
         nested = Nested(self.graph, self.weights, self.training, self.given_networks, None, self.chance, self.lasting)
         nodes = self._outputs()
         copied = {x.name for x in self.graph.step_levels if x.copies}
-        if any(
-            nested.needed(o)
-            or any(
-                (n.op == "slot" and n.type.clock == "N") or (n.op == "call" and n["child"] in copied) for n in walk(o)
-            )
-            for o in nodes
-        ):
+        beyond = any(
+            (n.op == "slot" and n.type.clock == "N") or (n.op == "call" and n["child"] in copied) for n in walk(*nodes)
+        )
+        if beyond or any(nested.needed(o) for o in nodes):
             whole = [nested.value(o, given) for o in nodes]
             return self._by_name([v if o.type.clock else v[:, 0] for o, v in zip(nodes, whole)])
         return self._named([values for values, _ in self._ticks(None, given, nodes)])

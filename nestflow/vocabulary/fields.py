@@ -175,8 +175,8 @@ _field(
     "per sequence | stream | model | task | worker(NUMBER)",
     "How many copies there are: one for each sequence (the default); one for each stream, which goes on when a new "
     "sequence begins in its row; or one for the model, which all rows write and the module keeps from call to call "
-    "(both with `reset never`). Of a level without slots: one for each task (row of the batch), inside a step; or one for "
-    "each of a number of workers, which live on and learn from their part of the batch.",
+    "(both with `reset never`). Of a level without slots: one for each task (row of the batch), inside a step; or one "
+    "for each of a number of workers, which live on and learn from their part of the batch.",
     "per stream",
 )
 _field("keep", "keep rule", "A reset spares the state of the update rule.", "keep rule")

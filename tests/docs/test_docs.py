@@ -85,14 +85,14 @@ def test_example_checks_compiles_and_trains(path: Path) -> None:
     b = nestflow.compile(path)
     b.set_total_steps(4)
     g = torch.Generator().manual_seed(0)
-    batch = {i.name: drawn(i, g) for i in b.graph.inputs}
+    batch = {i.name: drawn(i, g, max(2, b.graph.shares)) for i in b.graph.inputs}
     losses = [b.step(batch)["loss"] for _ in range(4)]
     assert losses[-1] < losses[0]
 
 
-def drawn(i: Any, g: torch.Generator) -> torch.Tensor:
+def drawn(i: Any, g: torch.Generator, rows: int) -> torch.Tensor:
     """An input of an example, within its bounds."""
-    shape = (2, *([24] if i.type.clock else []), *i.type.shape)
+    shape = (rows, *([24] if i.type.clock else []), *i.type.shape)
     if i.type.dtype == "int":
         return torch.randint(int(i.low or 0), 1 + int(i.high or 255), shape, generator=g)
     x = torch.randn(shape, generator=g)

@@ -1,4 +1,4 @@
-"""Levels with a copy for each worker: DiLoCo against torch's own optimizers in a plain loop, and compiled = interpreted."""
+"""Levels with a copy for each worker: DiLoCo against torch's optimizers in a plain loop, compiled = interpreted."""
 
 from __future__ import annotations
 
