@@ -126,11 +126,11 @@ def unknown(name: str) -> NestflowError:
     from nestflow.diagnostics.suggest import did_you_mean
     from nestflow.language.shipped import shipped_names, shipped_words
     from nestflow.vocabulary import WORDS
-    from nestflow.vocabulary.fields import SYNTAX, word_for
+    from nestflow.vocabulary.fields import SYNTAX, words_for
 
-    record = word_for(name)
-    if record is not None:
-        help = f"nestflow calls it `{record.name}`"
+    records = words_for(name)
+    if records:
+        help = "nestflow calls it " + " or ".join(f"`{w.name}`" for w in records)
     else:
         specs = [n.rsplit(".", 1)[-1] for n in shipped_names()]
         takes = [w.name for w in WORDS.values() if any(s.name == name for s in w.slots)]

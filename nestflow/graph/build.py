@@ -23,6 +23,7 @@ from nestflow.graph.reading.loss import TokenLevels, on_tokens
 from nestflow.graph.reading.state import reading_slots
 from nestflow.graph.reading.terms import check_around
 from nestflow.graph.rules.update import RuleBuilder
+from nestflow.graph.slow.reach import check_reach
 from nestflow.graph.slow.steps import StepLevels
 from nestflow.graph.state import state_slots
 from nestflow.graph.substitute import substitute
@@ -99,6 +100,9 @@ class _Top:
             tokens.check_owners(weights, reading)
         reading = tokens.started(reading, weights, levels)
         self.elab.collector.stop_on_errors()
+        if not self.elab.waiting:
+            check_reach(self.elab, self.elab.root.children, levels, reading)
+            self.elab.collector.stop_on_errors()
         state = tuple(s for i in root.streamed() for s in state_slots(i))
         learning = tuple(x for x in reading if not x.idle)
         state += reading_slots(learning, self.reading_inputs(reading, output), state, weights)

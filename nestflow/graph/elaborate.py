@@ -17,7 +17,7 @@ from nestflow.graph.values import Abort, Distribution, Partial, Poison, Quiet, i
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends
 from nestflow.language import tree
-from nestflow.vocabulary.fields import GIVEN, SLOTS_ALSO, SYNTAX, word_for
+from nestflow.vocabulary.fields import GIVEN, SLOTS_ALSO, SYNTAX, words_for
 from nestflow.vocabulary.later import LATER
 from nestflow.vocabulary.record import WORDS, Word, lookup
 
@@ -266,9 +266,13 @@ class Elaborator:
         if syntax is not None:
             what = f"`{name}` opens a {syntax.kind}; it is no value"
             return self.failure("NF201", message, span, what)
-        other = word_for(name)
-        if other is not None:
-            return self.failure("NF201", message, span, f"nestflow's word is `{other.name}`: {other.doc}")
+        found = words_for(name)
+        others = [w for w in found if w.name in WORDS] or found
+        if len(others) == 1:
+            return self.failure("NF201", message, span, f"nestflow's word is `{others[0].name}`: {others[0].doc}")
+        if others:
+            said = " or ".join(f"`{w.name}` ({w.doc.partition(':')[0].lower()})" for w in others)
+            return self.failure("NF201", message, span, f"nestflow's word is {said}")
         if name in ELSEWHERE:
             return self.failure("NF201", message, span, ELSEWHERE[name])
         known = {

@@ -141,6 +141,18 @@ def rebuild(
     return done[id(root)]
 
 
+def through(root: Node) -> Iterator[Node]:
+    """Every node that a gradient of root can come to: none below a `stop`."""
+    seen: set[int] = set()
+    stack = [root]
+    while stack:
+        n = stack.pop()
+        if id(n) not in seen and n.op != "stop":
+            seen.add(id(n))
+            yield n
+            stack += n.args
+
+
 def depends(root: Node, test: Callable[[Node], bool]) -> bool:
     """Whether any node at or below root passes the test."""
     return any(test(n) for n in walk(root))

@@ -14,9 +14,10 @@ def _ticks(x: Node, what: str) -> None:
     if x.type.clock == "N":
         raise ShapeError(f"{what} looks along the token axis, and N counts examples, which have no order: {x.type}")
     if not x.type.clock:
-        raise ShapeError(
-            f"{what} looks along the token axis, and this value has none: {x.type}", "`float[T, 8]` has it"
-        )
+        message = f"{what} looks along the token axis, and this value has none: {x.type}"
+        if len(x.type.shape) == 3:
+            raise ShapeError(message, "an image: `conv2d(n, k)` looks around in it, `patches(p)` makes tokens of it")
+        raise ShapeError(message, "`float[T, 8]` has it")
 
 
 def short_conv(x: Node, w: Node, bias: Node | None, n: int, tail: str, span: Span | None = None) -> Node:

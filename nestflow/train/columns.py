@@ -149,7 +149,7 @@ def _numbers(spec: InputSpec, value: Any, columns: Columns, row: int) -> Any:
         try:
             if want == "bool":
                 return _TRUTHS[text.lower()]
-            return int(text) if want == "int" else float(text)
+            return _whole(text) if want == "int" else float(text)
         except (ValueError, KeyError):
             said = "is empty" if not text else f"is {value[:40]!r}"
             kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}[want]
@@ -165,6 +165,17 @@ def _numbers(spec: InputSpec, value: Any, columns: Columns, row: int) -> Any:
         )
         raise fail("NF534", message, spec.span)
     return int(value) if want == "int" else value
+
+
+def _whole(text: str) -> int:
+    """`3`, and `3.0` as tables write a class beside numbers; ValueError for all else."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not number.is_integer() or abs(number) > 2**53:  # above it a float has no units place
+            raise
+        return int(number)
 
 
 def _allowed(spec: InputSpec, x: Tensor | Ragged, columns: Columns) -> None:

@@ -55,12 +55,20 @@ def read_columns(path: Path) -> Columns:
     except MemoryError as e:
         raise fail("NF530", f"`{path}` does not fit into memory", help="split it into several files") from e
     except Exception as e:  # damaged files: each library has errors of its own
-        said = " ".join(str(e).split())[:200]
         raise fail(
             "NF530",
-            f"`{path}` is no {path.suffix.lower() or 'data'} file that can be read: {said}",
+            f"`{path}` is no {path.suffix.lower() or 'data'} file that can be read: {_said(e)}",
             help="was it cut short? The readable kinds are " + ", ".join(TABLES),
         ) from e
+
+
+def _said(e: Exception) -> str:
+    """What a library says of a damaged file, without words that are its own settings."""
+    said = " ".join(str(e).split())[:200]
+    if "allow_pickle" in said or "pickled" in said:
+        objects = "Object arrays" in said
+        return "it holds Python objects, which are not read" if objects else "what it holds are no arrays of numpy"
+    return said
 
 
 def _folder(path: Path) -> dict[str, Tensor | list[Any]]:

@@ -365,7 +365,12 @@ SLOTS_ALSO: dict[str, str] = {
 """Slots by the names that other libraries give them, for `help:` only."""
 
 
+def words_for(name: str) -> list[Word]:
+    """nestflow's words for what other libraries call by that name."""
+    return [w for w in (*WORDS.values(), *SYNTAX.values()) if name in w.also]
+
+
 def word_for(name: str, kind: str | None = None) -> Word | None:
     """nestflow's word for what other libraries call by that name, or None; kind: of the words of this kind first."""
-    found = [w for w in (*WORDS.values(), *SYNTAX.values()) if name in w.also]
+    found = words_for(name)
     return next((w for w in found if w.kind == kind), found[0] if found else None)

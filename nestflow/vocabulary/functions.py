@@ -57,7 +57,8 @@ def embed(site: Any, i: Any, vocab: Any, dim: Any, init: Any) -> Node:
 
 @word("short_conv(x, n, bias = false, init = none)", also="conv1d causal_conv conv", paper="Titans 4.4, kernel 4")
 def short_conv(site: Any, x: Any, n: Any, bias: Any, init: Any) -> Node:
-    """Depthwise and causal: Σ over j < n of w_j ⊙ x_{t−j}, own token included, zeros before the sequence's start."""
+    """Along tokens, each feature on its own: Σ over j < n of w_j ⊙ x_{t−j}, own token included, zeros before the
+    sequence's start."""
     x = site.real(x, "short_conv")
     taps, width = site.size(n, "the taps of short_conv"), x.type.shape[-1]
     w = site.weight("weight", (width, taps), site.init(init, fan_in=taps), x.type.heads, multiplies=False)

@@ -23,8 +23,8 @@ def patches(site: Any, x: Any, p: Any) -> Node:
 
 @word("conv2d(x, n, k, stride = 1, init = none)", also="Conv2d conv convolution")
 def conv2d(site: Any, x: Any, n: Any, k: Any, stride: Any, init: Any) -> Node:
-    """n channels, each Σ over all channels of a k × k window of the image; padded with ⌊(k − 1)/2⌋ zeros on each side,
-    no bias. [channels, rows, columns] gives [n, rows / stride, columns / stride] for odd k."""
+    """Over an image: n channels, each Σ over all channels of a k × k window; padded with ⌊(k − 1)/2⌋ zeros on each
+    side, no bias. [channels, rows, columns] gives [n, rows / stride, columns / stride] for odd k."""
     x = _real(site.node(x, "conv2d"))
     channels, _, _ = images.image(x, "conv2d")
     out, side = site.size(n, "the channels of conv2d"), site.size(k, "the window of conv2d")

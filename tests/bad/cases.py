@@ -123,6 +123,10 @@ CHANGES: list[tuple[str, str, str]] = [
     ("gate of the wrong width", "retain sigmoid(linear(x, 1) + 6)", "retain sigmoid(linear(x, 5) + 6)"),
     ("division by zero", "chunk 4", "chunk 4 / 0"),
     ("a float where an int is wanted", "int[T] in [0, vocab)", "float[T]"),
+    ("a key of nothing", "key x |> linear |> l2norm", "key []"),
+    ("a convolution by another name", "x = emb(tokens)", "x = conv(emb(tokens), 3)"),
+    ("a chance above 1", "x = emb(tokens)", "x = emb(tokens) * bernoulli(2)"),
+    ("a decay that is none", "adamw(1e-3)", "adamw(1e-3, beta1 = 2)"),
     # names and circles
     ("names in a circle", "key x |> linear |> l2norm", "a = b + x\n  b = a + x\n  key a |> linear |> l2norm"),
     ("a flow that calls itself", "return x + titans(rmsnorm(x))", "return block(x)"),
@@ -278,6 +282,16 @@ TEXTS: list[tuple[str, str]] = [
         "weights of a network that is not declared",
         'nestflow 1\nextern net\nlevel a { memory weights(nett, "a.**"); update gd(1) }\n'
         "level b { memory rest(nett); update gd(1) }\n",
+    ),
+    (
+        "a convolution along tokens of an image",
+        "nestflow 1\ninput x : float[3, 8, 8]\noutput f(x)\nflow f(x) { return short_conv(x, 4) }\n",
+    ),
+    (
+        "a copy that its objective does not recall",
+        "nestflow 1\ninput x : float[8]\noutput task(x)\nflow net(x) { return linear(x) }\n"
+        "level task { memory net; init meta; reset each(step); objective mean(net(x)); update gd(0.1) }\n"
+        "level meta { every 1 step; memory weights(net); objective mean(task(x)); update gd(0.1) }\n",
     ),
     ("an input called like an axis", "nestflow 1\ninput T : float[T]\noutput T\n"),
     ("an axis that a param hides", "nestflow 1\nparam T = 4\ninput x : float[T]\noutput x\n"),

@@ -22,7 +22,7 @@ from nestflow.graph.scope import Env, Site
 from nestflow.graph.values import DecayFirst, Linked, OnValue, Partial
 from nestflow.ir import ops
 from nestflow.ir.construct import number
-from nestflow.ir.node import Node, depends, make, walk
+from nestflow.ir.node import Node, depends, make, through, walk
 from nestflow.ir.rule import Rule
 from nestflow.language import tree
 from nestflow.vocabulary.fields import word_for
@@ -172,9 +172,12 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
     if depends(node, lambda n: n.op == "py" and depends(n, own)):
         message = f"the objective of `{m.name}` goes through Python, and its gradient is taken by the compiler"
         raise m.elab.failure("NF574", message, site.span, "write the objective in the language")
-    if not depends(node, own):
-        message = f"the objective of `{m.name}` does not recall it: it would never learn"
-        raise m.elab.failure("NF407", message, site.span, "use `M(key)` in it")
+    if not any(own(n) for n in through(node)):
+        stopped = depends(node, own)
+        what = "recalls it under `stop` only" if stopped else "does not recall it"
+        message = f"the objective of `{m.name}` {what}: it would never learn"
+        help_ = "what learns is recalled outside `stop(…)`" if stopped else "use `M(key)` in it"
+        raise m.elab.failure("NF407", message, site.span, help_)
     return node
 
 

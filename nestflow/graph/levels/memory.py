@@ -98,6 +98,10 @@ class MemoryBuild:
             if is_list(value) and value and field in LISTED:  # one for each round
                 with self.elab.at(f.value):
                     value = per_round([self.elab.as_node(v, f.value, f"`{field}`") for v in value])
+            if is_list(value) and not value:
+                message = f"`{field}` is an empty list, and a tick brings at least one"
+                help_ = f"`{field} x`, or one for each pair or round: `{field} [a, b]`"
+                raise self.elab.failure("NF312", message, f.span, help_)
             if is_list(value) or is_record(value):
                 kind = "list" if is_list(value) else "record"
                 raise self.elab.not_yet(f"a {kind} as `{field}`", f.span)

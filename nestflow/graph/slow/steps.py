@@ -87,11 +87,16 @@ class StepLevels:
                 ):
                     if node is not None and at is not None:
                         check_records(self, node, at, level.name, is_inner(fields))
-                self.instance_of(level, fields)
             except NestflowError as e:
                 self.elab.collector.take(e)
             except Quiet:
                 continue
+        for level in self.levels:  # once all objectives have made the instances that they recall
+            try:
+                if level.name in self.objectives:
+                    self.instance_of(level, self.fields[level.name])
+            except NestflowError as e:
+                self.elab.collector.take(e)
 
     def read(self, level: tree.Level) -> dict[str, tree.Field]:
         fields: dict[str, tree.Field] = {}
