@@ -12,90 +12,15 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nestflow.bundle.reading_levels import TICKS, UPDATES, Inputs, Kept, Reading
 from nestflow.bundle.step_level import Level, fact_of
 from nestflow.ops.runtime import Context
-
-Inputs = list[Tensor | None]  # by the spec's inputs; None where the call was given none
-
-
-@dataclass(frozen=True)
-class Kept:
-    """One level: its rule (a generated class), and how its copies begin.
-
-    starts: the slow weight of each. slots: state name and name in the rule's code of each memory of the rule; a
-    weight has those that the rule's code gives it. reset: a slower level's name, or "". sources: of its weights, where
-    it is begun from that level's state. gated: the model's `gates` has a factor for it."""
-
-    rule: type[Level]
-    loss: str  # the first level that has the same one
-    weights: tuple[str, ...]
-    starts: tuple[str, ...]
-    slots: tuple[tuple[str, str], ...] = ()
-    reset: str = ""
-    keep_rule: bool = False
-    sources: tuple[str, ...] = ()
-    gated: bool = False
-    sets: bool = False  # its rule says what the weight becomes, whatever retain would leave of it
-
-    @property
-    def name(self) -> str:
-        return self.rule.name
-
-    @property
-    def every(self) -> int:
-        return self.rule.every
-
-    def path(self, weight: str) -> str:
-        """Where the state has this level's copies of a weight."""
-        return f"{self.name}.{weight}"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """The levels of a module that learn while it reads, and its generated functions.
-
-    ticks(c, inputs...): the values of the model at each tick. terms(c, inputs..., values...): by level, one number a
-    tick. gates(c): by level. ahead: ticks that the loss looks ahead. inputs: (name, whether it has ticks). values: the
-    token axis of each. kept: state that goes on beyond a sequence. told: what `emit` publishes on the way: its name,
-    and whether it has ticks."""
-
-    size: int
-    ahead: int
-    inputs: tuple[tuple[str, bool], ...]
-    values: tuple[int | None, ...]
-    levels: tuple[Kept, ...]
-    kept: tuple[str, ...]
-    own: int  # values that `terms` takes, the first of all
-    ticks: Callable[..., Sequence[Tensor]]
-    terms: Callable[..., dict[str, Tensor]]
-    gates: Callable[[Context], dict[str, Any]]
-    told: tuple[tuple[str, bool], ...] = ()
-    batched: list[bool] = field(default_factory=lambda: [True], compare=False)  # whether rows can run all at once
-
-    def giving(
-        self,
-        ticks: Callable[..., Sequence[Tensor]],
-        values: tuple[int | None, ...],
-        told: tuple[tuple[str, bool], ...] = (),
-    ) -> Reading:
-        """The same levels, and more values of the model."""
-        return replace(self, ticks=ticks, values=values, told=told)
-
-    @property
-    def places(self) -> tuple[int | None, ...]:
-        """The token axis of each value, then of each that is published."""
-        return (*self.values, *(1 if on else None for _, on in self.told))
-
-    def position(self, level: Kept, age: int) -> int:
-        """Ticks since the level's last reset, when `age` ticks of the stream have been read."""
-        slow = next((x for x in self.levels if x.name == level.reset), None)
-        return age if slow is None else (self.position(slow, age) - 1) % slow.every + 1
 
 
 @contextmanager
@@ -119,6 +44,11 @@ def end_sequence(reading: Reading, c: Context, *inputs: Tensor | None) -> None:
         reader = Reader(reading, c, still=list(inputs))
         reader.learn(None)
         reader.finish()
+
+
+def _over_rows(name: str, x: Tensor) -> Tensor:
+    """The sum over the rows; what each row counts for itself stays."""
+    return x if name.endswith(TICKS) else x.sum()
 
 
 def _alone(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -205,7 +135,7 @@ class Reader:
         self, inputs: Inputs, state: dict[str, Tensor], t0: int, after: Inputs | None, learns: bool
     ) -> tuple[list[Tensor], dict[str, Tensor]]:
         """The values at the ticks given, from this state, which goes on. after: the next tick's inputs. learns: also
-        the gradient of the terms, by path."""
+        the gradient of the terms, by path, and how many ticks have one."""
         copies = {x.path(p): self.s[x.path(p)] for x in self.reading.levels for p in x.weights}
         with torch.set_grad_enabled(self.grad or learns):
             if learns:  # what this segment does with the copies, and nothing that led to them or to the state
@@ -213,6 +143,7 @@ class Reader:
                 copies = {p: a if a.requires_grad else a.requires_grad_() for p, a in copies.items()}
             values, tensors, totals = self.rowwise(inputs, state, copies, t0, after, learns)
             sums = self.gradients(totals, copies) if learns else {}
+            sums |= {n: held for n, held in totals.items() if n.endswith(TICKS)}
         if not self.grad:
             values, tensors = [v.detach() for v in values], {p: x.detach() for p, x in tensors.items()}
         state.update(tensors)
@@ -227,7 +158,8 @@ class Reader:
         after: Inputs | None,
         learns: bool,
     ) -> tuple[list[Tensor], dict[str, Tensor], dict[str, Tensor]]:
-        """Every row on copies of its own: values and state joined, and Σ ℓ over rows and ticks by level."""
+        """Every row on copies of its own: values and state joined, and Σ ℓ over rows and ticks by level (of those that
+        wait also how many ticks of each row have a term)."""
         given = [i for i, x in enumerate(inputs) if x is not None]
         before = {p: state[p] for p in self.snapshots}
         x, y = ([z for z in zs if z is not None] for zs in (inputs, after or inputs))
@@ -260,7 +192,7 @@ class Reader:
                 with warnings.catch_warnings():  # an operation without a rule of its own is run row by row inside
                     warnings.filterwarnings("ignore", message="There is a performance drop")
                     values, ended, sums = torch.vmap(row)(weights, before, x, y, ids)
-                return values, ended, {n: v.sum() for n, v in sums.items()}
+                return values, ended, {n: _over_rows(n, v) for n, v in sums.items()}
             except (RuntimeError, NotImplementedError):
                 pass  # so vmap says that an operation cannot; a fault of the model's own is raised again below
         found = [
@@ -277,7 +209,7 @@ class Reader:
             self.reading.batched[0] = False
         values = [torch.stack([f[0][i] for f in found]) for i in range(len(self.reading.places))]
         ended = {p: torch.stack([f[1][p] for f in found]) for p in before}
-        return values, ended, {n: torch.stack([f[2][n] for f in found]).sum() for n in found[0][2]}
+        return values, ended, {n: _over_rows(n, torch.stack([f[2][n] for f in found])) for n in found[0][2]}
 
     def inputs(self, given: list[int], x: list[Tensor]) -> Inputs:
         """The inputs of one row, with the batch axis."""
@@ -298,6 +230,10 @@ class Reader:
             ]
         found = self.reading.terms(c, *inputs, *values)
         sums = {id(x): x[:, :ticks].sum() for x in found.values()}  # levels with one loss share its sum
+        for x in self.reading.levels:
+            if x.waits:  # a tick that has no term yet does not count
+                there = found[x.name + TICKS]
+                sums[id(there)] = there[:, : min(ticks, found[x.name].shape[1])].sum()
         return {name: sums[id(x)] for name, x in found.items()}
 
     def gradients(self, totals: dict[str, Tensor], copies: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -334,7 +270,8 @@ class Reader:
     def take(self, sums: dict[str, Tensor]) -> None:
         """The gradients join the sums since the last update."""
         for p, g in sums.items():
-            self.s[p + "@pending"] = self.s[p + "@pending"] + g.detach()
+            path = p if p.endswith(TICKS) else p + "@pending"
+            self.s[path] = self.s[path] + g.detach()
 
     def update(self) -> None:
         """A segment ends: every level that is due learns, all from one state; then what they reset begins anew."""
@@ -366,19 +303,43 @@ class Reader:
             if gate is not None and not x.sets:
                 new[p] = kept.detach() + (new[p] - a.detach())
             new[p] = new[p] + (kept - kept.detach()) if self.grad else new[p]
-        return new
+        if x.project is not None:
+            new |= self.projected(x, x.project, new, ticks)
+        return self.where_due(x, new) if x.waits else new
+
+    def projected(self, x: Kept, project: type[Level], new: dict[str, Tensor], ticks: int) -> dict[str, Tensor]:
+        """What `project` makes of the copies."""
+        found = {}
+        with torch.set_grad_enabled(self.grad):
+            for p, start in zip(x.weights, x.starts):
+                rows = new[x.path(p)]
+                fact = fact_of(p, rows[0], int(p in x.rule.per_head))
+                group = {**project.hypers(fact), **project.schedule(ticks, float("nan"), x.every, fact)}
+                state = {"w0": self.c.w[start]}
+                found[x.path(p)] = torch.stack([project.evaluate(w, state, group, fact) for w in rows])
+        return found
+
+    def where_due(self, x: Kept, new: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Rows without a term since the last update stay as they are, and count none."""
+        learns = self.s[x.name + TICKS] > 0
+        found = {p: torch.where(learns.reshape(-1, *[1] * (v.ndim - 1)), v, self.s[p]) for p, v in new.items()}
+        found[x.name + UPDATES] = self.s[x.name + UPDATES] + learns
+        return found | {x.name + TICKS: torch.zeros_like(self.s[x.name + TICKS])}
 
     @torch.no_grad()
     def row(self, x: Kept, b: int, ticks: int) -> dict[str, Tensor]:
         """One row's copies and memories of the rule after the rule alone."""
         runs, result = [], {}
+        updates, n_ticks = ticks // x.every, x.every
+        if x.waits:
+            updates, n_ticks = int(self.s[x.name + UPDATES][b]) + 1, max(1, int(self.s[x.name + TICKS][b]))
         for p, start in zip(x.weights, x.starts):
             w = self.s[x.path(p)][b].detach().clone()
             fact = fact_of(p, w, int(p in x.rule.per_head))
-            state: dict[str, Any] = {"step": ticks // x.every, "w0": self.c.w[start].detach()}
+            state: dict[str, Any] = {"step": updates, "w0": self.c.w[start].detach()}
             for path, key in self.memories(x, p):
                 state[key] = result[path] = self.s[path][b].detach().clone()
-            group = {**x.rule.hypers(fact), **x.rule.schedule(ticks, float("nan"), x.every, fact), "n_ticks": x.every}
+            group = {**x.rule.hypers(fact), **x.rule.schedule(ticks, float("nan"), x.every, fact), "n_ticks": n_ticks}
             result[x.path(p)] = w
             g = self.s[x.path(p) + "@pending"][b]
             runs.append((w, x.rule.update(w, g, state, group, fact)))
@@ -401,6 +362,9 @@ class Reader:
             if not x.keep_rule:
                 starts = [x.rule.slots(w, fact_of(p, w, int(p in x.rule.per_head))) for w in a.detach()]
                 self.s |= {path: torch.stack([r[key] for r in starts]) for path, key in self.memories(x, p)}
+        for count in (TICKS, UPDATES) if x.waits else ():
+            if not (x.keep_rule and count == UPDATES):
+                self.s[x.name + count] = torch.zeros_like(self.s[x.name + count])
 
     def memories(self, x: Kept, p: str) -> list[tuple[str, str]]:
         """Of the rule for one weight: where the state has each, and its name in the rule's code."""

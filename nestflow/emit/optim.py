@@ -124,7 +124,8 @@ def _functions(code: RuleCode) -> list[str]:
         arguments += ", curvature"
         if code.curvature != "True":
             method("curvature_due", "t", [f"        return {code.curvature}"])
-    method("update", arguments, ["        " + x for x in code.update])
+    if code.update:
+        method("update", arguments, ["        " + x for x in code.update])
     if code.evaluate:
         method("evaluate", "w, state, group, fact", ["        " + x for x in code.evaluate])
     flags = [

@@ -7,6 +7,8 @@ forward, losses                       the same as elsewhere, through `nestflow.b
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.optim import RuleFile, compress
@@ -16,8 +18,10 @@ from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import LevelGraph, TokenLevel
 from nestflow.graph.published import published
 from nestflow.graph.reading.state import shortest
+from nestflow.graph.state import TICKS
+from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, walk
-from nestflow.ir.rule import SetWeight
+from nestflow.ir.rule import Rule, SetWeight
 
 RUNTIME = "nestflow.bundle.reading"
 READ = ("call", "emitted")  # what an expression outside flows reads of the model
@@ -35,7 +39,7 @@ class ReadingCode:
 
     def values(self, *roots: Node | None) -> tuple[Node, ...]:
         """What has to be known of the ticks: what the levels' terms read of the model, then what the roots want."""
-        own = [n for n in walk(*(x.terms for x in self.graph.reading)) if n.op in READ]
+        own = [n for n in walk(*(n for x in self.graph.reading for n in x.reads)) if n.op in READ]
         for root in roots:
             if root is not None and root is self.graph.output:
                 own += root.args if root.op == "outputs" else [root]
@@ -87,11 +91,14 @@ class ReadingCode:
     def terms(self, name: str, values: tuple[Node, ...]) -> None:
         named, levels = self.named(values), self.graph.reading
         with self.writer.block(f"def {name}({', '.join([self.plain, *named.values()])}):"):
-            self.writer.line("# the loss at each tick, undivided")
+            self.writer.line("# the loss at each tick, undivided; where there is a term")
             self.share()
-            em = self.emitter(named, *(x.terms for x in levels))
-            em.plan(*(x.terms for x in levels))
-            self.writer.line("return {" + ", ".join(f'"{x.name}": {_at_each_row(em, x.terms)}' for x in levels) + "}")
+            roots = [n for x in levels for n in x.reads]
+            em = self.emitter(named, *roots)
+            em.plan(*roots)
+            told = [(x.name, x.terms) for x in levels]
+            told += [(x.name + TICKS, x.when) for x in levels if x.when is not None]
+            self.writer.line("return {" + ", ".join(f'"{n}": {_at_each_row(em, e)}' for n, e in told) + "}")
         _gap(self.writer)
 
     def share(self) -> None:
@@ -173,10 +180,10 @@ def _rules(graph: LevelGraph, writer: Writer) -> dict[str, str]:
     file = RuleFile(taken=writer._taken, unit="token")
     classes: dict[str, str] = {}
     for x in graph.reading:
-        code = write_rule(x.rule)
         heads = compress(tuple(p for p in x.weights if weights[p].heads))
-        file.level(x.rule, x.name, x.every, compress(x.weights), heads, [], code, place(x.span), x.doc)
-        classes[x.name] = writer.function_name(file.classes[-1])
+        for name, rule in _parts(x):
+            file.level(rule, name, x.every, compress(x.weights), heads, [], write_rule(rule), place(x.span), x.doc)
+            classes[name] = writer.function_name(file.classes[-1])
     writer.use("nestflow.bundle.step_level", "Level")
     text = "\n\n\n".join(file.blocks)
     if "expand(" in text:
@@ -188,6 +195,16 @@ def _rules(graph: LevelGraph, writer: Writer) -> dict[str, str]:
     writer.line(text)
     _gap(writer)
     return classes
+
+
+def _parts(x: TokenLevel) -> list[tuple[str, Rule]]:
+    """The rule of a level; and what `project` makes of the weight, as what a rule evaluates: slower gradients go
+    through it, while the steps are constants."""
+    rule, g = replace(x.rule, project=None), ops.leaf("g", Type(like=True))
+    if x.rule.project is None:
+        return [(x.name, rule)]
+    made = Rule("project", (), (), x.rule.arguments, g, x.rule.project, x.rule.span)
+    return [(x.name, rule), (f"{x.name}_project", made)]
 
 
 def _table(
@@ -216,6 +233,8 @@ def _table(
                     writer.line(f"{rules[x.name]},")
                     first = next(y.name for y in levels if y.terms is x.terms)
                     writer.line(f"loss={first!r},")
+                    if x.rule.project is not None:
+                        writer.line(f"project={rules[x.name + '_project']},")
                     for line in _kept(x):
                         writer.line(line + ",")
                 writer.line("),")
@@ -238,6 +257,8 @@ def _kept(x: TokenLevel) -> list[str]:
         lines.append(f"sources={x.sources!r}")
     if x.retain is not None:
         lines.append("gated=True")
+    if x.when is not None:
+        lines.append("waits=True")
     if any(isinstance(s, SetWeight) for s in x.rule.program):
         lines.append("sets=True")
     return lines

@@ -88,7 +88,7 @@ class _Top:
         weights = absolute_weights(root, self.elab.slow.levels)
         reading = tokens.settle(weights)
         if reading:
-            check_around(self.elab, root, [x.terms for x in reading], output, reading[0].span)
+            check_around(self.elab, root, [n for x in reading for n in x.reads], output, reading[0].span)
         steps.elsewhere = set(tokens.owner)
         misplaced(self.elab, output)
         levels = steps.build(weights)
@@ -111,7 +111,7 @@ class _Top:
 
     def reading_inputs(self, reading: tuple[TokenLevel, ...], output: Node | None) -> tuple[InputSpec, ...]:
         """The inputs of a segment that is run again."""
-        roots = [x.terms for x in reading] + ([] if output is None else [output])
+        roots = [n for x in reading for n in x.reads] + ([] if output is None else [output])
         read = {n["name"] for n in walk(*roots) if n.op == "slot"}
         return tuple(i for i in self.inputs if i.name in read)
 

@@ -176,7 +176,8 @@ class TokenLevel:
     at one tick, a number with the token axis (one tick of look-ahead at most). every: tokens; the shortest of all
     such levels is the segment. retain: what the copy is multiplied with as it learns (None: 1). starts: the slow
     weight that each begins from. reset: "sequence", "never", or the name of the slower level after whose updates it
-    goes back to its start; then init may name the level whose state that is, of which `sources` are the weights."""
+    goes back to its start; then init may name the level whose state that is, of which `sources` are the weights. when:
+    at which ticks there is a term (None: at all)."""
 
     name: str
     every: int
@@ -191,9 +192,15 @@ class TokenLevel:
     init: str | None = None
     sources: tuple[str, ...] = ()
     idle: bool = False  # its rate is 0: the model stays the plain one, bit for bit
+    when: Node | None = None
     texts: Texts = field(default=Texts())
     doc: str | None = None
     span: Span | None = field(default=None, compare=False)
+
+    @property
+    def reads(self) -> tuple[Node, ...]:
+        """What is computed of the model at every tick."""
+        return (self.terms,) if self.when is None else (self.terms, self.when)
 
 
 @dataclass(frozen=True)
@@ -335,7 +342,7 @@ class LevelGraph:
     def needed(self) -> frozenset[str]:
         """The inputs that a call of the module needs: those of the output, and of losses that it learns from as it
         reads."""
-        return self.read_by(self.output, *(x.terms for x in self.reading))
+        return self.read_by(self.output, *(n for x in self.reading for n in x.reads))
 
     def read_by(self, *roots: Node | None) -> frozenset[str]:
         """The inputs that these expressions of the root read: a class that only a loss compares with is not among

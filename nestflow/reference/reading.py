@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.model import TokenLevel
-from nestflow.graph.reading.state import SEGMENT, position, rule_path, shortest
-from nestflow.graph.state import PENDING
+from nestflow.graph.reading.state import SEGMENT, counts, position, rule_path, shortest
+from nestflow.graph.state import PENDING, TICKS, UPDATES
 from nestflow.ir.node import Node, walk
 from nestflow.reference.cache import Whole
 from nestflow.reference.loss import Loss
@@ -46,7 +46,7 @@ class Reader:
         self.levels = model.graph.reading
         self.size = shortest(self.levels)
         self.ahead = max(x.terms.type.short for x in self.levels)
-        self.calls = [n for n in walk(*(x.terms for x in self.levels)) if n.op in ("call", "emitted")]
+        self.calls = [n for n in walk(*(n for x in self.levels for n in x.reads)) if n.op in ("call", "emitted")]
         heads = {s.path: s.heads for s in model.graph.state}
         self.heads = {f"{x.name}.{p}": heads[f"{x.name}.{p}"] for x in self.levels for p in x.weights}
         self.snapshots = [s.path.removesuffix(SEGMENT) for s in model.graph.state if s.role == "segment"]
@@ -158,6 +158,7 @@ class Reader:
             self.now[path + PENDING] = self.now[path + PENDING] + g
         if n == self.size:
             due = [x for x in self.levels if position(self.levels, x, age) % x.every == 0]
+            due = [x for x in due if x.when is None or int(self.now[x.name + TICKS]) > 0]  # else nothing changes
             new: Tensors = {}
             for x in due:
                 new |= self.update(x, age)
@@ -198,6 +199,9 @@ class Reader:
                 if last <= 0:
                     continue
                 total = terms.expand(rows, *terms.shape[1:])[:, :last].sum()
+                if x.when is not None:
+                    held = loss.eval(x.when)[:, :last].sum(1, keepdim=True)
+                    self.now[x.name + TICKS] = self.now[x.name + TICKS] + held
                 mine = [alias[p] for p in x.weights]
                 grads = torch.autograd.grad(total, mine, retain_graph=True, allow_unused=True, materialize_grads=True)
                 for p, g in zip(x.weights, grads):
@@ -223,8 +227,10 @@ class Reader:
             kept = {s.name: rule_path(x, s.name, p) for s in x.rule.slots}
             old = {n: now[q][:1] for n, q in kept.items() if q in now}  # a weight has not all of them
             ones[p] = Weight(p, a, g, old, self.start[path][:1], a, None, keep)
-        count = torch.tensor([[ticks // x.every]], device=self.device)
-        Update(x.rule, list(ones.values()), count, x.every, float(ticks), x.every, per_copy=False, stop=True).run()
+        count, n_ticks = torch.tensor([[ticks // x.every]], device=self.device), x.every
+        if x.when is not None:
+            count, n_ticks = now[x.name + UPDATES] + 1, int(now[x.name + TICKS])
+        Update(x.rule, list(ones.values()), count, n_ticks, float(ticks), x.every, per_copy=False, stop=True).run()
         rows = now[T].shape[0]
         new: Tensors = {}
         for p, one in ones.items():
@@ -232,6 +238,8 @@ class Reader:
             for s, v in one.new.items():
                 v = v.detach()
                 new[rule_path(x, s, p)] = v.expand(rows, *v.shape[1:])
+        if x.when is not None:
+            new |= {x.name + UPDATES: count, x.name + TICKS: torch.zeros_like(count)}
         return {p: v if torch.is_grad_enabled() else v.detach() for p, v in new.items()}
 
     def reset(self, x: TokenLevel) -> None:
@@ -245,6 +253,9 @@ class Reader:
             if not x.keep_rule:
                 for s, v in start_slots(x.rule, p, a).items():
                     self.now[rule_path(x, s, p)] = v
+        for count in counts(x):
+            if not (x.keep_rule and count.endswith(UPDATES)):
+                self.now[count] = torch.zeros_like(self.now[count])
 
 
 def start(model: Reference, state: Tensors, batch: int, dtype: torch.dtype, device: torch.device) -> Tensors:
@@ -258,6 +269,7 @@ def start(model: Reference, state: Tensors, batch: int, dtype: torch.dtype, devi
             a = a.expand(batch, *a.shape[1:])
             new[path], new[path + PENDING] = a, torch.zeros_like(a)
             new |= {rule_path(x, n, p): s for n, s in start_slots(x.rule, p, a).items()}
+        new |= {count: torch.zeros_like(new[AGE]) for count in counts(x)}
     for s in model.graph.state:
         if s.role == "segment":
             of = s.path.removesuffix(SEGMENT)

@@ -16,9 +16,10 @@ from nestflow.graph.levels.learning import MAX_PERIOD
 from nestflow.graph.levels.level import LEVEL_FIELDS, field_help
 from nestflow.graph.levels.memory import written
 from nestflow.graph.model import StepLevel, Texts, TokenLevel, WeightSpec
-from nestflow.graph.reading.terms import check_terms, terms_of
+from nestflow.graph.reading.terms import check_terms, condition_of, terms_of, weighed, weight_of
 from nestflow.graph.rules.shapes import check_rule
 from nestflow.graph.rules.update import update_rule
+from nestflow.graph.slow.fields import projected
 from nestflow.graph.slow.steps import OUTSIDE, StepLevels
 from nestflow.graph.values import Quiet
 from nestflow.ir.construct import number
@@ -26,7 +27,10 @@ from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import DgdStep, Rule, Step
 from nestflow.language import tree
 
-FIELDS = ("every", "memory", "objective", "update", "retain", "init", "reset", "keep", "per", "read", "gradient")
+FIELDS = (
+    *("every", "memory", "objective", "update", "retain", "project", "when", "weight"),
+    *("init", "reset", "keep", "per", "read", "gradient"),
+)
 CONTEXT = frozenset(["slot", "call", "position", "head", "recall", "training", "next", "weight"])
 RESETS = "`each(sequence)`, `never` with `per stream`, or `each(m)`, m a slower such level"
 Per = Literal["sequence", "stream"]
@@ -53,12 +57,17 @@ class TokenLevels(StepLevels):
     def prepare(self) -> None:
         """Evaluate the objectives and gates: they may make weights of their own."""
         self.gates: dict[str, Node | None] = {}
+        self.weighed: dict[str, Node] = {}
         for level in self.levels:
             try:
                 fields = self.fields[level.name] = self.read(level)
                 gate, f = fields.get("retain"), fields.get("objective")
                 self.gates[level.name] = None if gate is None else self.gate(gate)
                 self.objectives[level.name] = None if f is None else self.objective(f)
+                if "weight" in fields:
+                    self.weighed[level.name] = weight_of(self.elab, fields["weight"])
+                if "when" in fields:
+                    self.conditions[level.name] = condition_of(self.elab, fields["when"])
             except NestflowError as e:
                 self.elab.collector.take(e)
             except Quiet:
@@ -118,11 +127,12 @@ class TokenLevels(StepLevels):
         objective = self.objectives.get(level.name)
         if objective is None:
             raise Quiet
-        terms = terms_of(objective)
+        when = self.conditions.get(level.name)
+        terms = weighed(terms_of(objective), self.weighed.get(level.name), when)
         check_terms(self.elab, terms, fields["objective"])
         for word, only in (("read", "before"), ("gradient", "stop")):
             self.only(fields.get(word), word, only)
-        rule = self.learned_by(fields["update"], owned, weights)
+        rule = self.learned_by(fields, owned, weights)
         reset = self.reset(level, fields)
         self.check_counts(rule, reset, fields)
         texts = Texts(
@@ -147,11 +157,15 @@ class TokenLevels(StepLevels):
             texts=texts,
             doc=level.doc,
             span=level.span,
+            when=when,
         )
 
-    def learned_by(self, f: tree.Field, owned: tuple[str, ...], weights: list[WeightSpec]) -> Rule:
-        """The update: it sees gradients, weights and counts."""
+    def learned_by(self, fields: dict[str, tree.Field], owned: tuple[str, ...], weights: list[WeightSpec]) -> Rule:
+        """The update and what follows it: they see gradients, weights and counts."""
+        f = fields["update"]
         rule = update_rule(self.elab, f, self.elab.top)
+        if "project" in fields:
+            rule = replace(rule, project=projected(self, fields["project"]))
         outside = next((n for n in walk(*rule.nodes()) if n.op in OUTSIDE), None)
         if outside is not None:
             message = (
@@ -273,6 +287,9 @@ class TokenLevels(StepLevels):
             span = x.span if f is None else f.span
             if x.reset in found:
                 slow = found[x.reset]
+                if slow.when is not None:
+                    what = f"`when` of `{slow.name}`, after whose updates `{x.name}` begins again"
+                    self.elab.collector.take(self.elab.not_yet(what, self.fields[slow.name]["when"].span))
                 if slow.every <= x.every:
                     message = (
                         f"`{x.name}` learns every {x.every} tokens, and `{slow.name}` is no slower: every {slow.every}"

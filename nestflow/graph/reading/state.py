@@ -3,6 +3,7 @@
 LEVEL.WEIGHT                 the copy's own value of the weight
 LEVEL.WEIGHT@pending         Σ of the gradients since the last update (also of a segment that a new sequence cut short)
 LEVEL.SLOT.WEIGHT            a memory of the update rule for it
+LEVEL@updates                its updates so far, LEVEL@ticks the ticks with a term since the last one (only with `when`)
 INPUT@segment                the inputs of the open segment, as many ticks as it has
 PATH@segment                 any other state, as it was when the open segment (of this sequence) began
 """
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nestflow.graph.model import Init, InputSpec, StateSlot, TokenLevel, WeightSpec
-from nestflow.graph.state import PENDING, slot_start
+from nestflow.graph.state import PENDING, TICKS, UPDATES, slot_start
 from nestflow.ir.rule import RuleSlot
 
 SEGMENT = "@segment"
@@ -55,6 +56,8 @@ def reading_slots(
             slots.append(kept)
             slots.append(replace(kept, path=name + PENDING, role="pending", init=None))
             slots += [rule_slot(x, s, kept, path) for s in x.rule.slots if s.shape(w.shape) is not None]
+        for count in counts(x):
+            slots.append(StateSlot(count, "counter", (), None, dtype="int", per=x.per, reset=x.reset))
     size = shortest(levels)
     for i in inputs:
         if i.type.clock:
@@ -62,6 +65,11 @@ def reading_slots(
             slots.append(StateSlot(name, "segment", shape, None, dtype=i.type.dtype))
     slots += [replace(s, path=s.path + SEGMENT, role="segment") for s in model]
     return tuple(slots)
+
+
+def counts(x: TokenLevel) -> tuple[str, ...]:
+    """What rows count for themselves: updates, and ticks with a term since the last one."""
+    return () if x.when is None else (x.name + UPDATES, x.name + TICKS)
 
 
 def rule_slot(x: TokenLevel, s: RuleSlot, w: StateSlot, path: str) -> StateSlot:
@@ -72,4 +80,4 @@ def rule_slot(x: TokenLevel, s: RuleSlot, w: StateSlot, path: str) -> StateSlot:
     return replace(w, path=name, role="rule", shape=s.shape(w.shape) or (), init=None, start=slot_start(x.rule, s))
 
 
-__all__ = ["SEGMENT", "position", "reading_slots", "rule_path", "rule_slot", "shortest"]
+__all__ = ["SEGMENT", "counts", "position", "reading_slots", "rule_path", "rule_slot", "shortest"]

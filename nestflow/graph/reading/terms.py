@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nestflow.diagnostics.core import Span
+from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import Instance
 from nestflow.ir import ops
 from nestflow.ir.construct import number, rewrite
@@ -30,6 +31,31 @@ def terms_of(objective: Node) -> Node:
 
     (terms,) = rewrite([objective], change)
     return number(terms) if terms.type.is_number else terms
+
+
+def weight_of(elab: Any, f: tree.Field) -> Node:
+    """`weight e`: a number at each tick, which is constant in the gradient."""
+    node = terms_of(elab.as_node(evaluate(f.value, elab.top), f.value, "`weight`"))
+    if not node.type.is_number or node.type.dtype == "bool":
+        message = f"`weight` of weights that learn while reading is a number at each tick: this is {node.type}"
+        raise elab.failure("NF322", message, f.span, "an input, or what a flow makes of it; `when` takes a condition")
+    return ops.stop(node)
+
+
+def condition_of(elab: Any, f: tree.Field) -> Node:
+    """`when e`: at which ticks there is a term."""
+    node = terms_of(elab.as_node(evaluate(f.value, elab.top), f.value, "`when`"))
+    if node.type.dtype != "bool" or not node.type.is_number or node.type.clock != "T" or not node.type.batch:
+        message = f"`when` of weights that learn while reading is a condition at each tick, and this is {node.type}"
+        raise elab.failure("NF305", message, f.span, "`when loss > 2`, of the tick's own loss, or of an input")
+    return node
+
+
+def weighed(terms: Node, weight: Node | None, when: Node | None) -> Node:
+    """The terms times their weight; 0 where there is none."""
+    if weight is not None:
+        terms = ops.binary("mul", weight, terms)
+    return terms if when is None else ops.where(when, terms, ops.const(0.0))
 
 
 def summed(x: Node) -> Node:
@@ -75,4 +101,4 @@ def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | No
         raise elab.not_yet("an output that is the same in all rows, of rows that learn", same.span or span)
 
 
-__all__ = ["check_around", "check_terms", "terms_of"]
+__all__ = ["check_around", "check_terms", "condition_of", "terms_of", "weighed", "weight_of"]

@@ -392,6 +392,7 @@ __all__ = [
     "every_of",
     "gate",
     "inner_of",
+    "projected",
     "reset_of",
     "rule_of",
     "weighted",
