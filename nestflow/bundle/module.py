@@ -16,6 +16,7 @@ from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
+from nestflow.bundle.unread import computed
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
@@ -341,7 +342,7 @@ class Module(Branch):
             self.__dict__["_passes"] += mode
         try:
             given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
-            result = getattr(self.__dict__["_program"], entry)(c, *given)
+            result = computed(getattr(self.__dict__["_program"], entry), c, given)
         except UnequalPartsError as e:
             raise unequal(self.__dict__["_graph"], e.rows, e.copies) from e
         except IndexError as e:

@@ -9,9 +9,14 @@ segments and sinks from there. The kept pairs are the shortest past that later q
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nestflow.ops.causal import careful, filled, sound
 
 
 def append(
@@ -98,9 +103,55 @@ def attend(
     if prefix is not None:
         k, v = (torch.cat([w.expand(*x.shape[:-2], -1, -1), x], -2) for w, x in zip(prefix, (k, v)))
     k, v = shared(k, q), shared(v, q)
+    seen = functools.partial(seen_pairs, q, before, count, window, segment, sink, pairs, causal, learned, since)
     plain = window is None and segment is None and before == 0 and since is None
-    if plain and (not causal or (count and not learned and pairs == 1)):
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal, scale=scale)
+    mask = None if plain and (not causal or (count and not learned and pairs == 1)) else seen()
+    attention = functools.partial(
+        F.scaled_dot_product_attention, attn_mask=mask, is_causal=causal and mask is None, scale=scale
+    )
+    if not careful():
+        y = attention(q, k, v)
+        if ticks < 2 or not causal or sound(y):
+            return y
+    return attend_with_care(attention, q, k, v, seen(), scale)
+
+
+def attend_with_care(
+    attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, seen: Tensor, scale: float, rows: int = 256
+) -> Tensor:
+    """`attention` where numbers are not finite: a pair reaches the queries that see it, and no other. seen: as below.
+
+    rows: of how many queries the scores are formed at a time; those of all may not fit."""
+    bad = ~v.isfinite()
+    finite = filled(v, bad, 0.0)
+    parts = []
+    for some, sees in zip(q.split(rows, -2), seen.split(rows, -2)):
+        scores = (scale * some @ k.mT).masked_fill(~sees, -torch.inf)
+        y = scores.softmax(-1) @ finite
+        parts.append(torch.where(sees.to(v.dtype) @ bad.to(v.dtype) > 0, torch.nan, y))
+    y = torch.cat(parts, -2)
+    # what no such number reaches is computed as ever, so that it is the same to the bit
+    reached = ~k.isfinite().all(-1, keepdim=True) | bad.any(-1, keepdim=True)
+    usual = attention(*(filled(x, ~x.isfinite(), 0.0) for x in (q, k, v)))
+    clear = (seen.to(v.dtype) @ reached.to(v.dtype) == 0) & q.isfinite().all(-1, keepdim=True) & usual.isfinite()
+    return torch.where(clear, usual, y)
+
+
+def seen_pairs(
+    q: Tensor,
+    before: int,
+    count: int,
+    window: int | None,
+    segment: int | None,
+    sink: int,
+    pairs: int,
+    causal: bool,
+    learned: int,
+    since: Tensor | None,
+) -> Tensor:
+    """Which of the learned pairs and of `count` kept times `pairs` each query sees: [(..., H or 1,) T, learned + count
+    · pairs]."""
+    ticks = q.shape[-2]
     at = torch.arange(before, before + ticks, device=q.device)[:, None]
     kept_sinks = 0 if since is not None else sink
     past = torch.tensor(key_positions(count, before + ticks, kept_sinks), device=q.device)[None, :]
@@ -116,5 +167,4 @@ def attend(
         near = near & (past // segment == at // segment)
     if sink:
         near = near | (past < sink)
-    mask = F.pad((seen & near).repeat_interleave(pairs, -1), (learned, 0), value=True)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return F.pad((seen & near).repeat_interleave(pairs, -1), (learned, 0), value=True)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
+from nestflow.ops.causal import careful, earlier, filled, from_then_on
 from nestflow.ops.coefficients import At
 from nestflow.ops.recurrence import Channels, look, scores
 
@@ -23,7 +25,7 @@ def linear_at(x: Tensor, at: At | Channels, starts: Sequence[Tensor | None], *fa
     x [..., n, in]; starts: p of [..., out, in] (None: it does not enter); factors (h [..., n, in], e [..., n, out]).
     """
     terms = [look(x, start, at, j) for j, start in enumerate(starts) if start is not None]
-    terms += [scores(x, h, at) @ e for h, e in factors]
+    terms += [earlier(scores(x, h, at), e) for h, e in factors]
     return summed(terms)
 
 
@@ -45,7 +47,7 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     def flat(x: Tensor) -> Tensor:
         return x.reshape(*x.shape[: x.dim() - rank], shape.numel())
 
-    y = at.new @ flat(gradient)
+    y = earlier(at.new, flat(gradient))
     for weight, start in zip(at.old, starts):
         y = y + weight * flat(start).unsqueeze(-2)
     return y.reshape(*y.shape[:-1], *shape)
@@ -60,7 +62,17 @@ def matrix_at(at: At | Channels, starts: Sequence[Tensor], *factors: Factors) ->
         return tensor_at(at, starts, summed([e[..., :, None] * h[..., None, :] for h, e in factors]), 2)
     kept = at.old[..., :, None, :] * starts[0][..., None, :, :]
     # Σ_s e_s ⊗ (h_s ⊙ D[t, s]): one product for each tick
-    return summed([kept] + [e.mT[..., None, :, :] @ (at.new * h[..., None, :, :]) for h, e in factors])
+    return summed([kept] + [_each_tick(e, at.new * h[..., None, :, :]) for h, e in factors])
+
+
+def _each_tick(e: Tensor, h: Tensor) -> Tensor:
+    """Σ_{s ≤ t} e_s ⊗ h[t, s]. e [..., n, out], h [..., n, n, in] -> [..., n, out, in]"""
+    if not careful():
+        return e.mT[..., None, :, :] @ h
+    later = h.new_ones(h.shape[-3:-1], dtype=torch.bool).triu(1)[..., None]
+    bad = ~e.isfinite()
+    y = filled(e, bad, 0.0).mT[..., None, :, :] @ h.masked_fill(later, 0.0)
+    return from_then_on(y.flatten(-2), bad.repeat_interleave(h.shape[-1], -1)).unflatten(-1, y.shape[-2:])
 
 
 def advance(

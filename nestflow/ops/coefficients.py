@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nestflow.ops.causal import earlier, lower
+
 
 def chunk_sizes(ticks: int, before: int, size: int) -> list[int]:
     """Lengths of the pieces of a call of `ticks` ticks that follows `before` ticks: each ends at a multiple of
@@ -64,7 +66,7 @@ def accumulate(decay: Decays, rate: Tensor | float, start: int, starts: int) -> 
     """Rows of x_t = decay_t x_{t−1} + rate_t g_t, where x began as start number `start` of `starts`. rate [..., n] or
     a number."""
     weight = rate[..., None, :] if isinstance(rate, Tensor) else rate
-    past = decay.matrix * weight
+    past = lower(decay.matrix * weight)
     return torch.cat([_column(decay.start, past, start, starts), past], -1)
 
 
@@ -78,7 +80,7 @@ def carry(decay: Decays, drive: Tensor, start: int) -> Tensor:
     """Rows of x_t = decay_t x_{t−1} + drive_t, where x began as start number `start`. drive, the result: [..., n, p +
     n]."""
     width = drive.shape[-1]
-    return decay.matrix @ drive + F.pad(decay.start[..., None], (start, width - 1 - start))
+    return earlier(decay.matrix, drive) + F.pad(decay.start[..., None], (start, width - 1 - start))
 
 
 def lag(rows: Tensor, start: int) -> Tensor:

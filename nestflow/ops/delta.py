@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nestflow.ops.causal import careful, filled, from_then_on
 from nestflow.ops.coefficients import At
 from nestflow.ops.recurrence import Channels, look, scores
 
@@ -57,13 +58,17 @@ def solve_errors(
         right = -scaled(rate, right)
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     exact = torch.float32 if right.dtype in (torch.float16, torch.bfloat16) else right.dtype
-    solved = torch.linalg.solve_triangular(
-        system.to(exact).expand(*lead, *system.shape[-2:]),
-        right.to(exact).expand(*lead, *right.shape[-2:]),
-        upper=False,
-        unitriangular=True,
-    )
-    return solved.to(right.dtype)
+    system, exactly = (x.to(exact).expand(*lead, *x.shape[-2:]) for x in (system, right))
+    return _substituted(system, exactly).to(right.dtype)
+
+
+def _substituted(system: Tensor, right: Tensor) -> Tensor:
+    if not careful():
+        return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
+    below = system.clone().tril_(-1)  # solvers work in blocks, where a row meets later ones
+    bad = ~right.isfinite() | ~below.isfinite().all(-1, keepdim=True)
+    below, right = filled(below, ~below.isfinite(), 0.0), filled(right, bad, 0.0)
+    return from_then_on(torch.linalg.solve_triangular(below, right, upper=False, unitriangular=True), bad)
 
 
 def scaled(factor: Tensor | float, x: Tensor) -> Tensor:

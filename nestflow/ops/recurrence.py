@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor
 
+from nestflow.ops.causal import lower
 from nestflow.ops.coefficients import At, decay_matrix
 
 
@@ -43,8 +44,8 @@ def channels_before(at: Channels) -> Channels:
 def scores(x: Tensor, h: Tensor, at: At | Channels) -> Tensor:
     """How much of each error x reads at each tick: (x hᵀ) ⊙ L. x, h [..., n, in] -> [..., n, n]"""
     if isinstance(at, At):
-        return (x @ h.mT) * at.new
-    return (x[..., :, None, :] * h[..., None, :, :] * at.new).sum(-1)
+        return lower((x @ h.mT) * at.new)
+    return lower((x[..., :, None, :] * h[..., None, :, :] * at.new).sum(-1))
 
 
 def look(x: Tensor, start: Tensor, at: At | Channels, j: int = 0) -> Tensor:

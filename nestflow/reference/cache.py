@@ -84,7 +84,8 @@ def attend(frame: Frame, m: Memory, q: Tensor) -> Tensor:
     groups = [n.type.heads or 1 for n in (m.key, m.value) if n is not None]
     k, v = (x.repeat_interleave((m.heads or 1) // n, 1) if x.shape[1] == n else x for x, n in zip((k, v), groups))
     scores = (spec.scale * q.unsqueeze(2) * k).sum(-1).masked_fill(~seen, float("-inf"))
-    return (scores.softmax(-1).unsqueeze(-1) * v).sum(2)
+    seen_v = v.masked_fill(~seen.unsqueeze(-1), 0.0)  # what is not seen counts nothing, whatever it is
+    return (scores.softmax(-1).unsqueeze(-1) * seen_v).sum(2)
 
 
 def behind(spec: CacheSpec, t: Tensor, first: Tensor, count: int) -> Tensor:

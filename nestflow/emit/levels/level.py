@@ -35,6 +35,7 @@ from nestflow.ir.node import Node, walk
 from nestflow.lowering.patterns.setting import context_of
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
+CAUSAL = "nestflow.ops.causal"
 LOOKBACK = ("short_conv", "previous", "window")
 
 
@@ -75,6 +76,8 @@ class LevelCode:
         self.cache = CacheCode(self)
         self.outer.special = self.cache.special
         header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
+        if self.masked():
+            self.writer.line(f"@{self.writer.use(CAUSAL, 'again_with_care')}")
         with self.writer.block(header + where(self.instance)):
             if self.instance.doc:
                 for line in plain(self.instance.doc.strip()).split("\n"):
@@ -304,8 +307,13 @@ class LevelCode:
     def close_lists(self) -> None:
         for n, name, axis in self.collected:
             y = self.outer.fresh("y" if len(self.front) == 1 else n["memory"], n.type)
-            self.writer.line(f"{y} = torch.cat({name}, {axis})")
+            join = self.writer.use(CAUSAL, "joined") if self.masked() else "torch.cat"
+            self.writer.line(f"{y} = {join}({name}, {axis})")
             self.outer.bind(n, y)
+
+    def masked(self) -> bool:
+        """Whether ticks of a piece are computed together, those before one masked from it."""
+        return self.plan.size > 1 and any(p.closed for p in self.plan.looped)
 
     # one piece -------------------------------------------------------------------------------------
 
