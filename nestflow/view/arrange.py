@@ -7,9 +7,11 @@ from typing import Any
 
 from nestflow.graph.model import Edge, LevelGraph
 from nestflow.view import words
+from nestflow.view.labels import HEAD, label_width
 from nestflow.view.layout import CONTENT, GAP, GUTTER, Box, Lane, Unit, lane_key, lanes_of, units_of
 
 Anchor = tuple[Unit, Box | None]  # a box of a unit, or the unit's frame
+Rooms = dict[tuple[int, int], float]  # by the ids of two units
 
 
 @dataclass(frozen=True)
@@ -42,14 +44,15 @@ def arrange(graph: LevelGraph, top: float = 0.0) -> Placed:
     links = _links(graph, units)
     lanes = lanes_of(graph)
     ranks: list[list[Unit]] = []
+    rooms = _rooms(links)
     for lane in lanes:
         mine = [u for u in units if _lane(u) == lane.key]
-        lane.ranks = _wrap(mine)
+        lane.ranks = _wrap(mine, rooms)
         ranks += lane.ranks
     for i, rank in enumerate(ranks):
         for u in rank:
             u.rank = i
-    _order(ranks, links)
+    _order(ranks, links, rooms)
     bottom = _heights(lanes, links, top)
     right = max([u.right for u in units] + [GUTTER + 640])
     return Placed(graph, lanes, units, links, right + 56, top, bottom)
@@ -139,19 +142,37 @@ def _gather(
         links.append(Link(kind, label, (unit, None), home[other], tuple(e for _, e in found)))
 
 
-def _wrap(units: list[Unit]) -> list[list[Unit]]:
+def _rooms(links: list[Link]) -> Rooms:
+    """How far apart two units of a row stand, where labels of edges between them ask for more than a gap."""
+    rooms: Rooms = {}
+    for link in links:
+        a, b = link.source[0], link.target[0]
+        if a is not b and link.label:
+            need = label_width(link.label) + 2 * HEAD + 16
+            for pair in ((id(a), id(b)), (id(b), id(a))):
+                rooms[pair] = max(need, rooms.get(pair, GAP))
+    return rooms
+
+
+def _starts(row: list[Unit], rooms: Rooms) -> list[float]:
+    """Where each unit of a row begins at the least, from 0; last, where the row ends."""
+    starts = [0.0]
+    for i, u in enumerate(row):
+        after = rooms.get((id(u), id(row[i + 1])), GAP) if i + 1 < len(row) else 0.0
+        starts.append(starts[-1] + u.w + after)
+    return starts
+
+
+def _wrap(units: list[Unit], rooms: Rooms) -> list[list[Unit]]:
     rows: list[list[Unit]] = []
-    used = 0.0
     for u in units:
-        if not rows or used + GAP + u.w > CONTENT:
+        if not rows or _starts([*rows[-1], u], rooms)[-1] > CONTENT:
             rows.append([])
-            used = -GAP
         rows[-1].append(u)
-        used += GAP + u.w
     return rows
 
 
-def _order(ranks: list[list[Unit]], links: list[Link]) -> None:
+def _order(ranks: list[list[Unit]], links: list[Link], rooms: Rooms) -> None:
     """Barycentre sweeps, keeping the arrangement with the fewest crossings; then places each row by least squares."""
     near: dict[int, list[Anchor]] = {}
     for link in links:
@@ -159,13 +180,13 @@ def _order(ranks: list[list[Unit]], links: list[Link]) -> None:
             if a[0] is not b[0]:
                 near.setdefault(id(a[0]), []).append(b)
     for rank in ranks:
-        _spread(rank, {})
+        _spread(rank, {}, rooms)
     best: tuple[int, list[list[Unit]]] = (_crossings(links), [list(r) for r in ranks])
     for sweep in range(8):
         for rank in ranks if sweep % 2 == 0 else reversed(ranks):
             want = _wishes(rank, near)
             rank.sort(key=lambda u: (want.get(id(u), u.cx), u.cx))
-            _spread(rank, want)
+            _spread(rank, want, rooms)
         score = _crossings(links)
         if score < best[0]:
             best = (score, [list(r) for r in ranks])
@@ -173,7 +194,7 @@ def _order(ranks: list[list[Unit]], links: list[Link]) -> None:
         rank[:] = kept
     for _ in range(4):
         for rank in ranks:
-            _spread(rank, _wishes(rank, near))
+            _spread(rank, _wishes(rank, near), rooms)
 
 
 def _wishes(rank: list[Unit], near: dict[int, list[Anchor]]) -> dict[int, float]:
@@ -185,13 +206,11 @@ def _wishes(rank: list[Unit], near: dict[int, list[Anchor]]) -> dict[int, float]
     return wish
 
 
-def _spread(rank: list[Unit], want: dict[int, float]) -> None:
+def _spread(rank: list[Unit], want: dict[int, float], rooms: Rooms) -> None:
     """Positions nearest to the wishes (least squares) that keep the order and the gaps, inside the lane."""
     middle = GUTTER + CONTENT / 2
-    offset, starts = 0.0, []
-    for u in rank:
-        starts.append(want.get(id(u), middle) - u.w / 2 - offset)
-        offset += u.w + GAP
+    *offsets, whole = _starts(rank, rooms)
+    starts = [want.get(id(u), middle) - u.w / 2 - offset for u, offset in zip(rank, offsets)]
     blocks: list[list[float]] = []  # pool adjacent violators
     for s in starts:
         blocks.append([s, 1])
@@ -199,11 +218,9 @@ def _spread(rank: list[Unit], want: dict[int, float]) -> None:
             (a, n), (b, m) = blocks[-2:]
             blocks[-2:] = [[(a * n + b * m) / (n + m), n + m]]
     flat = [b for b, n in blocks for _ in range(int(n))]
-    limit = GUTTER + 26 + max(0.0, CONTENT - offset + GAP)
-    offset = 0.0
-    for u, s in zip(rank, flat):
+    limit = GUTTER + 26 + max(0.0, CONTENT - whole)
+    for u, s, offset in zip(rank, flat, offsets):
         u.place(min(max(s, GUTTER + 26), limit) + offset, u.y)
-        offset += u.w + GAP
 
 
 def _crossings(links: list[Link]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nestflow.view.arrange import Anchor, Link, Placed
+from nestflow.view.labels import labelled
 from nestflow.view.layout import GUTTER, Box, Unit
 
 Point = tuple[float, float]
@@ -52,7 +53,7 @@ def route(placed: Placed) -> list[Route]:
             routes.append(_arc(link, ports))
         else:
             routes.append(_across(link, ports, rows, gaps[id(link)]))
-    return _label(routes, placed)
+    return labelled(routes, placed)
 
 
 def _cy(r: Box | Unit) -> float:
@@ -187,34 +188,6 @@ def _gap(row: list[Unit], want: float, taken: list[float], width: float) -> floa
 def _bend(p: Point, q: Point) -> Curve:
     reach = (q[1] - p[1]) * 0.55
     return (p, (p[0], p[1] + reach), (q[0], q[1] - reach), q)
-
-
-def _label(routes: list[Route], placed: Placed) -> list[Route]:
-    """Puts labels on their curves where they cover neither a box nor another label."""
-    from nestflow.view.words import width
-
-    solid = [(r.x, r.y, r.right, r.bottom) for u in placed.units for r in ([u] if u.frame is None else [*u.boxes, u])]
-    used = [(28.0, d.top - 28, 28 + width(d.divider, 11.5), d.top - 8) for d in placed.lanes if d.divider]
-    done = []
-    for r in routes:
-        if not r.link.label:
-            done.append(r)
-            continue
-        w = width(r.link.label, 11) / 2 + 4
-        if r.link.source[1] is not None and r.link.source[1] is r.link.target[1]:
-            x, y = r.curves[0][0]
-            inside = x + 2 * w < r.link.source[0].right + 4
-            done.append(Route(r.link, r.curves, (x + w if inside else x - 34 - w, y + 14)))
-            continue
-        spots = [at(c, t) for t in (0.5, 0.35, 0.65, 0.22, 0.78) for c in (*r.curves[-1:], *r.curves[:-1])]
-        best = min(enumerate(spots), key=lambda s: (_cover(s[1], w, solid, 1.0) + _cover(s[1], w, used, 2.0), s[0]))[1]
-        used.append((best[0] - w, best[1] - 8, best[0] + w, best[1] + 8))
-        done.append(Route(r.link, r.curves, best))
-    return done
-
-
-def _cover(p: Point, w: float, rects: list[tuple[float, float, float, float]], price: float) -> float:
-    return price * sum(x0 < p[0] + w and p[0] - w < x1 and y0 < p[1] + 8 and p[1] - 8 < y1 for x0, y0, x1, y1 in rects)
 
 
 def _mix(a: Point, b: Point, t: float) -> Point:

@@ -52,7 +52,7 @@ def _heading(graph: LevelGraph, title: str, out: list[Item]) -> float:
     out.append(Text(28, 44, words.short(title, 60), "heading"))
     y = 66.0
     lines = [
-        (words.first_sentence(graph.doc or "", 130), "sub"),
+        *((p, "sub") for p in words.lines(words.first_sentence(graph.doc or "", 230), 840, 13)),
         *((p, "mono") for p in words.params_lines(graph, 110)),
         (words.totals(graph), "sub"),
     ]
@@ -107,11 +107,10 @@ def _lane(lane: Lane, style: str, placed: Placed, width: float) -> list[Item]:
     items: list[Item] = []
     if lane.divider:
         y = lane.top - 20
-        start = 40 + words.width(lane.divider, 11.5) * 1.06
-        items += [
-            Path((straight((start, y), (width - 28, y)),), "divider"),
-            Text(28, y + 4, lane.divider, "dividertext"),
-        ]
+        items.append(Path((straight((GUTTER + 10, y), (width - 28, y)),), "divider"))
+        # beside the names of the lanes, where no edge passes
+        for i, line in enumerate(words.lines(lane.divider, GUTTER - 30, 11.5)):
+            items.append(Text(28, y - 2 + 14 * i, line, "dividertext"))
     items.append(Rect(14, lane.top, width - 28, lane.bottom - lane.top, 12, style))
     items.append(Text(30, lane.top + 34, lane.name, f"{style}-name"))
     note = lane.note

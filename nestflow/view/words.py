@@ -58,6 +58,17 @@ def fit(text: str, pixels: float, size: float, mono: bool = False) -> str:
     return short(text, n)
 
 
+def lines(text: str, pixels: float, size: float) -> list[str]:
+    """One or two lines of at most so many pixels, broken at a blank; what is left over is cut."""
+    if width(text, size) <= pixels:
+        return [text] if text else []
+    first = text.split(" ")
+    n = len(first)
+    while n > 1 and width(" ".join(first[:n]), size) > pixels:
+        n -= 1
+    return [fit(" ".join(first[:n]), pixels, size), *([fit(" ".join(first[n:]), pixels, size)] if first[n:] else [])]
+
+
 def lane_name(clock: str, every: int) -> str:
     """`every token`, `every 16 tokens`, `every step`, `every 4 steps`, `never`, `attention`."""
     if every < 0:
