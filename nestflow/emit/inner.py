@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from nestflow.diagnostics.core import fail
 from nestflow.emit.evolution import valued
 from nestflow.emit.expr import Emitter
+from nestflow.emit.rules.parts import schedule_call
 from nestflow.emit.writer import Writer, identifier, place
 from nestflow.graph.model import LevelGraph, StepLevel, named_level
 from nestflow.ir import ops
@@ -113,13 +114,15 @@ class UpdateWriter:
     def emitter(self) -> Emitter:
         """A fresh one after each statement: w is another then."""
         bound: dict[Node, str] = {}
-        for n in walk(*(self.plain(x) for x in self.rule.nodes())):
+        retain = () if self.level.retain is None else (self.level.retain,)
+        for n in walk(*(self.plain(x) for x in (*self.rule.nodes(), *retain))):
             if n.op in ("w", "g"):
                 bound[n] = n.op
             elif n.op == "w0":
                 bound[n] = 'state["w0"]'
             elif n.op == "updates_of":
-                bound[n] = "t" if n["every"] == 1 else f"max(t // {n['every']}, 1)"
+                every = n.get("every")
+                bound[n] = n["text"] if every is None else "t" if every == 1 else f"max(t // {every}, 1)"
             elif n.op == "slot_old":
                 bound[n] = f'state["{n["name"]}"]'
             elif n.op == "slot_new" and n["name"] in self.names:
@@ -141,6 +144,10 @@ class UpdateWriter:
                 return make("updates_of", (), n.type, every=1)
             if n.op == "n_ticks":
                 return ops.const(1)
+            if n.op == "schedule":  # its ticks are the rounds, and so is its length
+                self.writer.use("nestflow.ops.rules", n["kind"])
+                rounds = 1 if self.level.inner is None else self.level.inner.rounds
+                return make("updates_of", (), n.type, text=schedule_call(n, "t", str(rounds), "1"))
             if n.op != "debias":
                 return None
             every = next((s.every for s in self.rule.program if isinstance(s, SlotUpdate) and s.slot == n["slot"]), 1)
@@ -163,8 +170,8 @@ class UpdateWriter:
             assert not isinstance(s, DgdStep)  # told when the graph was built
             self.writer.use(INNER, "moved")
             base = "w"
-            if first and self.level.retain is not None and float(self.level.retain.value) != 1:
-                base = f"{self.level.retain.value!r} * w"
+            if first and self.level.retain is not None and not ops.is_const(self.level.retain, 1):
+                base = f"{self.kept(self.level.retain)} * w"
             value = self.text(s.value)
             if isinstance(s, SetWeight):
                 line(f"w = moved({base}, {value} - {base}, hold) if hold else {value}")
@@ -177,6 +184,14 @@ class UpdateWriter:
         if self.reads_start():
             kept["w0"] = 'state["w0"]'
         line("return w, {" + ", ".join(f'"{k}": {v}' for k, v in kept.items()) + "}")
+
+    def kept(self, retain: Node) -> str:
+        """The number of `retain`; in a variable where it is no constant, for it is written twice."""
+        text = self.text(retain)
+        if retain.op == "const":
+            return text
+        self.writer.line(f"kept = {text}")
+        return "kept"
 
     def reads_start(self) -> bool:
         return any(n.op == "w0" for n in walk(*self.rule.nodes()))

@@ -21,7 +21,7 @@ from nestflow.emit.writer import plain
 from nestflow.graph.globs import matches
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.ir import ops
-from nestflow.ir.node import Type
+from nestflow.ir.node import Node, Type
 from nestflow.ir.rule import DgdStep, Rule, SetWeight, Step
 from nestflow.ops.many import METHODS
 
@@ -346,14 +346,16 @@ def folded(level: StepLevel) -> Rule | None:
         return None
     program = list(rule.program)
     if level.retain is not None:
-        at = next((i for i, s in enumerate(program) if isinstance(s, Step)), None)
         if any(isinstance(s, DgdStep) for s in program):
             raise fail("NF547", f"`retain` beside `dgd` in level `{level.name}`", level.span, "decay in another level")
-        less = ops.binary("mul", ops.const(float(level.retain.value) - 1), w)
-        if at is not None:
-            step = program[at]
-            assert isinstance(step, Step)
-            program[at] = replace(step, value=ops.binary("add", step.value, less))
+        kept = level.retain
+        less = ops.const(float(kept.value) - 1) if kept.op == "const" else ops.binary("sub", kept, ops.const(1.0))
+        less = ops.binary("mul", less, w)
+        seen: list[Node | None] = []  # the first step of each weight: under a condition that is that of some weights
+        for i, s in enumerate(program):
+            if isinstance(s, Step) and s.where not in seen and None not in seen:
+                program[i] = replace(s, value=ops.binary("add", s.value, less))
+                seen.append(s.where)
     if rule.project is not None:
         program.append(SetWeight(rule.project, rule.span))
     return replace(rule, program=tuple(program), project=None)

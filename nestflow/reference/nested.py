@@ -199,10 +199,10 @@ class Nested:
             for (p, x), g in zip(now.items(), found):
                 name, lifted = p.removeprefix(level.prefix), x[None, None]
                 old = slots.get(p) or start_slots(rule, name, lifted)
-                keep = 1.0 if level.retain is None else float(level.retain.value)
-                one = Weight(name, lifted, g[None, None], old, begun[p], lifted, None, scaled(keep))
-                ones.append(one)
-            Update(rule, ones, torch.tensor([[t]]), 1, t, per_copy=False, stop=stop).run()
+                ones.append(Weight(name, lifted, g[None, None], old, begun[p], lifted))
+            length = float(inner.rounds)  # of a schedule: its ticks are the rounds
+            count = torch.tensor([[t]])
+            Update(rule, ones, count, 1, t, run_length=length, per_copy=False, stop=stop, retain=level.retain).run()
             now = {p: o.w[0, 0] for p, o in zip(now, ones)}
             slots = {p: o.new for p, o in zip(now, ones)}
         if inner.gradient == "implicit":
@@ -247,10 +247,6 @@ class _Implicit(torch.autograd.Function):
                 p = r + (r @ r) / (before @ before) * p
             pulled = torch.autograd.grad(g @ u.detach(), others, allow_unused=True) if others else ()
         return (None,) * 5 + (None,) * len(own) + tuple(None if x is None else -x for x in pulled)
-
-
-def scaled(keep: float) -> Callable[[Tensor], Tensor]:
-    return lambda x: x if keep == 1 else keep * x
 
 
 def rows(batch: Mapping[str, Tensor]) -> int:

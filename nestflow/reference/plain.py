@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
+from nestflow.ir.node import Node
 from nestflow.ir.rule import Rule
 from nestflow.reference.rule import Update, Weight, start_slots
 
@@ -33,7 +34,7 @@ def run_rule(
     heads: Collection[str] = (),
     w0: Tensors | None = None,
     gram: Tensors | None = None,
-    retain: float = 1.0,
+    retain: Node | None = None,
     curvature: Tensors | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
     """One update of plain tensors by path: the new weights and the new memories of the rule (none changed in place).
@@ -50,10 +51,10 @@ def run_rule(
         k = _lift(gram[p], h) if gram and p in gram else None
         now, start = _lift(x, h), _lift((w0 or w)[p], h)
         c = _lift(curvature[p], h) if curvature and p in curvature else None
-        keep = (lambda x: x) if retain == 1 else (lambda x: retain * x)
-        ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k, keep, curvature=c))
+        ones.append(Weight(p, now, _lift(g[p], h), _all(_lift, slots[p], h), start, now, k, curvature=c))
     at = updates * every if ticks is None else ticks
-    Update(rule, ones, torch.tensor([[updates]]), n_ticks, at, every, run_length, per_copy=False).run()
+    count = torch.tensor([[updates]])
+    Update(rule, ones, count, n_ticks, at, every, run_length, per_copy=False, retain=retain).run()
     return (
         {o.path: _plain(o.w, o.path in heads) for o in ones},
         {o.path: _all(_plain, o.new, o.path in heads) for o in ones},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -73,6 +74,7 @@ class Update:
     context: Callable[[Node], Tensor] | None = None
     per_copy: bool = True
     stop: bool = False
+    retain: Node | None = None  # of slow weights: what each is multiplied by, from what it is before the update
     memo: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -81,6 +83,9 @@ class Update:
         gradients = [self.value(self.rule.gradient, w) for w in self.weights]
         for w, g in zip(self.weights, gradients):
             w.g = g.expand_as(w.w)
+        if self.retain is not None:
+            for w in self.weights:
+                w.retain = partial(times, self.value(self.retain, w))
         for statement in self.rule.program:
             self.memo.clear()
             results = [self.statement(statement, w) for w in self.weights]  # all read the state above this statement

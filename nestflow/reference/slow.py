@@ -209,7 +209,7 @@ class Slow:
         kept.updates += 1
         assert x.rule is not None
         for paths in x.parted():  # an optimiser has its memories for each copy, and sees one at a time
-            settings: dict[str, Any] = {"w0": kept.start, "retain": 1.0 if x.retain is None else float(x.retain.value)}
+            settings: dict[str, Any] = {"w0": kept.start, "retain": x.retain}
             new, slots = run_rule(
                 x.rule,
                 {p: self.tensors[p] for p in paths},

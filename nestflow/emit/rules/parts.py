@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from nestflow.diagnostics.core import Span
+from nestflow.emit.numbers import literal
 from nestflow.emit.writer import plain
 from nestflow.ir import ops
 from nestflow.ir.node import Node, depends, rebuild, walk
@@ -101,6 +102,16 @@ def resolve(rule: Rule) -> Rule:
         eval=None if rule.eval is None else rebuild(rule.eval, change),
         slots=tuple(replace(s, init=rebuild(s.init, change)) for s in rule.slots),
     )
+
+
+def schedule_call(node: Node, tick: str, total: str, every: str) -> str:
+    """The rate of a schedule at a tick. total: its length, where none is written."""
+    settings = {k: node.get(k) for k in ("peak", "warmup", "total", "floor", "stable", "decay")}
+    parts = [f"{k}={literal(v).text}" for k, v in settings.items() if v is not None]
+    if node["kind"] != "wsd":
+        parts += [f"total={total}"] if settings["total"] is None else []
+        parts.append(f"every={every}")
+    return f"{node['kind']}({tick}, {', '.join(parts)})"
 
 
 def lift_schedules(rule: Rule) -> Rule:

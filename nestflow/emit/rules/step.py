@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from nestflow.emit.numbers import ATOM, OR, POWER, PRODUCT, SUM, Text, is_number, literal, number
+from nestflow.emit.numbers import ATOM, OR, POWER, PRODUCT, SUM, Text, is_number, number
 from nestflow.emit.rules.matrices import scaled_eye, zeros
 from nestflow.emit.rules.memories import MemoryLines
 from nestflow.emit.rules.parts import (
@@ -19,6 +19,7 @@ from nestflow.emit.rules.parts import (
     opposite,
     place,
     resolve,
+    schedule_call,
     settle_order,
     static_parts,
 )
@@ -119,15 +120,8 @@ class RuleWriter(MemoryLines):
         return self._schedule(node)
 
     def _schedule(self, node: Node) -> Text:
-        kind = node["kind"]
-        self.tensors.helper(kind)
-        settings = {k: node.get(k) for k in ("peak", "warmup", "total", "floor", "stable", "decay")}
-        parts = [f"{k}={literal(v).text}" for k, v in settings.items() if v is not None]
-        if kind != "wsd":
-            if settings["total"] is None:
-                parts.append("total=total")
-            parts.append("every=every")
-        return Text(f"{kind}(tick, {', '.join(parts)})")
+        self.tensors.helper(node["kind"])
+        return Text(schedule_call(node, "tick", "total", "every"))
 
     def _kept(self, node: Node) -> Text:
         """1 − the product of the retains of a memory so far."""

@@ -19,8 +19,8 @@ from nestflow.graph.model import StepLevel, Texts, TokenLevel, WeightSpec
 from nestflow.graph.reading.terms import check_terms, condition_of, terms_of, weighed, weight_of
 from nestflow.graph.rules.shapes import check_rule
 from nestflow.graph.rules.update import update_rule
-from nestflow.graph.slow.fields import projected
-from nestflow.graph.slow.steps import OUTSIDE, StepLevels
+from nestflow.graph.slow.fields import OUTSIDE, projected
+from nestflow.graph.slow.steps import StepLevels
 from nestflow.graph.values import Quiet
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk

@@ -33,6 +33,7 @@ LIKE = Type(like=True)
 GRADIENTS = "`through`, `stop`, `truncate(n)` or `implicit(cg, iters = 10)`"
 CHANCE = frozenset(("dropout", "noise", "bernoulli"))
 STEP = ClockSpec("step", "step", 1)
+OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training", "network"])
 
 
 def state_of(s: StepLevels, level: tree.Level, span: Any) -> Node:
@@ -136,18 +137,37 @@ def condition(s: StepLevels, f: tree.Field) -> Node:
     return node
 
 
-def weighted(s: StepLevels, f: tree.Field, objective: Node) -> Node:
-    """`weight e`: the gradient times e, which is constant in it."""
+def weighted(s: StepLevels, f: tree.Field, objective: Node, inner: str | None) -> Node:
+    """`weight e`: the gradient times e, which is constant in it. inner: the name of a level that begins anew, through
+    whose steps slower gradients reach e; so e does not read that level."""
     node = s.elab.as_node(evaluate(f.value, s.elab.top), f.value, "`weight`")
     if node.type.batch or not node.type.is_number or node.type.dtype == "bool":
         raise s.elab.failure("NF322", f"`weight` of a level without slots is a number: this is {node.type}", f.span)
-    return ops.binary("mul", ops.stop(node), objective)
+    own = next((n for n in walk(node) if inner is not None and reads_level(n, inner)), None)
+    if own is not None:
+        message = f"`weight` of `{inner}` in what `{inner}` itself computes"
+        raise s.elab.not_yet(message, own.span or f.span)
+    return ops.binary("mul", node if inner is not None else ops.stop(node), objective)
+
+
+def reads_level(n: Node, name: str) -> bool:
+    """Whether it is a recall, a tensor or the record of that level."""
+    if n.op == "weight":
+        return n["path"].partition(".")[0] == name
+    return (n.op == "call" and n["child"] == name) or (n.op == "record" and n["level"] == name)
 
 
 def gate(s: StepLevels, f: tree.Field) -> Node:
-    node = s.elab.as_node(evaluate(f.value, s.elab.top), f.value, "`retain`")
-    if node.op != "const":
-        raise s.elab.not_yet("a `retain` that is no constant on the step clock", f.span)
+    """`retain e`: a number that may follow a schedule, `t`, and what the weight is."""
+    names = {"w": ops.leaf("w", LIKE), "t": ops.leaf("updates", Type("int"))}
+    node = s.elab.as_node(evaluate(f.value, s.elab.top.extend(names).with_(rule=s)), f.value, "`retain`")
+    outside = next((n for n in walk(node) if n.op in OUTSIDE), None)
+    if outside is not None:
+        message = "`retain` on the step clock sees weights and counts, and this reads the model or its inputs"
+        raise s.elab.failure("NF415", message, f.span, "`retain 0.99`, `retain 1 - cosine(0.01)`")
+    if node.type.like or not node.type.is_number:
+        message = f"`retain` on the step clock is one number for each weight, and this is {node.type}"
+        raise s.elab.failure("NF322", message, f.span, "`retain 0.99 if ndim(w) >= 2 else 1`")
     return node
 
 
@@ -322,9 +342,8 @@ def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field])
     if every_of(s, fields.get("every")) != (STEP, 1):
         message = f"`{name}` begins anew in every step, and learns in every step"
         raise elab.failure("NF231", message, fields["every"].span, "leave `every` out: `rounds` says how often")
-    for word in ("when", "weight"):
-        if word in fields:
-            raise elab.not_yet(f"`{word}` of a level that begins anew in every step", fields[word].span)
+    if "when" in fields:
+        raise elab.not_yet("`when` of a level that begins anew in every step", fields["when"].span)
     child = elab.root.children.get(name)
     if child is not None and published(child) and elab.slow.copied(name):
         raise elab.not_yet("`emit` in a memory that has a copy for each task", fields["memory"].span)
@@ -370,8 +389,6 @@ def check_inner_rule(rule: Rule) -> str | None:
         if isinstance(s, DgdStep):
             return "`dgd`"
     for n in walk(*(rule.expand(x) for x in rule.nodes())):
-        if n.op == "schedule":
-            return "a schedule"
         if n.op in ("w_chunk", "w_in", "curvature"):
             return f"`{n.op}`"
         if n.op == "debias" and rule.expand(n.args[1]).op != "const":
@@ -383,6 +400,7 @@ def check_inner_rule(rule: Rule) -> str | None:
 
 
 __all__ = [
+    "OUTSIDE",
     "STEP",
     "check_inner",
     "check_inner_rule",

@@ -17,6 +17,7 @@ from nestflow.graph.levels.memory import written
 from nestflow.graph.model import StepLevel, Texts, TokenLevel, WeightSpec
 from nestflow.graph.rules.shapes import check_rule
 from nestflow.graph.slow.fields import (
+    OUTSIDE,
     check_inner,
     check_inner_rule,
     check_records,
@@ -42,7 +43,6 @@ FIELDS = (
     *("every", "memory", "objective", "update", "value", "init", "retain", "project", "when", "weight"),
     *("reset", "keep", "per", "rounds", "gradient"),
 )
-OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training", "network"])
 
 
 class StepLevels:
@@ -77,7 +77,7 @@ class StepLevels:
                 else:
                     made = None if f is None else self.objective(f)
                 if made is not None and "weight" in fields:
-                    made = weighted(self, fields["weight"], made)
+                    made = weighted(self, fields["weight"], made, level.name if is_inner(fields) else None)
                 self.objectives[level.name] = made
                 if "when" in fields:
                     self.conditions[level.name] = condition(self, fields["when"])
