@@ -13,7 +13,7 @@ from nestflow.graph.channels import channels
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.levels import kinds, learning
 from nestflow.graph.levels.caches import learned_pairs, pairs, period_as_segment
-from nestflow.graph.levels.resets import Reset, check_counts, check_one_copy, check_per, reset_of, ticks
+from nestflow.graph.levels.resets import Reset, check_one_copy, check_per, own_counts, reset_of, ticks
 from nestflow.graph.levels.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.levels.starts import check_taken
 from nestflow.graph.levels.windows import is_windowed
@@ -339,8 +339,9 @@ class MemoryBuild:
             ages=tuple(self.ages),
         )
         reset = self.reset
-        check_counts(self, reset, rule, [objective])
-        check_per(self, reset, [n for n in (*parts, query, node, when) if n is not None])
+        seen = [n for n in (*parts, query, node, when) if n is not None]
+        memory = replace(memory, when=own_counts(self, reset, rule, when, node, seen))
+        check_per(self, reset, seen)
         check_one_copy(self, reset, rule, node, when)
         memory = replace(memory, reset=reset.period, reset_where=reset.where, keep_rule=reset.keep, per=reset.per)
         check_rounds(self, memory, turns)

@@ -182,12 +182,26 @@ def ticks(reset: Reset) -> Node:
     return ops.binary("add", since, ops.const(1))
 
 
-def check_counts(m: MemoryBuild, reset: Reset, rule: Rule | None, fields: list[Node]) -> None:
-    """Rows that begin anew at ticks of their own would count for themselves."""
-    counts = rule is not None and any(depends(n, lambda x: x.op in ("updates", "debias")) for n in rule.nodes())
+def own_counts(
+    m: MemoryBuild, reset: Reset, rule: Rule | None, when: Node | None, retain: Node | None, fields: list[Node]
+) -> Node | None:
+    """`when`, or a condition that always holds: rows that begin anew at ticks of their own count their updates for
+    themselves, as those do whose ticks do not all bring a pair."""
+    if reset.where is None:
+        return when
+    for f in fields:
+        if depends(f, lambda x: x.op == "window"):
+            raise m.elab.not_yet("a window beside `reset where(…)`", m.node.span)
+        if depends(f, lambda x: x.op == "position"):  # it would have to be the row's own, since its last reset
+            raise m.elab.not_yet("`t` in a field of a memory beside `reset where(…)`", f.span or m.node.span)
+    nodes = [*(rule.nodes() if rule is not None else ()), *([] if retain is None else [retain])]
+    if any(depends(n, lambda x: x.op == "schedule") for n in nodes):
+        raise m.elab.not_yet("a schedule beside `reset where(…)`, which would count from there,", m.node.span)
+    counts = any(depends(n, lambda x: x.op in ("updates", "debias")) for n in nodes)
     periods = rule is not None and any(getattr(s, "every", 1) > 1 for s in rule.program)
-    if reset.where is not None and (counts or periods or any(depends(f, lambda x: x.op == "window") for f in fields)):
-        raise m.elab.not_yet("a rule that counts, or a window, beside `reset where(…)`", m.node.span)
+    if when is not None or not (counts or periods):
+        return when
+    return ops.binary("ge", ops.leaf("position", Type("int", (), True, "T")), ops.const(1))
 
 
-__all__ = ["Reset", "check_counts", "check_one_copy", "check_per", "one_copy", "reset_of", "ticks"]
+__all__ = ["Reset", "check_one_copy", "check_per", "one_copy", "own_counts", "reset_of", "ticks"]
