@@ -14,7 +14,8 @@ T = 11
 LEVEL = (
     "nestflow 1\ninput x : float[T, 4]\ninput s : bool[T]\noutput m(x, s)\nlevel m(x, s) {{ {heads} memory {memory}\n"
     "key x |> linear |> l2norm; value x |> linear; query x |> linear |> l2norm; objective l2; {fields} }}\n"
-    "optimizer slow_sum(lr) {{ memory s : like(w) {{ value g; update gd(1); every 2 ticks }}; step -lr * (g + 0.1 * s) }}\n"
+    "optimizer slow_sum(lr) {{ memory s : like(w) {{ value g; update gd(1); every 2 ticks }}\n"
+    "step -lr * (g + 0.1 * s) }}\n"
 )
 RULES = [
     "update adam(0.1)",

@@ -133,12 +133,9 @@ class StepLevels:
     def objective(self, f: tree.Field) -> Node:
         value = evaluate(f.value, self.elab.top)
         if isinstance(value, Partial):
-            raise self.elab.failure(
-                "NF232",
-                "the objective of weights is an expression",
-                f.span,
-                "`objective cross_entropy(model(tokens), next(tokens))`",
-            )
+            message = "the objective of weights is an expression"
+            help_ = "`objective cross_entropy(model(tokens), next(tokens))`"
+            raise self.elab.failure("NF232", message, f.span, help_)
         node = self.elab.as_node(value, f.value, "`objective`")
         if node.type.like:
             return node  # told below: an objective is no record
