@@ -215,7 +215,16 @@ def memories(b: Any, stream: Any) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     "reading",
-    [{"own_query": True}, {"store_chunk": 2}, {"store_chunk": 8}, {"read_start": True}, {"exact": False, "rate": 0.2}],
+    [
+        {"own_query": True},
+        {"store_chunk": 2},
+        {"store_chunk": 8},
+        {"read_start": True},
+        {"read_before": True},
+        {"exact": False, "rate": 0.2},
+        {"first_only": True},
+        {"plain": True},
+    ],
     ids=str,
 )
 def test_readings_of_hope(reading: dict[str, Any]) -> None:
