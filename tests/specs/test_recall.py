@@ -14,7 +14,7 @@ from nestflow.language.shipped import find_shipped, read_shipped
 
 TOKENS, DIM = 2048, 64
 LEVELS = {"linear_attention": "linear_attention", "titans": "titans", "hope": "self_modifying"}
-NORM = re.compile(r"\|> rmsnorm \|> merge_heads \|> linear\(dim.*\)$", re.MULTILINE)
+NORM = re.compile(r"\|> rmsnorm \|> merge_heads \|> linear\(dim.*?\)(?= \}|$)", re.MULTILINE)
 
 
 def bare(spec: str, level: str) -> str:

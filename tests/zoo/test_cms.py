@@ -3,6 +3,7 @@ over segments, with attention's pairs kept from the segments before."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -145,3 +146,54 @@ def test_on_the_step_clock_a_call_does_not_learn() -> None:
         for word, every in (("fast", FAST), ("slow", SLOW)):
             changed = any(not torch.equal(kept[p], weights[p]) for p in weights if f".{word}." in p)
             assert changed == (step % every == 0)
+
+
+def cosine(t: int, peak: float, warmup: int, total: int) -> float:
+    """Linear to the peak, then half a cosine down to a tenth of it."""
+    if t <= warmup:
+        return peak * t / warmup
+    done = min((t - warmup) / max(total + 1 - warmup, 1), 1.0)
+    return 0.1 * peak + 0.9 * peak * (1 + math.cos(math.pi * done)) / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_step_clock_is_the_paper(name: str) -> None:
+    """`reading = false`: each MLP learns by AdamW once in its period, from the sum of its gradients, all else at each;
+    nested: the fast MLPs begin anew at the slow ones after each update of those."""
+    steps, lr, warmup = 9, 1e-2, 2
+    b, x = bundle(name, reading=False, lr=lr, warmup=warmup), tokens()
+    b.set_total_steps(steps)
+    weights = dict(b.module.named_weights())
+    w = {p: v.detach().clone().requires_grad_() for p, v in weights.items()}
+    fast, slow = ([p for p in w if f".{n}." in p] for n in ("fast", "slow"))
+    rest = [p for p in w if p not in {*fast, *slow}]
+    matrices = [p for p in rest if w[p].ndim >= 2]
+    optimizers = {
+        1: torch.optim.AdamW(
+            [{"params": [w[p] for p in matrices], "weight_decay": 0.05},
+             {"params": [w[p] for p in rest if p not in matrices], "weight_decay": 0}], lr=lr, betas=(0.9, 0.95)),
+        FAST: torch.optim.AdamW([w[p] for p in fast], lr=lr / FAST),
+        SLOW: torch.optim.AdamW([w[p] for p in slow], lr=lr / SLOW),
+    }  # fmt: skip
+    for t in range(1, steps + 1):
+        if name == "cms_nested" and t > 1 and t % SLOW == 1:
+            with torch.no_grad():
+                for f, s in zip(fast, slow, strict=True):
+                    w[f].copy_(w[s])
+            optimizers[FAST].state.clear()
+            for p in fast:
+                w[p].grad = None
+        scored = torch.stack([segment(name, w, row, 0, None)[0] for row in x])
+        loss = F.cross_entropy(scored[:, :-1].flatten(0, 1), x[:, 1:].flatten())
+        loss.backward()  # sums what the periods bring
+        torch.nn.utils.clip_grad_norm_([w[p] for p in rest], 1)
+        for group in optimizers[1].param_groups:
+            group["lr"] = cosine(t, lr, warmup, steps)
+        for every, optimizer in optimizers.items():
+            if t % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+        got = b.step({"tokens": x})["loss"]
+        assert abs(got - loss.item()) < 1e-9, f"step {t}"
+        for p, v in weights.items():
+            torch.testing.assert_close(v.detach(), w[p].detach(), rtol=1e-8, atol=1e-9, msg=lambda m, p=p: f"{p}: {m}")

@@ -35,15 +35,15 @@ READINGS: list[dict[str, Any]] = [
     {"first_only": True, "exact": False, "store_chunk": 2},
     {"erase": False, "rate": 0.3},
     {"decay": False},
-    {"momentum": 0.6},
+    {"smoothing": 0.6},
     {"channels": True},
     {"channels": True, "exact": False, "rate": 0.2},
-    {"channels": True, "momentum": 0.5},
+    {"channels": True, "smoothing": 0.5},
     {"channels": True, "first_only": True, "own_query": True},
     {"soft_rates": True},
     {"one_input": True},
     {"conv_first": True},
-    {"constant_target": False},
+    {"fixed_target": False},
     {"out_gate": True},
     {"expand": 2},
 ]
@@ -98,7 +98,7 @@ def learned(
     """M ← M (α I − η k kᵀ) − η ∇ℓ, ℓ = ½‖M(k) − M(v)‖², matrix by matrix, k being what enters it. mean: of the
     gradients so far, changed in place."""
     theta = [a * 1 for a in anchor]  # what the inner derivative is in; k, v and the target depend on the anchor too
-    constant = r.get("constant_target", True)
+    constant = r.get("fixed_target", True)
     target = net(m, anchor if constant else theta, v)
     grads = deep.gradients(deep.l2(net(m, theta, k), target), theta)
     entered = [[k, gelu(deep.apply(anchor[0], k))]]
@@ -112,7 +112,7 @@ def learned(
         kk = sum((h[..., :, None] * h[..., None, :] for h in inputs), torch.zeros(()))
         trace = sum((h.square().sum(-1) for h in inputs), torch.zeros(()))[..., None, None]
         pace = eta[..., :, None]  # a number, or one for each row
-        beta = r.get("momentum", 0)
+        beta = r.get("smoothing", 0)
         if beta:
             g = mean[i] = beta * mean[i] + (1 - beta) * g
         if r.get("erase", True) and (i == 0 or not r.get("first_only")):
