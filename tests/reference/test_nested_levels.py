@@ -273,7 +273,6 @@ WRONG = [
     ("update gd(rate)", "update gd(rate); gradient thru", "NF231"),
     ("update gd(rate)", "update gd(rate); gradient implicit(newton)", "NF231"),
     ("update gd(rate)", "update dgd(rate)", "NF490"),
-    ("update gd(rate)", "update gd(cosine(0.1))", "NF490"),
     ("cross_entropy(task(query.x), query.label)", "total((task - meta) ^ 2)", "NF237"),
     ("cross_entropy(task(query.x), query.label)", "mean(task(query.x) - net(support.x) + support.x @ eye(4, 3))", "NF"),
     ("x |> linear(hidden, bias = true)", "x |> short_conv(2) |> linear(hidden, bias = true)", "NF301"),
