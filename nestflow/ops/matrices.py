@@ -79,8 +79,14 @@ def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(finite[..., 0], values, torch.nan), torch.where(finite, vectors, torch.nan)
 
 
+def floored(values: Tensor) -> Tensor:
+    """Eigenvalues, those below the rounding of the greatest raised to it: what is less there is noise, 0 or below."""
+    rounding = max(1e-14, torch.finfo(values.dtype).eps)
+    return torch.maximum(values, rounding * values.detach().amax(-1, keepdim=True))
+
+
 def matrix_root(a: Tensor, p: float) -> Tensor:
-    """A^(1/p) of symmetric positive matrices, by their eigenvalues."""
+    """A^(1/p) of symmetric positive matrices, by their eigenvalues (`floored`)."""
     return _Root.apply(at_least_float32(a), p).to(a.dtype)
 
 
@@ -92,7 +98,7 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def forward(a: Tensor, p: float) -> Tensor:
         values, vectors = eigh(a)
-        return (vectors * values.pow(1 / p).unsqueeze(-2)) @ vectors.mT
+        return (vectors * floored(values).pow(1 / p).unsqueeze(-2)) @ vectors.mT
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -105,9 +111,11 @@ class _Root(torch.autograd.Function):
 
 
 def matrix_root_backward(g: Tensor, a: Tensor, p: float) -> Tensor:
-    """V (Γ ⊙ Vᵀ g V) Vᵀ, Γ_ij = (f_i − f_j)/(λ_i − λ_j), f' where the two are (nearly) equal; f(λ) = λ^(1/p)."""
-    values, v = eigh(at_least_float32(a))
-    f, slope = values.pow(1 / p), values.pow(1 / p - 1) / p
+    """V (Γ ⊙ Vᵀ g V) Vᵀ, Γ_ij = (f_i − f_j)/(λ_i − λ_j), f' where the two are (nearly) equal; f(λ) = λ^(1/p), of
+    which the eigenvalues at the floor have no slope."""
+    found, v = eigh(at_least_float32(a))
+    values = floored(found)
+    f, slope = values.pow(1 / p), torch.where(found < values, 0.0, values.pow(1 / p - 1) / p)
     apart = values.unsqueeze(-1) - values.unsqueeze(-2)
     close = apart.abs() <= 1e-9 * values.abs().amax(-1)[..., None, None]
     between = (f.unsqueeze(-1) - f.unsqueeze(-2)) / torch.where(close, 1.0, apart)
@@ -115,16 +123,52 @@ def matrix_root_backward(g: Tensor, a: Tensor, p: float) -> Tensor:
     return (v @ (gamma * (v.mT @ at_least_float32(g) @ v)) @ v.mT).to(g.dtype)
 
 
+def together(values: Tensor) -> Tensor:
+    """How far eigenvalues lie apart, and still count as equal: [..., 1]."""
+    return torch.finfo(values.dtype).eps ** 0.6 * values.abs().amax(-1, keepdim=True)
+
+
 def eigenvectors(a: Tensor) -> Tensor:
-    """Columns by ascending eigenvalue, a symmetric."""
-    return eigh(at_least_float32(a))[1].to(a.dtype)
+    """Columns by ascending eigenvalue, a symmetric. Of (nearly) equal eigenvalues, by what √1, √2, … on the diagonal
+    makes of their space; each column has a positive product with (√1, √2, …). So the result is a function of a."""
+    return _Vectors.apply(at_least_float32(a)).to(a.dtype)
+
+
+class _Vectors(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor) -> Tensor:
+        values, v = eigh(a)
+        n = a.shape[-1]
+        if not n:
+            return v
+        mark = torch.arange(1, n + 1, dtype=a.dtype, device=a.device).sqrt()
+        steps = values.diff(dim=-1, prepend=values[..., :1]) > together(values)
+        group = steps.cumsum(-1).to(a.dtype)  # spaces of equal eigenvalues, counted from below
+        same = group.unsqueeze(-1) == group.unsqueeze(-2)
+        # one matrix for all spaces: far apart on its diagonal, they keep their order and do not mix
+        inside = torch.where(same, v.mT @ (mark[:, None] * v), 0.0) + torch.diag_embed(2 * mark[-1] * group)
+        v = v @ eigh((inside + inside.mT) / 2)[1]
+        return v * torch.where(mark @ v < 0, -1.0, 1.0).to(a.dtype).unsqueeze(-2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return eigenvectors_backward(grads[0], ctx.saved_tensors[0])
 
 
 def eigenvectors_backward(g: Tensor, a: Tensor) -> Tensor:
-    """V ((Vᵀ g) / (λ_j − λ_i)) Vᵀ; nothing between equal eigenvalues."""
-    values, v = eigh(at_least_float32(a))
+    """V ((Vᵀ g) / (λ_j − λ_i)) Vᵀ; nothing between (nearly) equal eigenvalues."""
+    a = at_least_float32(a)
+    v = eigenvectors(a)
+    values = (v * (a @ v)).sum(-2)
     apart = values.unsqueeze(-2) - values.unsqueeze(-1)
-    inside = torch.where(apart == 0, 0.0, (v.mT @ at_least_float32(g)) / torch.where(apart == 0, 1.0, apart))
+    close = apart.abs() <= together(values).unsqueeze(-1)
+    inside = torch.where(close, 0.0, (v.mT @ at_least_float32(g)) / torch.where(close, 1.0, apart))
     return (v @ inside @ v.mT).to(g.dtype)
 
 

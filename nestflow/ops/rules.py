@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nestflow.ops.blocks import QUINTIC, triples
-from nestflow.ops.matrices import eigh
+from nestflow.ops.matrices import eigenvectors as eigenvectors
+from nestflow.ops.matrices import matrix_root as matrix_root
 from nestflow.ops.python import python_step as python_step
 
 
@@ -72,19 +73,6 @@ def as_matrix(x: Tensor, fact: Any) -> Tensor:
 def norm_rows(x: Tensor, heads: int = 0) -> Tensor:
     """‖·‖₂ along the last axis, kept at size 1; of a number its absolute value."""
     return x.abs() if x.ndim == heads else torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-
-
-def matrix_root(x: Tensor, p: float) -> Tensor:
-    """A^(1/p) of a symmetric positive A, by its eigenvectors. Eigenvalues below the rounding of the greatest are raised
-    to it: what is 0 or less there is noise, and its root would be no number."""
-    values, vectors = eigh(x)
-    values = values.clamp(min=values.amax(-1, keepdim=True) * torch.finfo(x.dtype).eps)
-    return (vectors * values.pow(1 / p).unsqueeze(-2)) @ vectors.mT
-
-
-def eigenvectors(x: Tensor) -> Tensor:
-    """The eigenvectors of a symmetric A in columns, by ascending eigenvalue."""
-    return eigh(x)[1]
 
 
 def qr(x: Tensor) -> Tensor:

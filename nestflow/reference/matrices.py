@@ -35,7 +35,7 @@ def matrices(node: Node, xs: list[Tensor]) -> Tensor:
     if op == "matrix_root":
         return Root.apply(a, node["p"])
     if op == "eigenvectors":
-        return eigen(a)[1]
+        return Eigenvectors.apply(a)
     if op == "qr":
         q, r = torch.linalg.qr(a)
         return q * torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)
@@ -91,24 +91,77 @@ def one_column(a: Tensor, b: Tensor, iters: int) -> Tensor:
     return x
 
 
+def raised(values: Tensor) -> Tensor:
+    """Eigenvalues of a positive matrix: those lost in the rounding of the largest stand at that rounding."""
+    least = max(1e-14, torch.finfo(values.dtype).eps) * values.amax(-1, keepdim=True)
+    return torch.where(values < least, least.detach(), values)
+
+
 class Root(torch.autograd.Function):
-    """A^(1/p); its derivative from divided differences, f' where eigenvalues are equal."""
+    """A^(1/p); its derivative from divided differences, f' where eigenvalues are equal, 0 of those that were raised."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, p: float) -> Tensor:
         ctx.save_for_backward(a)
         ctx.p = p
         values, vectors = eigen(a)
-        return vectors @ torch.diag_embed(values ** (1 / p)) @ vectors.mT
+        return vectors @ torch.diag_embed(raised(values) ** (1 / p)) @ vectors.mT
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (g,) = grads
         (a,) = ctx.saved_tensors
-        values, vectors = eigen(a)
+        found, vectors = eigen(a)
+        values = raised(found)
         i, j = values.unsqueeze(-1), values.unsqueeze(-2)
         same = (i - j).abs() <= 1e-9 * values.abs().amax(-1)[..., None, None]
-        slope = (i ** (1 / ctx.p - 1) + j ** (1 / ctx.p - 1)) / (2 * ctx.p)
+        slope = (values ** (1 / ctx.p - 1) / ctx.p).masked_fill(found < values, 0.0)
+        slope = (slope.unsqueeze(-1) + slope.unsqueeze(-2)) / 2
         divided = (i ** (1 / ctx.p) - j ** (1 / ctx.p)) / torch.where(same, 1, i - j)
         inside = torch.where(same, slope, divided) * (vectors.mT @ g @ vectors)
         return vectors @ inside @ vectors.mT, None
+
+
+def equal(values: Tensor) -> Tensor:
+    """Which eigenvalues, in ascending order, count as equal: [..., n, n]. Neighbours that are so are of one space."""
+    near = torch.finfo(values.dtype).eps ** 0.6 * values.abs().amax(-1, keepdim=True)
+    space = torch.cat([torch.zeros_like(near), (values[..., 1:] - values[..., :-1] > near).cumsum(-1)], -1)
+    return space.unsqueeze(-1) == space.unsqueeze(-2)
+
+
+def basis(a: Tensor) -> Tensor:
+    """Eigenvectors of one matrix [n, n] by the rule of the word: space by space."""
+    values, vectors = eigen(a)
+    weight = torch.arange(1, len(a) + 1, dtype=a.dtype, device=a.device) ** 0.5
+    spaces, columns = equal(values), []
+    first = 0
+    while first < len(a):
+        size = int(spaces[first].sum())
+        own = vectors[:, first : first + size]
+        if size > 1:
+            own = own @ eigen(own.mT @ torch.diag(weight) @ own)[1]
+        columns.append(own * torch.where(weight @ own < 0, -1, 1))
+        first += size
+    return torch.cat(columns, -1)
+
+
+class Eigenvectors(torch.autograd.Function):
+    """By ascending eigenvalue. Equal ones: their space has the eigenvectors of diag(√1, √2, …) in it; each column has a
+    positive product with (√1, √2, …). Backwards nothing turns inside such a space."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor) -> Tensor:
+        ctx.save_for_backward(a)
+        if not a.numel():
+            return torch.empty_like(a)
+        return torch.stack([basis(x) for x in a.flatten(0, -3)]).view(a.shape) if a.ndim > 2 else basis(a)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (g,) = grads
+        (a,) = ctx.saved_tensors
+        v = Eigenvectors.apply(a)
+        values = torch.diagonal(v.mT @ a @ v, dim1=-2, dim2=-1)
+        still = equal(values.detach())
+        gaps = (values.unsqueeze(-2) - values.unsqueeze(-1)).masked_fill(still, 1)
+        return v @ (v.mT @ g / gaps).masked_fill(still, 0) @ v.mT

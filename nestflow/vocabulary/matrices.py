@@ -41,7 +41,8 @@ def solve(site: Any, a: Any, b: Any, method: Any, iters: Any) -> Node:
 
 @word("root(A, p)", also="matrix_power sqrtm", paper="Shampoo")
 def root(site: Any, a: Any, p: Any) -> Node:
-    """A^(1/p) of a symmetric positive matrix, by its eigenvalues: `root(L, -4)` is L^(−1/4)."""
+    """A^(1/p) of a symmetric positive matrix, by its eigenvalues: `root(L, -4)` is L^(−1/4). Those below 1e-14 of
+    the greatest (in float32 below its rounding) stand at that floor, so a singular matrix has a root too."""
     order = float(site.number(p, "p"))
     if order == 0:
         site.fail("NF304", "the order of a root is not 0", "`root(A, 2)`, `root(A, -4)`")
@@ -50,13 +51,16 @@ def root(site: Any, a: Any, p: Any) -> Node:
 
 @word("eigenvectors(A)", also="eigh eig", paper="SOAP")
 def eigenvectors(site: Any, a: Any) -> Node:
-    """The eigenvectors of a symmetric matrix in columns, by ascending eigenvalue."""
+    """The eigenvectors of a symmetric matrix in columns, by ascending eigenvalue. Where eigenvalues are equal (up to
+    eps^0.6 of the greatest, 4e-10 in float64), those that diag(√1, √2, …) has in their space, which no gradient
+    turns there. Each column has a positive product with (√1, √2, …)."""
     return ops.matrix_function("eigenvectors", site.node(a, "eigenvectors"), site.span)
 
 
 @word("qr(A)", also="orthonormalize gram_schmidt", paper="SOAP")
 def qr(site: Any, a: Any) -> Node:
-    """Q of A = QR, with a positive diagonal of R."""
+    """Q of A = QR, with a positive diagonal of R. A's columns must be independent: what stands in Q for one that is not
+    is rounding."""
     return ops.qr(site.node(a, "qr"), site.span)
 
 

@@ -188,7 +188,9 @@ def soap(w: Tensor, g: Tensor, s: dict[str, Any], t: int) -> Tensor:
     s["L"], s["R"] = 0.95 * s["L"] + left, 0.95 * s["R"] + right
     if n % 4 == 0:
         for basis, kept in (("U", "L"), ("V", "R")):
-            q, r = torch.linalg.qr(s[kept] @ s[basis])
+            q, r = torch.linalg.qr(
+                (s[kept] + 1e-6 * s[kept].trace() * torch.eye(len(s[kept]), dtype=g.dtype)) @ s[basis]
+            )
             s[basis] = q * torch.sign(torch.diagonal(r))
     return w
 
