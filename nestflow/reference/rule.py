@@ -167,7 +167,8 @@ class Update:
             return own[op]
         if op == "curvature":
             if w.curvature is None:
-                raise LookupError("this rule reads the curvature of its objective, and none was given")
+                message = "the interpreter does not estimate `curvature`, which this rule reads"
+                raise fail("NF490", message, node.span, "`bundle.step` does, and `module` and `optimizer` do")
             return w.curvature
         if op == "gram":
             width = like.shape[3:].numel()

@@ -32,6 +32,9 @@ class Ragged:
         return full
 
 
+LARGEST = torch.finfo(torch.float32).max  # what a number may be, whatever the type of the weights
+
+
 def converted(spec: InputSpec, column: Any, columns: Columns, as_ticks: bool = False) -> Tensor | Ragged:
     """The column as a tensor [rows, (T,) *features] of the input's type, or rows of different lengths.
 
@@ -193,6 +196,9 @@ def _allowed_in(spec: InputSpec, x: Tensor, columns: Columns, before: list[int])
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         at = (~torch.isfinite(x)).nonzero()[0].tolist()
         raise _bad(spec, columns, before + at, x[tuple(at)].item(), "numbers are finite; leave such rows out")
+    if x.is_floating_point() and bool((large := x.abs() > LARGEST).any()):
+        at = large.nonzero()[0].tolist()
+        raise _bad(spec, columns, before + at, x[tuple(at)].item(), f"float32 holds numbers up to {LARGEST:.1e}")
     for bad, limit in ((x < spec.low if spec.low is not None else None, spec.low),
                        (x > spec.high if spec.high is not None else None, spec.high)):  # fmt: skip
         if bad is not None and bool(bad.any()):

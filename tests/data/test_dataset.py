@@ -129,6 +129,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "class too high": (good(label=torch.tensor([0, 4, 1])), "NF534", "row 1, column `label`"),
     "class below": (good(label=torch.tensor([0, 1, -1])), "NF534", "is -1"),
     "nan": (good(x=torch.tensor([[0.0] * 3, [0, 1, float("nan")], [0.0] * 3])), "NF534", "row 1, column `x`"),
+    "beyond float32": (good(x=torch.full((3, 3), 1e39, dtype=torch.float64)), "NF534", "element [0] is 1e+39"),
     "inf": (good(x=torch.full((3, 3), float("inf"))), "NF534", "element [0] is inf"),
     "truth 2": (good(good=torch.tensor([0, 1, 2])), "NF534", "row 2"),
     "empty": (

@@ -109,3 +109,12 @@ def test_soap_from_a_gradient_of_low_rank(rows: int) -> None:
         for path, w in bundle.module.weights.items():
             assert w.isfinite().all()
             torch.testing.assert_close(w.detach(), slow.tensors[path].detach(), rtol=1e-9, atol=1e-9)
+
+
+def test_curvature_in_the_interpreter_is_told() -> None:
+    bundle = nestflow.compile(
+        "nestflow 1\ninput x : float[6]\noutput model(x)\nflow model(x) { return linear(x, 5) }\n"
+        "level outer { every 1 step; memory weights(model); objective mean(square(model(x))); update sophia(0.01) }"
+    )
+    with pytest.raises(nestflow.NestflowError, match="does not estimate `curvature`"):
+        bundle.reference_steps().step({"x": torch.randn(2, 6)})

@@ -28,6 +28,8 @@ def check_rule(
     for node in walk(*rule.nodes()) if not matrix else ():
         _mixes(told, node, span)
     for shape, path in shapes.items():
+        if 0 in shape:  # a weight without numbers: rules leave it alone
+            continue
         types: dict[Node, Type] = {}
         own = {s.name: s.shape(shape) for s in rule.slots}
         named: dict[str, Type] = {}
