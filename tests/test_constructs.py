@@ -49,6 +49,26 @@ SPECS = {
         }
         return (one(q) + two(q)) |> linear(12)
     """,
+    "gradients of the tick": """
+        heads 2; objective l2; chunk 4
+        memory two : matrix {
+          key k; value one.g @ linear(x, 6); retain sigmoid(3 - mean(square(one.g))); every 2 tokens
+          update (g / n_ticks) |> gd(0.2 * sigmoid(mean(one.g)))
+        }
+        memory one : matrix { key k; value linear(x); init learned; update gd(0.1); retain 0.9 }
+        return (one(q) + two(q) * mean(square(two.g))) |> merge_heads |> linear(12)
+    """,
+    "gradients at a decayed state": """
+        objective l2; update gd(0.3)
+        memory three : mlp(depth = 2, expand = 1) { key k; value two(k); weight sigmoid(mean(one.g)); read before }
+        memory two : matrix { key k |> short_conv(2); value linear(x); retain decay_first(sigmoid(mean(one.g) + 2)) }
+        memory one : matrix { key k; value linear(x); retain decay_first(0.9); when mean(x) > 0 }
+        return (two(q) + three(q) + three.g.linear @ q) |> linear(12)
+    """,
+    "gradients without a state": """
+        heads 2; memory matrix; key k; value linear(x); query q; objective dot; update gd(0.2); retain 0.9
+        return (y + memory.g @ q) |> merge_heads |> linear(12)
+    """,
     "when": """
         heads 2; every 2 tokens; chunk 4; memory mlp(depth = 2, expand = 1)
         key k; value linear(x); query q; objective l2; update (g / n_ticks) |> adam(0.02); retain 0.95

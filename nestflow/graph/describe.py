@@ -275,7 +275,7 @@ def _level_edges(i: Instance, m: Memory, add: AddEdge) -> None:
         fields |= {"rate" if n == "lr" else n: a for n, a in m.rule.arguments}
     for label, node in fields.items():
         for n in walk(node) if node is not None else ():
-            if n.op == "recall" and n["mode"] == "chunk":
+            if n.op == "recall" and n["mode"] in ("chunk", "gradient"):
                 source = next(x for x in i.memories if x.name == n["memory"])
                 add("generates", row_name(i, source), row_name(i, m), label)
     for slot in m.rule.slots if m.rule else ():

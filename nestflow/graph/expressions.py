@@ -171,9 +171,15 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
         stored = env.lookup(memory) if tensor else None
     except NestflowError as e:
         raise placed(e, expr) from None
+    if isinstance(stored, MemoryValue) and tensor.partition(".")[0] == "g":
+        return stored.level.gradient_of(stored.name, tensor[2:] or None, expr)
     if isinstance(stored, MemoryValue):
         return stored.level.state_of(memory, tensor, env.recall_mode, expr)
     value = evaluate(expr.value, env)
+    of_level = isinstance(value, Partial) and value.kind == "level"
+    if expr.name == "g" and (of_level or isinstance(value, SharedValue)):
+        what = "the gradient of a memory outside its level (in it, `emit` or `return` gives it)"
+        raise env.elab.not_yet(what, expr.span)
     if isinstance(value, SharedValue):
         return env.elab.templates.shared_weight(value, expr.name, env, expr)
     if is_record(value) and expr.name in value:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -34,12 +34,14 @@ class Learning:
     alias: Tensors
     g: Tensors
     gram: Tensors
+    taken: Tensors = field(default_factory=dict[str, Tensor])  # G_t as `m.g` reads it
 
 
 def learn(frame: Frame) -> None:
     """Context, error, learning. Afterwards the recalls of the level's `return` can be evaluated."""
     tick, memories = frame.tick, frame.instance.memories
     ones = [begin(frame, m) for m in memories if m.cache is None]
+    frame.learning = {one.memory.name: one for one in ones}
     for m in memories:  # 2. context: all that looks back takes its input, whether used at this tick or not
         for r in (m, *m.rounds):
             rule = tuple(r.rule.nodes()) if r.rule is not None else ()
@@ -185,6 +187,8 @@ def retained(frame: Frame, m: Memory, path: str, a: Tensor) -> Tensor:
 def decay_first(frame: Frame, one: Learning) -> None:
     """`retain decay_first(α)`: α A_{t−1} takes A_{t−1}'s place in the error and in the step (C = N = 1)."""
     m = one.memory
+    if one.alias:  # another memory has asked for the gradient already
+        return
     if m.decay_first:
         one.at = {name: retained(frame, m, name, a) for name, a in one.before.items()}
     theta = one.at if m.decay_first or m.turn else one.anchor
@@ -197,7 +201,7 @@ def decay_first(frame: Frame, one: Learning) -> None:
 def error(frame: Frame, one: Learning) -> None:
     """3. G_t = weight_t · ∇_θ ℓ(M(k_t; θ), v_t), one for each row and head; K_t = |weight_t| Σ k kᵀ for dgd."""
     m, tick = one.memory, frame.tick
-    if m.objective is None or m.rule is None:
+    if m.objective is None or m.rule is None or one.g:
         return
     through = tick.grad and m.gradient == "through"
     with torch.enable_grad():
@@ -212,6 +216,7 @@ def error(frame: Frame, one: Learning) -> None:
         )
     weight = {n: None if m.weight is None else frame.eval(for_tensor(m.weight, n)) for n in one.alias}
     one.g = {n: g if (w := weight[n]) is None else times(w, g) for n, g in zip(one.alias, grads)}
+    one.taken = {n: g if m.gradient == "through" else g.detach() for n, g in one.g.items()}  # of this tick alone
     if m.rule.inputs is not None:
         seen = frame.inputs_of.get(m.name, {})
         aged = [frame.eval(e).abs() for e in m.ages]  # the pairs of a window weigh as they do in g
@@ -224,6 +229,14 @@ def error(frame: Frame, one: Learning) -> None:
                 sums[n] = g.expand(batch, *g.shape[1:]).sum(0, keepdim=True).expand(batch, *g.shape[1:])
     if m.every > 1:  # Σ G over the last N ticks
         keep_pending(frame, one)
+
+
+def gradient_of(frame: Frame, name: str, tensor: str) -> Tensor:
+    """`m.g`: what the memory takes in this tick, of itself alone (§3.9), whether its turn has come or not."""
+    one = frame.learning[name]
+    decay_first(frame, one)
+    error(frame, one)
+    return one.taken[tensor]
 
 
 def keep_pending(frame: Frame, one: Learning) -> None:

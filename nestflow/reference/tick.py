@@ -82,6 +82,7 @@ class Frame:
     states: dict[tuple[str, str], Tensors] = field(default_factory=dict)
     # memory -> tensor -> its inputs in the objective, and the recall of each
     inputs_of: dict[str, dict[str, list[tuple[Tensor, Node]]]] = field(default_factory=dict)
+    learning: dict[str, Any] = field(default_factory=dict)  # memory -> what it is about in this tick
     memo: dict[int, Tensor] = field(default_factory=dict)
     published: dict[int, dict[str, Tensor]] = field(default_factory=dict)  # call -> what it emitted
     raw: dict[int, Any] = field(default_factory=dict)  # what networks of the caller gave
@@ -233,8 +234,10 @@ class Frame:
     def recall(self, node: Node, xs: list[Tensor]) -> Tensor:
         """M(x; θ), θ by the mode of the recall; without a key the state itself (§3.2, 3.3, 3.5)."""
         from nestflow.reference.cache import attend
-        from nestflow.reference.level import chunk_began
+        from nestflow.reference.level import chunk_began, gradient_of
 
+        if node["mode"] == "gradient":
+            return gradient_of(self, node["memory"], node["tensor"])
         memory = next(m for m in (*self.instance.memories, *self.instance.seen) if m.name == node["memory"])
         if self.learner is not None and (memory.name, node["mode"]) not in self.states:
             self.states[memory.name, node["mode"]] = chunk_began(self, memory)

@@ -305,7 +305,10 @@ GIVEN: dict[str, tuple[str, str]] = {
     "M": ("the memory whose field it is, as a function; bare, its state (of one tensor)", "in the fields of a memory"),
     "head": ("the head's index, from 0", "in a level with `heads`"),
     "t": ("the tick, from 1 (in `update`, `retain` and optimisers: the update)", "in flows, fields and optimisers"),
-    "g": ("the gradient, summed since the last update", "in `update` and in optimisers"),
+    "g": (
+        "the gradient, summed since the last update; `m.g`: the one that the memory m takes in this tick",
+        "in `update` and in optimisers; `m.g` in `return`, `emit` and other memories' fields",
+    ),
     "n_ticks": ("how many ticks `g` sums", "in `update` and in optimisers"),
     "w": ("the weight as it stands", "in `update` and in optimisers"),
     "w0": ("the weight at its start", "in `update` and in optimisers"),

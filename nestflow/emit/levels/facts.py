@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from nestflow.emit.writer import Writer, short_name
+from nestflow.graph.levels.gradients import needs
 from nestflow.graph.model import Instance, Memory, MemoryTensor
 from nestflow.ir.node import Node, walk
+from nestflow.lowering.plan import MemoryPlan
 
 
 def where(node: object) -> str:
@@ -53,3 +57,18 @@ def start_of(writer: Writer, m: Memory, t: MemoryTensor, like: str, path: str = 
 def reads_new(y: Node) -> bool:
     """Whether a recall waits for the piece's new state."""
     return any(n.op == "state" and n["when"] == "new" for n in walk(y))
+
+
+def taken_first(plans: Iterable[MemoryPlan]) -> list[MemoryPlan]:
+    """Memories in an order in which each comes after those whose gradient its own depends on; else that of the text."""
+    table = {p.memory.name: p for p in plans}
+    done: dict[str, MemoryPlan] = {}
+
+    def visit(p: MemoryPlan) -> None:
+        for n in needs(p.memory):
+            visit(table[n["memory"]])
+        done.setdefault(p.memory.name, p)
+
+    for p in table.values():
+        visit(p)
+    return list(done.values())

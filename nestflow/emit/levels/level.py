@@ -19,7 +19,15 @@ from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.levels.advance import advance
 from nestflow.emit.levels.cache import CacheCode
-from nestflow.emit.levels.facts import keeps_state, looks_at_start, numbers_of, reads_new, where, written
+from nestflow.emit.levels.facts import (
+    keeps_state,
+    looks_at_start,
+    numbers_of,
+    reads_new,
+    taken_first,
+    where,
+    written,
+)
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
@@ -320,7 +328,7 @@ class LevelCode:
     def piece(self) -> None:
         for p in self.state.in_order():
             self.state.reset(p)
-        for p in self.plan.looped:
+        for p in taken_first(self.plan.looped):
             if p.memory.rule is not None:
                 self.errors(p)
         said: set[str] = set()

@@ -66,9 +66,23 @@ class Nodes:
         plan = self.plans[n["memory"]]
         if plan.memory.rule is None:  # `every never`
             return shaped(self.plain(plan.memory, args, "now", n), n)
+        if n["mode"] == "gradient":
+            return shaped(self.taken(plan, n), n)
         if n["mode"] == "return" and not (plan.memory.read == "chunk_start" and keeps_anchor(plan.memory)):
             return self.read(plan, args, n)
         return shaped(self.plain(plan.memory, args, "chunk", n), n)
+
+    def taken(self, plan: MemoryPlan, n: Node) -> Node:
+        """`m.g`: the gradient that the memory takes at a tick, in full."""
+        m, tensor = plan.memory, n["tensor"]
+        g = plan.errors.dense.get(tensor)
+        for h, e in plan.errors.factors.get(tensor, ()):
+            full = ops.outer(e, h)
+            g = full if g is None else ops.binary("add", g, full)
+        if g is None:  # the objective does not read it
+            return ops.binary("mul", ops.const(0.0), state(m, tensor, "now", n.type.with_(clock=None)))
+        (found,) = self._at(m, [g])
+        return ops.stop(found) if m.gradient == "stop" else found
 
     def plain(self, memory: Memory, key: tuple[Node, ...], when: str, n: Node) -> Node:
         """M(key) at one state, or the state itself."""

@@ -10,6 +10,7 @@ from nestflow.diagnostics.core import Diagnostic, NestflowError, Related
 from nestflow.diagnostics.suggest import Suggestion, did_you_mean
 from nestflow.graph.body import items_of, publish
 from nestflow.graph.expressions import default_of, evaluate, integer
+from nestflow.graph.levels.gradients import check_gradients
 from nestflow.graph.levels.memory import MEMORY_FIELDS, MemoryBuild
 from nestflow.graph.levels.resets import ticks
 from nestflow.graph.model import Computed, Instance
@@ -234,6 +235,7 @@ class LevelBuilder:
         self.each(lambda m: m.prepare())
         built = self.each(lambda m: m.build())
         result = self.publish(self.result())
+        check_gradients(self.elab, built, result)
         self.try_unused()
         slots = tuple((k, v.type) for k, v in self.bound.items() if isinstance(v, Node) and v.op == "slot")
         names = tuple((n, v) for n, v in self.memo.items() if isinstance(v, Node) and v.op not in ("const", "slot"))
@@ -347,6 +349,13 @@ class LevelBuilder:
         if memory is None:
             raise self.elab.failure("NF225", f"`{name}` is no memory of this level", site.span)
         return memory.state_of(tensor, mode, site)
+
+    def gradient_of(self, name: str, tensor: str | None, site: tree.Expr) -> Node:
+        """`m.g`: the gradient that a memory takes in this tick, of its one tensor or of the one at a path."""
+        memory = self.memories.get(name)
+        if memory is None:
+            raise self.elab.failure("NF225", f"`{name}` is no memory of this level", site.span)
+        return memory.state_of(tensor, "gradient", site)
 
     def recall(self, name: str, given: list[Any], env: Env, site: tree.Expr) -> Node:
         memory = self.memories.get(name)

@@ -13,6 +13,7 @@ from nestflow.graph.channels import channels
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.levels import kinds, learning
 from nestflow.graph.levels.caches import learned_pairs, pairs, period_as_segment
+from nestflow.graph.levels.gradients import taken
 from nestflow.graph.levels.resets import Reset, check_one_copy, check_per, own_counts, reset_of, ticks
 from nestflow.graph.levels.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.levels.starts import check_taken
@@ -237,7 +238,9 @@ class MemoryBuild:
         return make("recall", (), type_, site.span, memory=self.name, mode=mode)
 
     def state_of(self, tensor: str | None, mode: str, site: tree.Node) -> Node:
-        """The state itself: of a memory with several tensors the one at a path."""
+        """The state itself, or `m.g`: of a memory with several tensors the one at a path."""
+        if mode == "gradient":
+            return taken(self, tensor, site)
         if self.keyless:
             return self.state_now([], mode, site)
         if self.preparing:

@@ -44,6 +44,9 @@ def keeps_state(instance: Instance) -> bool:
 def check_readable(elab: Any, instance: Instance, rel: str, site: tree.Expr) -> None:
     """A reading sees the state that a chunk began with, before the level's own input is there."""
     assert instance.result is not None
+    for n in walk(instance.result):
+        if n.op == "recall" and n["mode"] == "gradient":
+            raise elab.not_yet(f"`{rel}.read` of a level that returns a gradient of the tick", site.span)
     recalled: set[str] = {n["memory"] for n in walk(instance.result) if n.op == "recall"}
     for m in instance.memories:
         if m.name not in recalled:

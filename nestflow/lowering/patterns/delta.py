@@ -26,6 +26,8 @@ def delta(m: Memory, errors: Errors, setting: Setting) -> dict[str, LinearRule] 
         return f"chunk {m.chunk}: its errors are not those of the tick before"
     if reads_memories(m) or m.name in setting.recalled:
         return "the level's context recalls it or other memories"
+    if m.name in setting.taken:
+        return "its gradient is read at each tick"
     found = looks(errors)
     if isinstance(found, str):
         return found

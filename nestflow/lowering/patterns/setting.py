@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nestflow.graph.globs import matches
+from nestflow.graph.levels.gradients import gradients_of
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import state_tensors
 from nestflow.ir import ops
@@ -30,6 +31,12 @@ class Setting:
             roots += context_of(m)
         return frozenset(n["memory"] for n in walk(*roots) if n.op == "recall" and n["mode"] == "chunk")
 
+    @cached_property
+    def taken(self) -> frozenset[str]:
+        """The memories whose gradients something in the level reads."""
+        found = gradients_of(self.instance.memories, self.instance.result) if self.instance.result is not None else []
+        return frozenset(n["memory"] for n in found)
+
 
 def context_of(m: Memory) -> list[Node]:
     """Every expression of the level that the memory's fields hold."""
@@ -42,7 +49,7 @@ def context_of(m: Memory) -> list[Node]:
 
 def reads_memories(m: Memory) -> bool:
     """Whether a field of the memory recalls a memory of the level (its objective's own recalls do not count)."""
-    return any(n.op == "recall" and n["mode"] == "chunk" for n in walk(*context_of(m)))
+    return any(n.op == "recall" and n["mode"] in ("chunk", "gradient") for n in walk(*context_of(m)))
 
 
 def linear_rules(m: Memory, errors: Errors) -> dict[str, LinearRule] | str:
