@@ -118,6 +118,13 @@ def test_several_outputs_and_what_is_published() -> None:
     assert abs(one.step({"tokens": x})["emitted"]["size"] - float(y["size"].detach().mean())) < 1e-6
 
 
+def test_one_name_for_several_shapes_is_told() -> None:
+    text = HEAD.replace("output model(tokens)", "output { a: model(tokens), b: other(tokens) }") + TOLD + FAST
+    text += "flow other(tokens) { x = embed(tokens, 8, 4); emit size = x; return x }\n"
+    with pytest.raises(nestflow.NestflowError, match=r"NF490.*several shapes"):
+        nestflow.check(text + "level frozen { every never; memory rest(other) }\n")
+
+
 def test_what_is_the_same_in_all_rows_is_told() -> None:
     """It is not: each row has weights of its own."""
     for text in (

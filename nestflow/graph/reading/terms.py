@@ -7,6 +7,7 @@ from typing import Any
 from nestflow.diagnostics.core import Span
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.model import Instance
+from nestflow.graph.published import published
 from nestflow.ir import ops
 from nestflow.ir.construct import number, rewrite
 from nestflow.ir.node import Node, depends, walk
@@ -92,6 +93,9 @@ def check_around(elab: Any, root: Instance, terms: list[Node], output: Node | No
             raise elab.not_yet("`emit` of a value that is the same in all rows, of rows that learn,", n.span or span)
         if n.op in ("network", "network_result"):
             raise elab.not_yet("a network of your own in a model whose weights learn while it reads", n.span or span)
+    for name, types in published(root).items():
+        if len({(t.shape, t.clock) for t in types}) > 1:  # what rows publish is joined name by name
+            raise elab.not_yet(f"values of several shapes as `{name}`, published by rows that learn,", span)
     for i in root.walk():
         if any(m.cache is not None and not m.cache.causal for m in i.memories):
             raise elab.not_yet("`causal = false` in a model whose weights learn while it reads", i.span or span)
