@@ -337,13 +337,20 @@ class Layout:
         close, text = MIRROR[opener.type]
         place = before if before is not None else self._likely_end(where, stop)
         end = self.tokens[place - 1].end if place > 0 else 0
+        last = self.tokens[place - 1] if place > 0 else opener
+        if at is not None:
+            related = (Related(at.span, f"a `{text}` is missing before this"),)
+        elif opener.type != "LBRACE" and "\n" in opener.source.text[opener.end : last.start]:
+            related = (Related(last.span, f"a `{text}` is missing after this, or before"),)
+        else:
+            related = ()
         line_end = "\n" if opener.type == "LBRACE" and "\n" in opener.source.text[opener.end : end] else ""
         self.errors.error(
             "NF105",
             f"this `{opener.text}` is never closed",
             opener.span,
             f"add the `{text}`",
-            () if at is None else (Related(at.span, f"a `{text}` is missing before this"),),
+            related,
             (Edit(Span(opener.source, end, end), line_end + text),),
         )
         self.tokens.insert(place, Token("RBRACE" if close == "RRECORD" else close, text, end, end, opener.source))

@@ -211,6 +211,9 @@ class _Run:
         """Report, forget the statement, and go to its end, or into its body. False where that is not possible."""
         self.report(expected)
         height, _ = self.frames[-1]
+        wrong = self.tokens[self.i]
+        if wrong.text == ";" and any(d.span == wrong.span for d in self.errors.errors):
+            self.i += 1  # it ends no statement: what stands behind it belongs to this one
         if (
             not self.statements
             or len(self.errors.errors) >= MAX_ERRORS

@@ -23,8 +23,8 @@ _VALUES = frozenset(["NAME", "NUMBER", "STRING", "BOOL"])
 _OPEN = {"LPAR": "RPAR", "LSQB": "RSQB", "LRECORD": "RRECORD"}
 # What may be missing: its text, and what it is called where the text would say nothing.
 _MISSING = {
-    "ASSIGN": "=", "COLON": ":", "PIPE": "|>", "COMMA": ",", "IN": "in", "OF": "of", "AS": "as", "LBRACE": "{",
-    "NUMBER": "a value", "NAME": "a name",
+    "ASSIGN": "=", "COLON": ":", "PIPE": "|>", "COMMA": ",", "IN": "in", "OF": "of", "AS": "as", "IF": "if",
+    "LBRACE": "{", "NUMBER": "a value", "NAME": "a name",
 }  # fmt: skip
 _INSTEAD = {
     "ASSIGN": "=", "COLON": ":", "COMMA": ",", "PIPE": "|>", "DOT": ".", "IN": "in", "OF": "of", "AS": "as",
@@ -68,9 +68,37 @@ class Repair:
 
 def repair(tokens: Sequence[Token], i: int, start: int, taken: Parses) -> Repair | None:
     """The change near token i that lets the statement from `start` parse to its end, or None. Its `at` counts from
-    `start`."""
+    `start`. What a line's last word carries over to the next line is tried without it too."""
     body = tokens[i].type == "LRECORD"  # after `as` a brace begins a record, and may be meant to begin the body
     end = i + 1 if body else _statement_end(tokens, i)
+    found = _repair(tokens, i, start, end, body, taken)
+    line = _line_end(tokens, i, end)
+    return found if found is not None or line == end else _repair(tokens, i, start, line, False, taken)
+
+
+def semicolon(tokens: Sequence[Token], i: int, start: int, taken: Parses) -> Repair | None:
+    """The change of the `;` at token i that makes one statement of the two around it, or None."""
+    end = _statement_end(tokens, i + 1)
+    if end - start > MOST:
+        return None
+    types = ["_SEP" if t.type == "$END" else t.type for t in tokens[start:end]]
+    for type, text in _INSTEAD.items():
+        if (";", text) in _CONFUSED:
+            changed = _changed(types, Repair("replace", i - start, type, text))
+            if taken(changed) == len(changed):
+                return Repair("replace", i - start, type, text)
+    return None
+
+
+def _line_end(tokens: Sequence[Token], i: int, end: int) -> int:
+    """After the last token of the line of token i."""
+    for j in range(i + 1, end):
+        if "\n" in tokens[j].source.text[tokens[j - 1].end : tokens[j].start]:
+            return j
+    return end
+
+
+def _repair(tokens: Sequence[Token], i: int, start: int, end: int, body: bool, taken: Parses) -> Repair | None:
     if end - start > MOST:
         return None
     types = ["_SEP" if t.type == "$END" else t.type for t in tokens[start:end]]

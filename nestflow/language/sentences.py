@@ -20,7 +20,7 @@ from nestflow.language.failure import (
 )
 from nestflow.language.layout import OPENERS, WANTS_MORE
 from nestflow.language.lexer import RESERVED, Token
-from nestflow.language.repairs import repair, sentence
+from nestflow.language.repairs import repair, semicolon, sentence
 from nestflow.language.words import EXACT_WORDS, EXAMPLES, FOREIGN_WORDS
 
 
@@ -38,7 +38,9 @@ def explain(f: Failure) -> Diagnostic:
         _equals,
         _chain,
         _bare_statement,
+        _semicolon,
         _ends_early,
+        _behind_a_bracket,
         _nothing_between,
         _separator,
         _no_operator,
@@ -320,6 +322,27 @@ def _bare_statement(f: Failure) -> Diagnostic | None:
         f.first.span,
         f"give it a name, `name = {whole}`, or write `return {whole}`",
     )
+
+
+def _semicolon(f: Failure) -> Diagnostic | None:
+    """`input tokens ; int[T]`: the sign beside it on the keyboard was meant."""
+    if f.token.text != ";" or f.before is None or f.taken is None:
+        return None
+    found = semicolon(f.tokens, f.i, f.start, f.taken)
+    example = EXAMPLES.get(f.first.type)
+    return found and sentence(f.tokens, f.start, found, f"for example `{example}`" if example else None)
+
+
+def _behind_a_bracket(f: Failure) -> Diagnostic | None:
+    """A bracket that ends a statement begins a line, and more stands behind it."""
+    before = f.before
+    if before is None or before.type not in ("RPAR", "RSQB") or f.token.type not in VALUE_STARTS or f.i - f.start < 3:
+        return None
+    text, line = f.token.source.text, f.token.source.text.rfind("\n", 0, before.start) + 1
+    if text[line : before.start].strip() or f.first.start >= line or "\n" in text[before.end : f.token.start]:
+        return None
+    said = f"{show(f.token)} stands behind the `{before.text}` that ends what line {f.first.span.line} began"
+    return Diagnostic("NF101", said, f.token.span, "a statement begins a line of its own, or stands after `;`")
 
 
 def _ends_early(f: Failure) -> Diagnostic | None:

@@ -12,6 +12,7 @@ from tests.language.mutate import Mutant, Outcome, mutants, outcome, shipped, sw
 from tests.language.test_errors import said
 
 NEVER = ("traceback", "nowhere", "slow")
+SHARDS = 24
 
 
 def test_mutants_are_what_they_say() -> None:
@@ -27,7 +28,8 @@ def judge(outcomes: list[Outcome]) -> None:
     assert not wrong, f"{wrong[0].kind}: {wrong[0].mutant.title}\n{wrong[0].said}"
     assert counts["told"] > 0.6 * len(outcomes), counts
     assert counts["cascade"] <= 1 + len(outcomes) // 1000, counts
-    assert counts["generic"] + counts["elsewhere"] < 0.02 * len(outcomes), counts
+    assert counts["generic"] <= 1 + len(outcomes) // 500, counts
+    assert counts["elsewhere"] <= 1 + len(outcomes) // 100, counts
 
 
 def test_a_sample() -> None:
@@ -35,8 +37,10 @@ def test_a_sample() -> None:
 
 
 @pytest.mark.slow
-def test_all() -> None:
-    judge(list(sweep(shipped())))
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_all(shard: int) -> None:
+    """Every mutant, in parts that several processes share."""
+    judge(list(sweep(shipped(), every=SHARDS, first=shard)))
 
 
 def test_what_is_wrong_with_an_outcome_is_seen() -> None:
@@ -68,6 +72,17 @@ REPAIRS = [
     ("assert 1 < 2, message", "`message` stands where a text in quotes belongs", 'assert 1 < 2, "message"'),
     ("flow f(x) (\n  return x\n}", "`}` closes this `(`", "flow f(x) {\n  return x\n}"),
     ("flow f(x) {\n  return x\n)", "`)` closes the `{` of another kind", "flow f(x) {\n  return x\n}"),
+    ("input tokens ; int[T] in [0, 4)", "`;` stands where `:` belongs", "input tokens : int[T] in [0, 4)"),
+    ("use attention hope of\nparam a = 1", "`hope` and `of` stand in the wrong order",
+     "use attention of hope\nparam a = 1"),
+    ("param a true =   # a\nparam b = 3", "`true` and `=` stand in the wrong order",
+     "param a = true   # a\nparam b = 3"),
+    ("level a {\n  key x |> f(4) l2norm |>\n  query x |> g\n}", "`l2norm` and `|>` stand in the wrong order",
+     "level a {\n  key x |> f(4) |> l2norm\n  query x |> g\n}"),
+    ("level a { value f(R) t == 1 else x }", "`if` is missing between `)` and `t`",
+     "level a { value f(R) if t == 1 else x }"),
+    ("input a : int[T] in [0, aoutput\n) model(a)",
+     "`model` stands behind the `)` that ends what line 2 began", None),
     ("flow f(x) { repeat 3 as { x = 1 } }", "a name is missing between `as` and `{`", None),
 ]  # fmt: skip
 
