@@ -235,6 +235,17 @@ TEXTS: list[tuple[str, str]] = [
         "nestflow: 1\na: &a [x, x]\n"
         + "".join(f"{chr(98 + i)}: &{chr(98 + i)} [*{chr(97 + i)}, *{chr(97 + i)}]\n" for i in range(20)),
     ),
+    ("an alias of itself", "nestflow: 1\nlet: {a: &a [*a]}\noutput: a\n"),
+    (
+        "a mapping that another library would run",
+        "nestflow: 1\nlet: {a: {_target_: os.system, _args_: [x]}}\noutput: a\n",
+    ),
+    ("python in a mapping", 'nestflow: 1\nlet: {a: "__import__(name).getcwd()"}\noutput: a\n'),
+    ("terminal codes in a comment", "nestflow 1\n## \x1b[31m red\ninput x : float[8]\noutput x\n"),
+    ("an accent that is a letter of its own", "nestflow 1\ninput a\u0301 : float[8]\noutput \u00e1b\n"),
+    ("zeros, minutes and switches of old YAML", "nestflow: 1\nlet: {b: 010, c: 1:30, d: on}\noutput: d\n"),
+    ("no tokens", GOOD.replace("every 1 token", "every 0 tokens")),
+    ("a folder above", 'nestflow 1\nuse "../../etc/passwd"\noutput 1\n'),
     ("a tag that would run code", "nestflow: 1\nlet: {a: !!python/object/apply:os.system ['touch pwned']}\n"),
     ("a key given twice in YAML", "nestflow: 1\nlet: {a: 1}\nlet: {b: 2}\n"),
     ("a tab in YAML", "nestflow: 1\nlet:\n\ta: 1\n"),
@@ -300,6 +311,7 @@ TEXTS: list[tuple[str, str]] = [
 
 FILES: list[tuple[str, str, bytes]] = [
     ("bad UTF-8", "bad.nl", b"nestflow 1\nparam d = 4 # \xff\xfe\xfd\n"),
+    ("a mark of the byte order inside", "bom.nl", b"nestflow 1\n\xef\xbb\xbfoutput 1\n"),
     ("UTF-16", "utf16.nl", "nestflow 1\n".encode("utf-16")),
     ("a program", "binary.nl", b"\x7fELF\x02\x01\x01" + bytes(range(256)) * 8),
     ("a picture as YAML", "picture.yaml", b"\x89PNG\r\n\x1a\n" + bytes(64)),
