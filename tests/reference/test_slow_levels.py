@@ -124,17 +124,27 @@ def test_elastic_weights_are_the_loop_of_the_paper() -> None:
             label = torch.randint(0, 4, (5,), generator=g)
             p = {n: v.clone().requires_grad_() for n, v in w.items()}
             out = F.linear(torch.tanh(F.linear(x, p[names[0]])), p[names[1]])
-            loss = F.cross_entropy(out, label)
-            loss = loss + 0.7 * sum((importance[n] * (p[n] - anchor[n]) ** 2).sum() for n in names)
+            alone = F.cross_entropy(out, label)
+            likelihood = torch.autograd.grad(alone, list(p.values()), retain_graph=True)
+            loss = alone + 0.7 * sum((importance[n] * (p[n] - anchor[n]) ** 2).sum() for n in names)
             assert b.step({"x": x, "label": label})["loss"] == pytest.approx(float(loss.detach()), rel=1e-12)
-            for n, d in zip(names, torch.autograd.grad(loss, list(p.values())), strict=True):
-                w[n], fisher[n] = w[n] - 0.1 * d, fisher[n] + d**2
+            for n, d, e in zip(names, torch.autograd.grad(loss, list(p.values())), likelihood, strict=True):
+                w[n], fisher[n] = w[n] - 0.1 * d, fisher[n] + e**2
         b.tick("task")
         anchor, importance = dict(w), {n: importance[n] + fisher[n] for n in names}
         for n in names:
             torch.testing.assert_close(b.module.weights[n].detach(), w[n])
             torch.testing.assert_close(b.module.kept[n.replace("net.", "importance.")].detach(), importance[n])
             assert torch.equal(b.module.kept[n.replace("net.", "anchor.")], b.module.weights[n])
+
+
+def test_the_gradient_of_a_level_inside_a_step_is_told() -> None:
+    text = (
+        OUTER + "level probe { memory net; init outer; reset each(step); objective mean(probe(x)); update gd(0.1) }\n"
+    )
+    text += "level seen { every 1 step; memory like(outer); value probe.g; update gd(1) }\n"
+    with pytest.raises(nestflow.NestflowError, match=r"NF490.*`g` of a level that begins anew"):
+        nestflow.check(HEAD + text)
 
 
 def test_what_a_level_keeps_is_no_weight() -> None:

@@ -22,6 +22,12 @@ SINGLE = ("vector", "scalar")
 NO_SLOW_MEMORY = ("matrix", "cache")
 
 
+def begins_anew(reset: tree.Field | None) -> bool:
+    """Whether a level's `reset` says that it begins anew in every step."""
+    e = reset.value if reset is not None else None
+    return isinstance(e, tree.Call) and any(isinstance(a, tree.Name) and a.name == "step" for a in e.args)
+
+
 @dataclass(frozen=True)
 class LevelValue:
     """A level without slots, named in an expression outside flows."""
@@ -40,6 +46,8 @@ class LevelValue:
 
     def gradient(self, expr: tree.Expr) -> Node:
         """`outer.g`: the gradient that the level took in this tick."""
+        if begins_anew(self.slow.field(self.name, "reset")):
+            raise self.slow.elab.not_yet("`g` of a level that begins anew in every step", expr.span)
         return self.state_node(expr, "gradient")
 
     def call(self, args: list[Any], kwargs: dict[str, Any], site: tree.Expr) -> Any:

@@ -66,7 +66,7 @@ def _reached(
             elif n.op == "network":
                 found |= {p for p in owner if p.startswith(f"{n['network']}.")}
             name = named_level(n)
-            if not name or name in seen or n.get("what") == "g":
+            if not name or name in seen or n.get("what") == "gradient":
                 continue
             seen.add(name)
             found |= inside.get(name, frozenset())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nestflow.diagnostics.core import Related
 from nestflow.graph.model import Init, Inner, Instance, StepLevel, WeightSpec
-from nestflow.graph.slow.levels import init_of, records
+from nestflow.graph.slow.levels import begins_anew, init_of, records
 from nestflow.ir.node import walk
 from nestflow.language import tree
 
@@ -20,8 +20,7 @@ OWNING = ("weights", "rest", "")
 
 def is_inner(fields: dict[str, tree.Field]) -> bool:
     """Whether the level begins anew in every step."""
-    e = fields["reset"].value if "reset" in fields else None
-    return isinstance(e, tree.Call) and any(isinstance(a, tree.Name) and a.name == "step" for a in e.args)
+    return begins_anew(fields.get("reset"))
 
 
 class OwnTensors:
