@@ -5,6 +5,7 @@ Spans are character offsets; lines and columns are worked out late, when a diagn
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -139,6 +140,9 @@ def fail(
     return NestflowError([Diagnostic(code, message, span, help, related, fix=fix)])
 
 
+_NAMES = re.compile(r"`[^`]*`")
+
+
 class Collector:
     """Gathers the diagnostics of one phase, so that all its mistakes are told in one run."""
 
@@ -165,6 +169,8 @@ class Collector:
 
     def _add(self, d: Diagnostic) -> None:
         for i, o in enumerate(self.items):
+            if o.code == d.code and o.span == d.span and d.span is not None and _unnamed(o) == _unnamed(d):
+                return  # one place, told of another memory or another turn of a loop: one mistake
             if o.code == d.code and o.message == d.message:
                 if o.span == d.span:
                     return
@@ -182,6 +188,11 @@ class Collector:
         """Raise all that was gathered, if any of it is an error."""
         if self.errors:
             raise NestflowError(self.errors)
+
+
+def _unnamed(d: Diagnostic) -> str:
+    """What is said, without the names in it."""
+    return _NAMES.sub("`…`", d.message)
 
 
 def with_severity(d: Diagnostic, severity: Severity) -> Diagnostic:

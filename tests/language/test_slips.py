@@ -121,3 +121,13 @@ def test_the_rest_of_nothing_is_told() -> None:
     text = shipped()["architectures/hope.nl"]
     found = [outcome(m) for m in mutants("architectures/hope.nl", text) if "rest()" in m.text]
     assert found and all(o.kind == "told" for o in found), found[0].said
+
+
+def test_one_place_is_one_mistake() -> None:
+    """A field that several memories share, and a glob in a loop: told once, of the first."""
+    text = shipped()["architectures/hope.nl"]
+    for old, new in (("chunk * sigmoid(rates(u))", "chunk * sigmoid((u))"), ("**.mlp_{period}.**", "**.mpl_{period}.**")):
+        assert text.count(old) == 1
+        at = text.index(old)
+        o = outcome(Mutant("architectures/hope.nl", "misspell", "", new, at, at + len(new), text.replace(old, new)))
+        assert o.kind == "told" and o.said.count("error[") == 1, o.said
