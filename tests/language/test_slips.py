@@ -126,7 +126,8 @@ def test_the_rest_of_nothing_is_told() -> None:
 def test_one_place_is_one_mistake() -> None:
     """A field that several memories share, and a glob in a loop: told once, of the first."""
     text = shipped()["architectures/hope.nl"]
-    for old, new in (("chunk * sigmoid(rates(u))", "chunk * sigmoid((u))"), ("**.mlp_{period}.**", "**.mpl_{period}.**")):
+    slips = {"chunk * sigmoid(rates(u))": "chunk * sigmoid((u))", "**.mlp_{period}.**": "**.mpl_{period}.**"}
+    for old, new in slips.items():
         assert text.count(old) == 1
         at = text.index(old)
         o = outcome(Mutant("architectures/hope.nl", "misspell", "", new, at, at + len(new), text.replace(old, new)))
