@@ -124,11 +124,15 @@ def test_the_rest_of_nothing_is_told() -> None:
 
 
 def test_one_place_is_one_mistake() -> None:
-    """A field that several memories share, and a glob in a loop: told once, of the first."""
-    text = shipped()["architectures/hope.nl"]
-    slips = {"chunk * sigmoid(rates(u))": "chunk * sigmoid((u))", "**.mlp_{period}.**": "**.mpl_{period}.**"}
-    for old, new in slips.items():
-        assert text.count(old) == 1
-        at = text.index(old)
-        o = outcome(Mutant("architectures/hope.nl", "misspell", "", new, at, at + len(new), text.replace(old, new)))
-        assert o.kind == "told" and o.said.count("error[") == 1, o.said
+    """A rate that several memories share, and a glob in a loop: told once, of the first."""
+    text = "nestflow 1\ninput x : float[T, 8]\noutput f(x)\nflow f(x) { return x + m(x) }\nlevel m(x) {\n"
+    text += "  for n in [a, b, c, d] { memory n : mlp(depth = 2) { key x; value x; query x } }\n"
+    text += "  objective l2\n  update gd(linear(x, 3))\n  return a(x)\n}\n"
+    at = text.index("linear(x, 3)")
+    o = outcome(Mutant("a.nl", "misspell", "", "3", at, at + 12, text))
+    assert o.kind == "told" and o.said.count("error[") == 1, o.said
+    text = text.replace("linear(x, 3)", "0.1") + "for n in [1, 4, 16, 64] {\n  level o_{n} {\n"
+    text += '    every n steps; memory weights(f, "**.mlp_{n}.**"); objective mean(f(x)); update gd(0.1)\n  }\n}\n'
+    at = text.index('"**.mlp')
+    o = outcome(Mutant("a.nl", "misspell", "", "mlp", at, at + 15, text))
+    assert o.kind == "told" and o.said.count("error[NF410]") == 1, o.said

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from nestflow.diagnostics.core import Span
 from nestflow.graph.arguments import bind
 from nestflow.graph.expressions import default_of, evaluate
 from nestflow.graph.globs import check_glob, matches
@@ -119,7 +120,10 @@ class RuleBuilder:
         for n in walk(*values):
             for x in n.args if n.type.like and n.op in ops.BINARY | {"where"} else ():
                 if not x.type.like and not x.type.is_number:
-                    check_axis(m, x)
+                    # what is wrong was written where the optimiser is called, and not in its own text
+                    given = [self.arguments[h["name"]] for h in walk(x) if h.op == "hyper"]
+                    wide = next((a for a in given if not a.type.is_number and a.span), x)
+                    check_axis(m, x, wide.span)
 
     def step(self, expr: tree.Expr, env: Env, site: tree.Node) -> Node:
         """An expression for the step, in `g` and `w`."""
@@ -410,22 +414,22 @@ def is_word(target: Partial | None, *names: str) -> TypeGuard[Partial]:
     return target is not None and isinstance(target.target, Word) and target.name in names
 
 
-def check_axis(m: MemoryBuild, x: Node) -> None:
+def check_axis(m: MemoryBuild, x: Node, at: Span | None) -> None:
     """A rate that is no number fits an axis of the matrix that it changes; without a key it is as the state."""
     shape = m.function.tensors[0].shape if m.function is not None else ()
     if m.kind in ("vector", "like") and x.type.shape == shape and (x.type.heads or not m.level.env.heads):
         return
     if m.kind != "matrix" or m.function is None:
         message = f"a rate of `{m.name}` is {x.type}; a memory that is no matrix takes numbers"
-        raise m.elab.failure("NF322", message, x.span, "one number per head, or a record with one for each tensor")
+        raise m.elab.failure("NF322", message, at, "one number per head, or a record with one for each tensor")
     if m.level.env.heads and x.type.heads is None and x.type.batch:
         message = f"under `heads` a rate is per head, and this one is whole: {x.type}"
-        raise m.elab.failure("NF319", message, x.span, "`split_heads`, or a `linear` of its own")
+        raise m.elab.failure("NF319", message, at, "`split_heads`, or a `linear` of its own")
     out, width = m.function.tensors[0].shape
     if x.type.shape not in ((width,), (out, 1), (1, width), (out, width)):
         message = f"a rate of {list(x.type.shape)} fits no axis of a matrix {out} × {width}"
         help_ = f"a number, {width} features (the key's), or `on_value` with {out}"
-        raise m.elab.failure("NF322", message, x.span, help_)
+        raise m.elab.failure("NF322", message, at, help_)
 
 
 __all__ = ["RuleBuilder", "update_rule"]
