@@ -33,7 +33,7 @@ input x : float[T, 8]
 output net(x){more}
 flow net(z) {{ return z |> linear |> silu |> linear }}
 flow other(z) {{ return linear(z) }}
-level outer {{ every {every}; memory weights(net); objective mean({flow}(x) ^ 2); update {update} }}
+level outer {{ every {every}; memory weights(net); objective mean({flow}(x) ^ 2) + mean(net(x)); update {update} }}
 level m(x) {{ memory net; key l2norm(x); value x; query l2norm(x); objective l2; update gd(0.1) }}
 """
 
