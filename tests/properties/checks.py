@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -66,6 +68,20 @@ class Case:
         x = torch.randn(w.shape, generator=self.generator, dtype=torch.float64)
         return x * w.shape[-1] ** -0.5 if w.ndim >= 2 else 0.6 + 0.3 * x
 
+    def first(self, ticks: int) -> Case:
+        """The same case on its first ticks alone: the same weights, the same bundle."""
+        other = copy.copy(self)
+        for name in [n for n, v in vars(type(self)).items() if isinstance(v, cached_property)]:
+            other.__dict__.pop(name, None)
+        cuts = {c for c in self.spec.cuts if c < ticks} | ({ticks // 2} if ticks > 1 else set())
+        other.spec = replace(self.spec, ticks=ticks, cuts=tuple(sorted(cuts)))
+        cut = {n: x[:, :ticks].detach() for n, x in self.inputs.items()}
+        other.inputs = {n: x.requires_grad_(x.is_floating_point()) for n, x in cut.items()}
+        return other
+
+    def reference(self) -> Reference:
+        return self.bundle.reference()
+
     def new_inputs(self) -> Tensors:
         s = self.spec
         if s.tokens:
@@ -119,7 +135,7 @@ def same_state(case: Case, got: Mapping[str, Tensor], want: Mapping[str, Tensor]
 
 def compiled_is_interpreted(case: Case) -> None:
     """Output, gradients in inputs and weights, state after the last tick."""
-    reference: Reference = case.bundle.reference()
+    reference: Reference = case.reference()
     want = reference(**case.inputs)
     close(case.output, want, FORWARD, "output")
     expected = gradients(want, case.leaves)
@@ -153,7 +169,7 @@ def interpreter_goes_on(case: Case) -> None:
     with torch.no_grad():
         _, state = case.module.run(None, **case.part(0, cut))
         start = {**state.tensors, "@t": torch.full((case.spec.batch,), cut)}
-        rest, _ = case.bundle.reference().run(start, case.part(cut, case.spec.ticks))
+        rest, _ = case.reference().run(start, case.part(cut, case.spec.ticks))
     close(rest, y[:, cut:], FORWARD, f"the interpreter from tick {cut} on")
 
 
