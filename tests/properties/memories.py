@@ -1,16 +1,10 @@
-"""Random memories and fields of a level, as lines of `.nl`. Rates stay below 0.02 and retains above 0.9.
-
-Everything is drawn with `one(options)`, the simplest option first: hypothesis shrinks towards it, and a plain
-`random.Random` can drive the same code without hypothesis.
-"""
+"""Random memories and the fields of what they read, as lines of `.nl`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-One = Callable[[Sequence[Any]], Any]
+from tests.properties.rules import One, Part
 
 DIM = 12
 
@@ -23,43 +17,33 @@ FLOWS = {  # memories that are flows: (z: the key's width, n: the value's)
     "scaled": "flow scaled(z, n) { h = linear(z, n); return h * learned(n, init = ones) + learned(n) }",
     "mixed": "flow mixed(z, n) { return softmax(linear(z, 4)) |> linear(n) }",
 }
-
-OPTIMIZERS = {
-    "mean_of": "optimizer mean_of(lr) { memory m : like(w) { value g; update gd(0.2); retain 0.8 }; "
-    "step -lr * debias(m) }",
-    "lagged": "optimizer lagged(lr) { memory s : like(w) { value g; update gd(1); retain 0.7 }; "
-    "step -lr * (g + before(s)) }",
-    "slowly": "optimizer slowly(lr) { memory s : like(w) { value g; update gd(0.5); retain 0.5; "
-    "every 2 ticks }; step -lr * (s + g) }",
-    "two_steps": "optimizer two_steps(lr) { step -lr * 0.5 * w; memory s : like(w) { value g; "
-    "update gd(1); retain 0.5 }; step -lr * s }",
-    "pulled": "optimizer pulled(lr) { memory s : like(w) { value w; update gd(0.1); retain 0.9; "
-    "init w }; step -lr * g + 0.02 * (s - w) }",
-    "counted": "optimizer counted(lr) { step -lr * g / (t + 1) }",
+SLOW = {  # weights of them that may stay slow
+    "net": "linear_2.**",
+    "gated": "gate.**",
+    "normed": "rmsnorm.**",
+    "centred": "layernorm.**",
 }
-
-
-@dataclass
-class Part:
-    """A memory of a level as it is being drawn: its name, widths, clock, and the lines of its fields."""
-
-    name: str
-    kind: str
-    key: int
-    value: int
-    every: int
-    chunk: int
-    fields: list[str] = field(default_factory=list)
-
-
 HELPERS = {"turned": "flow turned(z, n) { h = linear(z, n); return h * sigmoid(linear(z, n)) + short_conv(h, 2) }"}
 
 
-def stages(one: One, width: int, unit: bool = True) -> str:
+@dataclass
+class Allowed:
+    """What the spec as a whole leaves room for. chance: draws by counter. ahead: attention to later ticks. drawn: starts
+    that are drawn anew for each copy."""
+
+    chance: bool = False
+    ahead: bool = False
+    drawn: bool = True
+
+
+def stages(one: One, width: int, allowed: Allowed, unit: bool = True) -> str:
     """What a projection goes through: a flow, look-back, activation, rotation, norm."""
     parts = [one(["", "", "", "", "", f" |> turned({width})"])]
     parts += [one(["", "", " |> short_conv(2)", " |> short_conv(3)", " |> previous", " |> previous(2)"])]
     parts.append(one(["", " |> silu", " |> tanh", " |> elu1"]))
+    if allowed.chance:
+        noisy = f" |> add(0.1 * noise({width}))"
+        parts.append(one(["", " |> dropout(0.3)", noisy, " |> mul(bernoulli(0.8))"]))
     if width % 2 == 0:
         parts.append(one(["", "", "", " |> rope", " |> rope(reset = 3)"]))
     if unit:
@@ -67,14 +51,14 @@ def stages(one: One, width: int, unit: bool = True) -> str:
     return "".join(parts)
 
 
-def projected(one: One, width: int, heads: int | None, unit: bool = True) -> str:
+def projected(one: One, width: int, heads: int | None, allowed: Allowed, unit: bool = True) -> str:
     """An expression of the level's input with this width (per head)."""
     starts = [f"x |> linear({width})"]
     if heads and DIM // heads == width:
         starts += ["x |> split_heads", "x |> linear"]
     if width == DIM and not heads:
         starts += ["x"]
-    return one(starts) + stages(one, width, unit)
+    return one(starts) + stages(one, width, allowed, unit)
 
 
 def memory_kind(one: One, key: int, value: int, flows: set[str]) -> str:
@@ -91,42 +75,20 @@ def memory_kind(one: One, key: int, value: int, flows: set[str]) -> str:
         return f"mlp({', '.join(o for o in options if o)})"
     name = one(list(FLOWS))
     flows.add(name)
-    return f"{name}(n = {value})"
+    slow = f', slow = "{SLOW[name]}"' if name in SLOW and one([False, False, True]) else ""
+    return f"{name}(n = {value}{slow})"
 
 
-def rate(one: One, number: str | None, heads: int | None) -> str:
-    """At most 0.02. number: a recall of one number, or None."""
-    options = [
-        "0.01", "0.02 * sigmoid(linear(x, 1))", "0.03 / (t + 2)", "0.02 * sigmoid(x |> linear(1) |> short_conv(2))",
-        "(0.02 if t % 3 == 1 else 0.005)", "0.02 * sigmoid(mean(x |> linear(3)))",
-    ]  # fmt: skip
-    if heads:
-        options.append("0.01 if head == 0 else 0.02")
-    if number:
-        options = [f"0.02 * sigmoid({number})", *options]
-    return one(options)
+def cache_kind(one: One, allowed: Allowed) -> str:
+    seen = one(["", "window = 3", "segment = 4", "window = 2, sink = 1", "segment = 3, sink = 2", "scale = 0.5"])
+    options = [seen, one(["", "", "prefix = 2"])]
+    if allowed.ahead:
+        options.append("causal = false")
+    chosen = ", ".join(o for o in options if o)
+    return f"cache({chosen})" if chosen else "cache"
 
 
-def gate(one: One, number: str | None, part: Part) -> str:
-    """What `retain` says, 0.9 at least; "" for nothing."""
-    numbers = ["0.95", "0.9 + 0.1 * sigmoid(linear(x, 1))", "1 - 0.1 / (t + 1)",
-               "0.9 + 0.1 * sigmoid(x |> linear(1) |> previous)", "1 if t % 2 == 0 else 0.9"]  # fmt: skip
-    if number:
-        numbers = [f"0.9 + 0.1 * sigmoid({number})", *numbers]
-    options = ["", *numbers]
-    if part.kind.startswith("matrix"):
-        options += [
-            f"0.9 + 0.1 * sigmoid(linear(x, {part.key}))",
-            f"on_value(0.9 + 0.1 * sigmoid(linear(x, {part.value})))",
-            f"0.9 + 0.1 * sigmoid(outer_product(linear(x, {part.value}), linear(x, {part.key})))",
-        ]
-    chosen = one(options)
-    if chosen and part.every == part.chunk == 1 and one([False, True]):
-        return f"decay_first({chosen})"
-    return chosen
-
-
-def objective(one: One, other: str | None, width: int) -> str:
+def objective(one: One, other: str | None, width: int, allowed: Allowed) -> str:
     """other: a second name of the key's width. width: the value's."""
     options = [
         "l2", "l2", "dot", "huber(0.5)", "lp(3)", "lp(p = 4)",
@@ -145,6 +107,8 @@ def objective(one: One, other: str | None, width: int) -> str:
             f"inner(M({other}), M(key)) - inner(M(key), value)",
             f"-inner(M({other} * key), value)",
         ]
+    if allowed.chance:
+        options.append(f"0.5 * sum(square(M(key) - value)) + 0.1 * inner(M(key), noise({width}))")
     return one(options)
 
 
@@ -154,81 +118,47 @@ def windowed(one: One, chosen: str) -> str:
     return f"windowed({chosen}, {one([2, 4])}{more})"
 
 
-def link(one: One, part: Part) -> str:
-    """A `retain` that a memory is read through; the norm of `lq` must not start at zero."""
-    options = ["kl(0.95)", "kl(0.9 + 0.1 * sigmoid(linear(x, 1)), scale = 3)"]
-    if not part.kind.startswith("matrix"):
-        options += ["lq(0.95, 3)", "lq(0.9 + 0.1 * sigmoid(linear(x, 1)))"]
-    return one(options)
+WHEN = ["mean(x) > 0", "sum(key) > 0.2", "t % 3 > 0", "linear(x, 1) > 0", "sum(x |> linear(1) |> previous) > 0"]
+WHERE = ["mean(x) > 0.3", "linear(x, 1) > 0.5", "sum(x |> linear(1) |> previous) > 0.4"]
 
 
-def projection(one: One, part: Part) -> str:
-    """What `project` says."""
-    options = ["w |> ball(1.5)", "ball(2)", "w / max(norm(w, axis = -1), 1)", "clamp(w, -1, 1)"]
-    if not part.kind.startswith("matrix"):
-        options.append("w * norm(w0) / norm(w)")
-    return one(options)
-
-
-WHEN = ["mean(x) > 0", "sum(key) > 0.2", "t % 3 > 0", "linear(x, 1) > 0"]
-
-
-def weight(one: One, number: str | None, part: Part) -> str:
+def weight(one: One, number: str | None, p: Part, allowed: Allowed) -> str:
     """What `weight` says; "" for nothing."""
     options = ["", "", "", "0.5", "sigmoid(linear(x, 1))", "linear(x, 1)"]
-    if part.kind.startswith("gated"):
-        options += ["{gate: 0.5, up: sigmoid(linear(x, 1)), linear: 1}"]
+    if p.tensors():
+        a, *rest = p.tensors()
+        options.append("{" + ", ".join([f"{a}: sigmoid(linear(x, 1))", *(f"{n}: 0.5" for n in rest)]) + "}")
+    if allowed.chance:
+        options.append("bernoulli(0.7)")
     return one([f"sigmoid({number})", *options] if number else options)
 
 
-def axis_rate(one: One, part: Part) -> str:
-    """A rate that is no number: on an axis of a matrix, elementwise, or for each tensor."""
-    if part.kind.startswith("matrix"):
-        a, b = f"0.02 * sigmoid(linear(x, {part.key}))", f"0.02 * sigmoid(linear(x, {part.value}))"
-        return one(
-            [a, f"on_value({b})", f"0.02 * sigmoid(outer_product(linear(x, {part.value}), linear(x, {part.key})))"]
-        )
-    if part.kind.startswith("gated"):
-        return one(["{gate: 0.01, up: 0.02 * sigmoid(linear(x, 1)), linear: 0.02}"])
-    return "0.01"
+def start(one: One, p: Part, others: list[Part], allowed: Allowed) -> str:
+    """What `init` says; "" for nothing. A draw is of a start that no rule and no projection looks back at."""
+    taken = [o.name for o in others if o.kind == p.kind]
+    options = ["", "", "", "learned", "learned(normal(0.3))", *taken]
+    looks_back = any("w0" in f or "schedule_free" in f or "lookahead" in f for f in p.fields)
+    if allowed.drawn and not (p.shared or looks_back or p.has("retain kl") or p.has("retain lq")):
+        options += ["normal(0.3)", "uniform(-0.3, 0.3)"]
+    if p.is_matrix:
+        options += ["0.2", "0.5 * learned(normal(0.3))", "ones"]
+        options += ["eye", "0.3 * eye + 0.1 * learned(normal(0.3))"] if p.key == p.value else []
+    return one(options)
 
 
-def axis_update(one: One, part: Part) -> str:
-    """A rule with such a rate."""
-    r = axis_rate(one, part)
-    if r.startswith("{"):
-        return one([f"gd({r})", f"momentum({r}, 0.5)", f"dgd({r})"])
-    return one([f"gd({r})", f"momentum({r}, 0.5)", f"-({r}) * g"])
+def reset(one: One, p: Part, others: list[Part]) -> str:
+    """What `reset` says within a sequence."""
+    options = ["each(chunk)", "each(chunk, keep = rule)"]
+    options += [f"each({o.name})" for o in others if o.every % p.chunk == 0 and o.every > 1 and not is_cache(o)]
+    return one(options)
 
 
-def listed(one: One, part: Part, field: str, again: str) -> str:
+def is_cache(p: Part) -> bool:
+    return p.kind.startswith("cache")
+
+
+def listed(one: One, p: Part, field: str, again: str) -> str:
     """A field with an entry for each of two rounds, where the level's clock allows rounds."""
-    if part.every == part.chunk == 1 and one([False, False, False, False, True]):
+    if p.at_once and one([False, False, False, False, True]):
         return f"[{field}, {again}]"
     return field
-
-
-def update(one: One, number: str | None, heads: int | None, optimizers: set[str]) -> str:
-    """A rule, its rates drawn with `rate`."""
-    r, b = rate(one, number, heads), one(["0.5", "sigmoid(linear(x, 1))", "0.9"])
-    name = one(list(OPTIMIZERS))
-    options = [
-        f"gd({r})", f"momentum({r}, {b})", f"nesterov({r}, 0.9)", f"dgd({r})", f"-({r}) * g",
-        "adam(0.005)", "adamw(0.005, weight_decay = 0.1)", "rmsprop(0.005)", "lion(0.005)", "amsgrad(0.005)",
-        "adagrad(0.005)", "muon(0.01)", "muon(0.01, nesterov = false, weight_decay = 0.1)",
-        f"sgd({r}, momentum = 0.9, dampening = 0.1, weight_decay = 0.01)",
-        f"sgd({r}, momentum = 0.5, nesterov = true)", f"sgd({r}, weight_decay = 0.1)",
-        "m3(0.005, 0.5, 0.1, 0.2, 0.5, period = 2)", f"schedule_free({r})", f"lookahead(gd({r}), period = 2)",
-        f"dgd({r}, normalize = true)", f"dgd({r}, exact = false)", f"g |> clip_norm(1) |> dgd({r})",
-        f"g / n_ticks |> gd({r})".replace("g / n_ticks", "(g / n_ticks)"), f"g |> clip_norm(1) |> gd({r})",
-        f"g |> clip_norm(0.1) |> momentum({r}, {b})", "g |> clip_norm(1) |> adam(0.005) |> trust(0.1)",
-        f"-({r}) * g / (1 + norm(g))", f"-({r}) * (g + 0.1 * w)", f"0.01 * (w0 - w) - {r} * g",
-        f"-({r}) * (g + 0.1 * (w - w_chunk))", f"(g * 0.5) |> dgd({r})", f"momentum({r}, {b}) |> gd(-0.5)",
-        f"(2 * g) |> gd({r}) |> gd(-0.5)", "g |> clip_norm(1) |> adam(0.01) |> momentum(-0.5, 0.5)",
-        f"-({r}) * g / (0.1 + rms(g))", f"-({r}) * tanh(g)", f"-({r}) * where(g > 0, g, 0.5 * g)",
-    ]  # fmt: skip
-    chosen = one([*options, name, name])
-    if chosen == name:
-        optimizers.add(name)
-        return f"{name}({r})"
-    return chosen

@@ -1,4 +1,4 @@
-"""Random small specs: levels with one memory or several that recall each other, in flows with `repeat`."""
+"""Random small specs: levels in flows with `repeat`, shared and read levels, weights that learn while reading."""
 
 from __future__ import annotations
 
@@ -7,34 +7,18 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from tests.properties.memories import (
-    DIM,
-    FLOWS,
-    HELPERS,
-    OPTIMIZERS,
-    WHEN,
-    One,
-    Part,
-    axis_update,
-    gate,
-    link,
-    listed,
-    memory_kind,
-    objective,
-    projected,
-    projection,
-    update,
-    weight,
-    windowed,
-)  # fmt: skip
+from tests.properties.levels import Level
+from tests.properties.memories import FLOWS, HELPERS, Allowed
+from tests.properties.rules import OPTIMIZERS, One
 
-NAMES = ("store", "aim", "pace")
+RULES = ["gd(0.05)", "momentum(0.05, 0.5)", "adam(0.01)", "g |> clip_norm(1) |> sgd(0.05, weight_decay = 0.1)",
+         "(g / n_ticks) |> gd(0.1)", "gd(0.1 / (t + 1))", "muon(0.01)", "lion(0.005)"]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Spec:
     """text: `.nl`. levels: names of its levels. tokens: its input is integers, one a tick. batch, ticks: sizes of the
-    inputs. cuts: where a call is split. seed: of weights and inputs."""
+    inputs. cuts: where a call is split. seed: of weights and inputs. training: the mode of the module."""
 
     text: str
     levels: tuple[str, ...]
@@ -43,194 +27,99 @@ class Spec:
     ticks: int
     cuts: tuple[int, ...]
     seed: int
+    training: bool = False
 
     def __repr__(self) -> str:
         sizes = f"batch {self.batch}, {self.ticks} ticks cut at {list(self.cuts)}, seed {self.seed}"
-        return f"{sizes}, {'tokens' if self.tokens else 'floats'}\n{self.text}"
+        mode = ", training" if self.training else ""
+        return f"{sizes}, {'tokens' if self.tokens else 'floats'}{mode}\n{self.text}"
 
 
-class Level:
-    """One level as it is being drawn: lines of names, parts, fields."""
+def layout_of(one: One, levels: list[Level]) -> tuple[list[str], list[str]]:
+    """Statements of the model, and the flows that they call."""
+    names = [x.name for x in levels]
+    ones = ("decay_first", "value [", "rounds", "reset")
+    fits = not any(word in x.text() for x in levels for word in ones)
+    calls = [
+        f"x = x + {n}({one(['rmsnorm(x)', 'x'])}{one(['', '', '', ', chunk = 12']) if fits else ''})" for n in names
+    ]
+    layouts = ["once", "repeat", "mixers"] + (["read"] if levels[0].reads else [])
+    layout = one([*layouts, "shared"])
+    if layout == "repeat":
+        block = f"flow block(x) {{ {'; '.join(calls)}; return x + swiglu(rmsnorm(x)) }}"
+        return ["repeat 2 { x = block(x) }"], [block]
+    if layout == "mixers":
+        more = f"flow stack_of(x, mixers = [{', '.join(names)}]) {{ repeat 2 as i {{ x = x + mixers[i](rmsnorm(x)) }}"
+        return ["x = stack_of(x)"], [more + "; return x }"]
+    if layout == "read":  # what it has learned, of the input and of what follows from that
+        again = one(["x + h", "x * sigmoid(h)", "h |> linear(12)"])
+        read = [f"shared m = {names[0]}()", "h = m.read(rmsnorm(x))", f"x = {again}", "x = x + m(rmsnorm(x))"]
+        return [*read, *calls[1:]], []
+    if layout == "shared":  # one set of weights, a state for each call
+        return [f"shared m = {names[0]}()", "x = x + m(x)", "x = x + m(rmsnorm(x))", *calls[1:]], []
+    return calls, []
 
-    def __init__(self, one: One, name: str, flows: set[str], optimizers: set[str]) -> None:
-        self.one, self.name, self.flows, self.optimizers = one, name, flows, optimizers
-        self.heads: int | None = one([None, 2, 1, 3])
-        per_head = DIM // (self.heads or 1)
-        self.key = one([4, 3, per_head])
-        self.value = one([self.key, 3, per_head])
-        self.lines: list[str] = [f"k = {projected(one, self.key, self.heads)}"]
 
-    def text(self) -> str:
-        one, count = self.one, self.one([1, 1, 2, 3])
-        if one([False, False, False, True]):  # a name that nothing uses: its look-back moves all the same
-            self.lines.append("spare = x |> linear(3) |> short_conv(2)")
-        body = self.cache() if count == 1 and one([False, False, False, True]) else self.memories(count)
-        heads = f" heads {self.heads};" if self.heads else ""
-        lines = "\n".join(f"  {line}" for line in [*self.lines, *body])
-        return f"level {self.name}(x) {{\n {heads}\n{lines}\n}}"
-
-    def projection(self, width: int, unit: bool = True) -> str:
-        return projected(self.one, width, self.heads, unit)
-
-    def join(self, y: str, width: int) -> str:
-        """The level's `return`: whole, of width DIM."""
-        norm = self.one(["", " |> rmsnorm", " |> short_conv(2)", " |> previous"])
-        if width * (self.heads or 1) == DIM and self.one([True, False]):
-            return f"return {y}{norm}" + (" |> merge_heads" if self.heads else "")
-        return f"return {y}{norm}" + (" |> merge_heads" if self.heads else "") + f" |> linear({DIM})"
-
-    def cache_kind(self) -> str:
-        options = ["", "window = 3", "segment = 4", "window = 2, sink = 1", "segment = 3, sink = 2", "scale = 0.5"]
-        chosen = self.one(options)
-        return f"cache({chosen})" if chosen else "cache"
-
-    def cache(self) -> list[str]:
-        fields = [
-            "every 1 token",
-            f"memory {self.cache_kind()}",
-            "key k",
-            f"value {self.projection(self.value, unit=False)}",
-        ]
-        return [*fields, f"query {self.projection(self.key)}", self.join("y", self.value)]
-
-    def clock(self) -> tuple[int, int]:
-        every = self.one([1, 1, 2, 3, 4])
-        return every, every * self.one([1, 2, 3, 4])
-
-    def memories(self, count: int) -> list[str]:
-        one = self.one
-        if count == 1:
-            return self.alone()
-        self.lines += [f"u = {self.projection(self.key)}", f"q = {self.projection(self.key)}"]
-        every, chunk = self.clock()
-        parts = []
-        for i, name in enumerate(NAMES[:count]):
-            own = one([False, False, True])  # a clock of its own
-            e, c = self.clock() if own else (every, chunk)
-            width = self.value if i < 2 else 1
-            kind = memory_kind(one, self.key, width, self.flows)
-            if i == 1 and one([False, False, False, False, True]):
-                kind = self.cache_kind()
-            parts.append(Part(name, kind, self.key, width, e, c))
-        self.lines += [f"every {every} tokens", f"chunk {chunk}"]
-        for p in parts:
-            self.fields(p, parts)
-        body = []
-        for p in parts:
-            if (p.every, p.chunk) != (every, chunk) and not p.kind.startswith("cache"):
-                p.fields[:0] = [f"every {p.every} tokens", f"chunk {p.chunk}"]
-            body.append(f"memory {p.name} : {p.kind} {{ {'; '.join(p.fields)} }}")
-        whole = [p for p in parts if p.value == self.value]
-        y = one([f"{whole[0].name}(q)", " + ".join(f"{p.name}(q)" for p in whole)])
-        return [*body, self.join(y if y.endswith("(q)") and "+" not in y else f"({y})", self.value)]
-
-    def number(self, parts: list[Part]) -> str | None:
-        """A recall that is one number, for rates and gates."""
-        numbers = [f"{p.name}(u)" for p in parts if p.value == 1]
-        return self.one(numbers) if numbers else None
-
-    def fields(self, p: Part, parts: list[Part]) -> None:
-        """Key and value may recall the other memories and this one, at their chunks' first states."""
-        one = self.one
-        vectors = [m.name for m in parts if m.value == p.value and not m.kind.startswith("cache")]
-        keys = [m.name for m in parts if m.value == p.key and not m.kind.startswith("cache")]
-        key = one(["k", "k", "u", *[f"({m}(u) + k) |> l2norm" for m in keys if m != p.name]])
-        # its own recall at another place than the key: the error would be zero, and rounding all that is left
-        value = one([self.projection(p.value, unit=False), *[f"{m}({'q' if m == p.name else 'u'})" for m in vectors],
-                     *[f"{m}(q) |> {look}" for m in vectors for look in ("short_conv(2)", "previous")],
-                     *[f"stop({m}(q))" for m in vectors if m != p.name],
-                     *[f"{m}({'q' if m == p.name else 'k'}) + ({self.projection(p.value)})" for m in vectors],
-                     ])  # fmt: skip
-        if not p.kind.startswith("cache"):
-            value = listed(one, p, value, self.projection(p.value))
-        p.fields += [f"key {key}", f"value {value}"]
-        if p.kind.startswith("cache"):
-            return
-        self.learning(p, self.number(parts), "u")
-
-    def learning(self, p: Part, number: str | None, other: str | None) -> None:
-        one = self.one
-        rule = axis_update(one, p) if one([False] * 7 + [True]) else update(one, number, self.heads, self.optimizers)
-        goal = objective(one, other, p.value)
-        plain = not any(f.startswith("value [") for f in p.fields)
-        if not plain:
-            rule = rule.replace("w_chunk", "w0")  # not built in rounds
-        if plain and "dgd" not in rule and one([False] * 9 + [True]):
-            goal = windowed(one, goal)
-        p.fields += [f"objective {goal}", f"update {rule}"]
-        if plain and one([False] * 7 + [True]):
-            p.fields.append(f"when {one(WHEN)}")
-        if one([False] * 7 + [True]):
-            p.fields.append(f"project {projection(one, p)}")
-        own = weight(one, number, p)
-        if own and not (own.startswith("{") and goal.startswith("windowed")):  # not built
-            p.fields.append(f"weight {own}")
-        retain = link(one, p) if plain and one([False] * 9 + [True]) else gate(one, number, p)
-        if retain:
-            p.fields.append(f"retain {retain}")
-        p.fields.append(one(["", "", "read before", "read chunk_start"]))
-        p.fields.append(one(["", "", "", "gradient stop"]))
-        if p.kind.startswith("matrix"):
-            p.fields.append(one(["", "init learned", "init learned(normal(0.3))"]))
-        p.fields[:] = [f for f in p.fields if f]
-
-    def alone(self) -> list[str]:
-        one = self.one
-        every, chunk = self.clock()
-        p = Part("memory", memory_kind(one, self.key, self.value, self.flows), self.key, self.value, every, chunk)
-        number = one([None, None, "linear(memory(k), 1)"])
-        p.fields += [f"key {one(['k', 'k * 0.5'])}"]
-        p.fields.append("value " + one([self.projection(self.value, unit=False)]))
-        p.fields.append("query " + one(["k", self.projection(self.key)]))
-        other = one([None, "other"])
-        if other:
-            self.lines.append(f"other = {self.projection(self.key)}")
-        self.learning(p, number, other)
-        clock = [f"every {every} tokens", f"chunk {chunk}"]
-        return [*clock, f"memory {p.kind}", *p.fields, self.join("y", self.value)]
+def learning(one: One, given: str) -> list[str]:
+    """Levels on weights of the model that learn while it reads."""
+    loss = f"loss = cross_entropy(model({given}), next({given}))" if given == "tokens" else "loss = square(model(x))"
+    reset = one(["", "", "per stream; reset never"])
+    every = one([2, 3, 4, 1])
+    more = "; ".join(f for f in (one(["", "", "retain 0.95"]), reset) if f)
+    first = f"level reads {{ every {every} tokens; memory weights(model, \"linear.**\"); objective loss"
+    lines = [loss, f"{first}; update {one(RULES)}; {more} }}"]
+    if given == "tokens" and one([False, True]):
+        second = f"level slower {{ every {every * one([1, 2])} tokens; memory weights(model, \"embed.**\")"
+        lines.append(f"{second}; objective loss; update {one(RULES)}; {reset} }}")
+    return [*lines, "level outer { every 1 step; memory weights(model); objective loss; update gd(0.1) }"]
 
 
 def make(one: One) -> Spec:
     """Draw a spec."""
     flows: set[str] = set()
     optimizers: set[str] = set()
-    names = ("first", "second")[: one([1, 1, 2])]
-    levels = [Level(one, n, flows, optimizers).text() for n in names]
     tokens = one([False, True])
+    reads = one([False] * 6 + [True])  # weights learn while the model reads: much is not built beside it
+    allowed = Allowed(
+        chance=not reads and one([False, False, False, True]),
+        ahead=not reads and one([False] * 9 + [True]),
+        drawn=not reads,
+    )
+    per = one(["sequence"] * 6 + ["stream"] + ([] if reads else ["model"]))
+    names = ("first", "second")[: one([1, 1, 2])]
+    levels = [Level(one, n, flows, optimizers, allowed, per if n == "first" else "sequence") for n in names]
+    body, more = layout_of(one, levels)
+    emits = not reads and one([False, False, False, True])
+    if emits:
+        levels[0].publish()
+        more = [f.replace("{ x = x", "{ emit size = mean(x); x = x", 1) for f in more]
+    texts = [x.text() for x in levels]
+    emits = any("emit size" in text for text in [*texts, *more])
     start = f"x = {'embed(tokens, 7, 12) * 12' if tokens else 'x |> linear(12)'}"
-    fits = not any("decay_first" in level or "value [" in level for level in levels)
-    calls = [
-        f"x = x + {n}({one(['rmsnorm(x)', 'x'])}{one(['', '', '', ', chunk = 12']) if fits else ''})" for n in names
-    ]
-    layout = one(["once", "repeat", "mixers"])
-    if layout == "once":
-        body, more = calls, []
-    elif layout == "repeat":
-        body, more = (
-            ["repeat 2 { x = block(x) }"],
-            [f"flow block(x) {{ {'; '.join(calls)}; return x + swiglu(rmsnorm(x)) }}"],
-        )
-    else:
-        listed = ", ".join(names)
-        more = [
-            f"flow stack_of(x, mixers = [{listed}]) {{ repeat 2 as i {{ x = x + mixers[i](rmsnorm(x)) }}; return x }}"
-        ]
-        body = ["x = stack_of(x)"]
     given = "tokens" if tokens else "x"
+    end = f"return rmsnorm(x) |> linear({7 if reads and tokens else 3})"
     lines = [
         "nestflow 1",
         "input tokens : int[T] in [0, 7)" if tokens else "input x : float[T, 5]",
         f"output model({given})",
-        *[text for n, text in HELPERS.items() if any(f"{n}(" in level for level in levels)],
+        *[text for n, text in HELPERS.items() if any(f"{n}(" in level for level in texts)],
         *[FLOWS[f] for f in sorted(flows)],
         *[OPTIMIZERS[o] for o in sorted(optimizers)],
-        *levels,
+        *texts,
         *more,
-        f"flow model({given}) {{ {'; '.join([start, *body])}; return rmsnorm(x) |> linear(3) }}",
+        f"flow model({given}) {{ {'; '.join([start, *body, end])} }}",
     ]
+    if reads:
+        lines += learning(one, given)
+    if emits:
+        lines.append(
+            f"level outer {{ every 1 step; memory weights(model); objective mean(square(model({given}))) "
+            "+ 0.1 * mean(emitted(size)); update gd(0.1) }"
+        )
     ticks = one([9, 5, 2, 1, 7, 13])
     cuts = tuple(sorted({one(range(1, ticks)) for _ in range(one([1, 2, 4]))})) if ticks > 1 else ()
-    return Spec("\n".join(lines) + "\n", names, tokens, one([2, 1, 3]), ticks, cuts, one(range(1000)))
+    training = allowed.chance and one([False, True])
+    return Spec("\n".join(lines) + "\n", names, tokens, one([2, 1, 3]), ticks, cuts, one(range(1000)), training)
 
 
 @st.composite
