@@ -386,7 +386,9 @@ class Module(Branch):
             raise fail("NF507", message, help="begin a new sequence, or reset, in all rows at once")
         ticks = self._ticks(bound)
         outs, groups = [], []
+        passes = self.__dict__["_passes"]
         for g in state.groups:
+            self.__dict__["_passes"] = passes  # groups are computed apart, and this is one pass: they draw by one step
             part, which = bound, None
             if len(state.groups) > 1:
                 which = torch.tensor(g.rows, device=self.device)

@@ -6,6 +6,7 @@ from typing import Any
 
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Instance
+from nestflow.graph.values import Quiet
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, walk
 from nestflow.language import tree
@@ -37,6 +38,8 @@ def emitted(elab: Any, piped: list[Any], args: tuple[tree.Expr, ...], kwargs: An
         if name in own:
             calls.append(call)
             types += own[name]
+    if not calls and elab.collector.errors:  # what would publish it was wrong, and that is told
+        raise Quiet
     if not calls:
         near = did_you_mean(name, known)
         help_ = near or f"write `emit {name} = e` in a flow or level that `output` or an objective calls"

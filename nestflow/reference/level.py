@@ -127,8 +127,9 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
             taken = tick.before[memory_path(frame.instance.path, *t.source)]
             starts |= {f"{path}.{t.path}{suffix}": taken for suffix in ("", CHUNK)}
     own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS, path + SINCE}
+    looks_back = {memory_path(frame.instance.path, "", t.path) for t in frame.instance.tails}  # §3.11: these go on
     for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES, path + SINCE)]:
-        if key in own or not m.keep_rule:
+        if (key in own or not m.keep_rule) and key not in looks_back:
             tick.put(key, pick(due, starts[key], tick.state[key]))
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 import nestflow
 from nestflow.bundle.bundle import Bundle
-from nestflow.bundle.module import Module
+from nestflow.bundle.lasting import kept_by
+from nestflow.bundle.module import Module, draws_at_random
 from nestflow.bundle.source import load_source
 from nestflow.bundle.state import State
 from nestflow.emit.model import emit_model
+from nestflow.graph.model import Memory
 from nestflow.graph.state import state_slots
 from nestflow.language.nl import parse_nl
 from nestflow.language.printer import print_nl, print_yaml
@@ -28,6 +30,7 @@ from tests.properties.specs import Spec
 
 Tensors = dict[str, Tensor]
 FORWARD, BACKWARD = 1e-9, 1e-8
+COUNTERS = ("@t", "@age")  # of the interpreter; the module keeps them beside the state
 
 
 def error(a: Tensor, b: Tensor) -> float:
@@ -79,9 +82,6 @@ class Case:
         other.inputs = {n: x.requires_grad_(x.is_floating_point()) for n, x in cut.items()}
         return other
 
-    def reference(self) -> Reference:
-        return self.bundle.reference()
-
     def new_inputs(self) -> Tensors:
         s = self.spec
         if s.tokens:
@@ -98,13 +98,68 @@ class Case:
         return {n: x for n, x in {**self.inputs, **self.module.weights}.items() if x.is_floating_point()}
 
     @cached_property
+    def streams(self) -> bool:
+        """Whether a call can go on from another one: not where a cache sees later ticks."""
+        caches = [m.cache for m in self.memories.values() if m.cache is not None]
+        return all(c.causal for c in caches)
+
+    @cached_property
+    def chance(self) -> bool:
+        return draws_at_random(self.bundle.graph)
+
+    @cached_property
+    def memories(self) -> dict[str, Memory]:
+        """By the beginning of their paths in the state."""
+        return {f"{i.path}.{m.name}.": m for i in self.bundle.graph.root.walk() for m in i.memories}
+
+    @cached_property
+    def one_copy(self) -> bool:
+        """Whether all rows write one memory, which lasts from call to call."""
+        return any(s.per == "model" for s in self.bundle.graph.state)
+
+    def begin(self, module: Module | None = None) -> Module:
+        """The module as before its first call: what lasts is as new, and no pass of training was counted."""
+        module = module or self.module
+        module.train(self.spec.training)
+        with torch.no_grad():
+            for kept in module.kept.values():
+                kept.zero_()
+        vars(module)["_passes"] = 0
+        return module
+
+    def reference(self) -> Reference:
+        """The interpreter as before its first call."""
+        self.begin()
+        found: Reference = self.bundle.reference()
+        found.training = self.spec.training
+        return found
+
+    def call(self, module: Module | None = None, **inputs: Tensor) -> Tensor:
+        """The output of a first call."""
+        return self.begin(module)(**(inputs or self.inputs))
+
+    def run(self, *pieces: Tensors) -> tuple[Tensor, State]:
+        """The output of a stream that takes its input in pieces, and the state after the last one."""
+        state, outs = None, []
+        with torch.no_grad():
+            for piece in pieces:
+                self.begin() if state is None else self.again()
+                y, state = self.module.run(state, **piece)
+                outs.append(y)
+        assert state is not None
+        return torch.cat(outs, 1), state
+
+    def again(self) -> None:
+        """The call that follows belongs to the step of the one before."""
+        vars(self.module)["_passes"] = 0
+
+    @cached_property
     def output(self) -> Tensor:
-        return self.module(**self.inputs)
+        return self.call()
 
     @cached_property
     def full(self) -> tuple[Tensor, State]:
-        with torch.no_grad():
-            return self.module.run(None, **self.inputs)
+        return self.run(self.inputs)
 
     @cached_property
     def gradients(self) -> Tensors:
@@ -121,10 +176,9 @@ def same_state(case: Case, got: Mapping[str, Tensor], want: Mapping[str, Tensor]
     """Where a chunk ends here the anchor is not compared: the next tick takes it anew. Of a cache the pairs that both
     kept are: which of those that nobody sees any more are dropped is no part of the meaning."""
     assert got.keys() == want.keys()
-    memories = {f"{i.path}.{m.name}.": m for i in case.bundle.graph.root.walk() for m in i.memories}
     for path, x in got.items():
         y = want[path]
-        m = next((m for prefix, m in memories.items() if path.startswith(prefix)), None)
+        m = next((m for prefix, m in case.memories.items() if path.startswith(prefix)), None)
         if m is not None and m.cache is not None:
             kept = 0 if m.cache.sink else min(x.shape[-2], y.shape[-2])
             x, y = x[..., x.shape[-2] - kept :, :], y[..., y.shape[-2] - kept :, :]
@@ -135,75 +189,109 @@ def same_state(case: Case, got: Mapping[str, Tensor], want: Mapping[str, Tensor]
 
 def compiled_is_interpreted(case: Case) -> None:
     """Output, gradients in inputs and weights, state after the last tick."""
-    reference: Reference = case.reference()
-    want = reference(**case.inputs)
+    want = case.reference()(**case.inputs)
     close(case.output, want, FORWARD, "output")
     expected = gradients(want, case.leaves)
     for name, g in case.gradients.items():
         close(g, expected[name], BACKWARD, f"gradient {name}")
     with torch.no_grad():
-        _, state = reference.run(None, case.inputs)
-    state.pop("@t")
-    same_state(case, case.full[1].tensors, state, FORWARD)
+        _, state = case.reference().run(None, case.inputs)
+    same_state(case, case.full[1].tensors, {p: x for p, x in state.items() if p not in COUNTERS}, FORWARD)
+
+
+def objectives_agree(case: Case) -> None:
+    """What levels on the step clock learn from, what instances publish among it, and its gradients."""
+    for level in case.bundle.graph.step_levels:
+        if level.objective is None:
+            continue
+        case.begin()
+        got = case.module.losses(**case.inputs, training=case.spec.training)[level.name]
+        want = case.reference().loss(level.objective, case.inputs)
+        close(got, want, FORWARD, f"objective of {level.name}")
+        leaves = case.leaves
+        ones, others = (torch.autograd.grad(x, list(leaves.values()), allow_unused=True, materialize_grads=True)
+                        for x in (got, want))  # fmt: skip
+        for name, g, other in zip(leaves, ones, others, strict=True):
+            close(g, other, BACKWARD, f"gradient {name} of the objective of {level.name}")
 
 
 def splits_are_the_whole(case: Case) -> None:
-    y, after = case.full
-    state: State | None = None
-    outs = []
-    with torch.no_grad():
-        for low, high in case.pieces():
-            out, state = case.module.run(state, **case.part(low, high))
-            outs.append(out)
-    close(torch.cat(outs, 1), y, FORWARD, f"output cut at {case.spec.cuts}")
-    assert state is not None
-    same_state(case, state.tensors, after.tensors, FORWARD)
+    if not case.streams:
+        return
+    y, state = case.run(*(case.part(low, high) for low, high in case.pieces()))
+    close(y, case.full[0], FORWARD, f"output cut at {case.spec.cuts}")
+    same_state(case, state.tensors, case.full[1].tensors, FORWARD)
 
 
 def interpreter_goes_on(case: Case) -> None:
     """The state that the compiled module leaves is one the interpreter can continue."""
-    sinks = any(m.cache is not None and m.cache.sink for i in case.bundle.graph.root.walk() for m in i.memories)
-    if sinks or not case.spec.cuts:  # where sinks lie in the state is not the same in both
+    sinks = any(m.cache is not None and m.cache.sink for m in case.memories.values())
+    if sinks or not case.spec.cuts or not case.streams:  # where sinks lie in the state is not the same in both
         return
     cut, y = case.spec.cuts[0], case.full[0]
+    reference = case.reference()
+    _, state = case.run(case.part(0, cut))
+    reference.lasting = kept_by(case.module.kept)
+    start = {**state.tensors, **{n: torch.full((case.spec.batch,), cut) for n in COUNTERS}}
     with torch.no_grad():
-        _, state = case.module.run(None, **case.part(0, cut))
-        start = {**state.tensors, "@t": torch.full((case.spec.batch,), cut)}
-        rest, _ = case.reference().run(start, case.part(cut, case.spec.ticks))
+        rest, _ = reference.run(start, case.part(cut, case.spec.ticks))
     close(rest, y[:, cut:], FORWARD, f"the interpreter from tick {cut} on")
 
 
+def sequences_begin_in_rows(case: Case) -> None:
+    """In the first row a new sequence begins at a cut; the others go on. (One copy for all has its rows in step.)"""
+    if not case.spec.cuts or not case.streams:
+        return
+    cut, rows = case.spec.cuts[0], range(case.spec.batch) if case.one_copy else [0]
+    starts = torch.zeros(case.spec.batch, case.spec.ticks, dtype=torch.bool)
+    starts[list(rows), cut] = True
+    with torch.no_grad():
+        want, _ = case.reference().run(None, case.inputs, starts)
+        first, state = case.run(case.part(0, cut))
+        case.again()
+        rest, _ = case.module.run(case.module.begin_sequence(state, rows), **case.part(cut, case.spec.ticks))
+    close(torch.cat([first, rest], 1), want, FORWARD, f"a sequence that begins at tick {cut + 1}")
+
+
 def rows_do_not_meet(case: Case) -> None:
-    for i in range(case.spec.batch):
+    if case.one_copy:
+        return
+    for i in range(1 if case.chance else case.spec.batch):  # draws are those of the row
         with torch.no_grad():
-            alone = case.module(**{n: x[i : i + 1] for n, x in case.inputs.items()})
+            alone = case.call(**{n: x[i : i + 1] for n, x in case.inputs.items()})
         close(alone, case.full[0][i : i + 1], FORWARD, f"row {i} alone")
 
 
 def outputs_do_not_look_ahead(case: Case) -> None:
     """All ticks from one on are changed; what comes before stays to the last bit."""
+    if not case.streams:
+        return
     t = case.spec.cuts[-1] if case.spec.cuts else case.spec.ticks - 1
     changed = {}
     for n, x in case.inputs.items():
         later = (x[:, t:] + 1) % 7 if case.spec.tokens else x[:, t:] * -0.7 + 0.3
         changed[n] = torch.cat([x[:, :t], later], 1).detach()
     with torch.no_grad():
-        y = case.module(**changed)
+        y = case.call(**changed)
     assert torch.equal(y[:, :t], case.full[0][:, :t]), f"tick {t} reaches back"
 
 
 def states_change_at_their_ticks(case: Case) -> None:
     """A memory's tensors and its rule's at multiples of `every` and at no other tick, its anchors where chunks meet."""
-    clocks = {f"{i.path}.{m.name}.": m for i in case.bundle.graph.root.walk() for m in i.memories if m.cache is None}
+    if not case.streams:
+        return
+    clocks = {prefix: m for prefix, m in case.memories.items() if m.cache is None}
     roles = {s.path: s.role for i in case.bundle.graph.root.walk() for s in state_slots(i)}
+    case.begin()
     state = case.module.initial_state(case.spec.batch)
     with torch.no_grad():
         for t in range(1, case.spec.ticks + 1):
             before = state.tensors
+            case.again()
             _, state = case.module.run(state, **case.part(t - 1, t))
             for prefix, m in clocks.items():
                 for path, new in state.tensors.items():
-                    role = roles[path]
+                    role = roles.get(path, "")
                     due = t % m.every == 0 if role in ("memory", "rule") else t % m.chunk == 0 or (t - 1) % m.chunk == 0
                     due = due or bool(m.reset and (t - 1) % m.reset == 0) or m.reset_where is not None
                     if path.startswith(prefix) and role in ("memory", "rule", "anchor") and not due:
@@ -213,9 +301,10 @@ def states_change_at_their_ticks(case: Case) -> None:
 def patterns_agree(case: Case) -> None:
     """However a memory is lowered, the numbers are those of the scan; gradients too."""
     plan = lower(case.bundle.graph, {n: PATTERNS[n] for n in ("cache", "scan")})
-    scan = Module(case.bundle.graph, load_source(emit_model(case.bundle.graph, plan), "scan"), dtype=torch.float64)
+    program = load_source(emit_model(case.bundle.graph, plan), "scan")
+    scan = Module(case.bundle.graph, program, seed=case.bundle.seed, dtype=torch.float64)
     scan.load_state_dict(case.module.state_dict())
-    y = scan(**case.inputs)
+    y = case.call(scan)
     close(y, case.output, FORWARD, "output of the scan")
     inputs = {n: x for n, x in case.inputs.items() if x.is_floating_point()}
     for name, g in gradients(y, {**inputs, **scan.weights}).items():
@@ -239,22 +328,26 @@ def code(source: str) -> list[str]:
 
 
 def names_do_not_matter(case: Case) -> None:
-    """A renamed level: other keys, the same numbers."""
+    """A renamed level: other keys, the same numbers. (Draws are from the path.)"""
+    if case.chance:
+        return
     pattern = re.compile(rf"\b({'|'.join(case.spec.levels)})\b")
     other = nestflow.compile(pattern.sub(r"\1_renamed", case.spec.text), dtype=torch.float64)
     renamed = {pattern.sub(r"\1_renamed", n): w for n, w in case.module.state_dict().items()}
     assert renamed.keys() == other.module.state_dict().keys()
     other.module.load_state_dict(renamed)
     with torch.no_grad():
-        y, state = other.module.run(None, **case.inputs)
+        y, state = case.begin(other.module).run(None, **case.inputs)
     assert torch.equal(y, case.full[0])
     assert {pattern.sub(r"\1_renamed", p) for p in case.full[1].tensors} == set(state.tensors)
 
 
 PROPERTIES = (
     compiled_is_interpreted,
+    objectives_agree,
     splits_are_the_whole,
     interpreter_goes_on,
+    sequences_begin_in_rows,
     rows_do_not_meet,
     outputs_do_not_look_ahead,
     states_change_at_their_ticks,

@@ -89,7 +89,8 @@ class Level:
     def part(self, name: str, kind: str, width: int, every: int, chunk: int) -> Part:
         """A memory. In one of ten sequences it starts anew where a condition holds: then its rule may not count."""
         counts = self.per != "sequence" or not self.one([False] * 9 + [True])
-        return Part(name, kind, self.key, width, every, chunk, counts=counts, shared=self.per == "model")
+        of_sequence = self.per == "sequence"
+        return Part(name, kind, self.key, width, every, chunk, [], counts, self.per == "model", of_sequence)
 
     def memories(self, count: int) -> list[str]:
         one = self.one
@@ -163,7 +164,7 @@ class Level:
         p.fields.append(one(["", "", "read before", "read chunk_start"]))
         p.fields.append(one(["", "", "", "gradient stop"]))
         others = [m for m in self.parts if m is not p]
-        chosen = start(one, p, [m for m in self.parts[: self.parts.index(p)] if not is_cache(m)], self.allowed)
+        chosen = start(one, p, [m for m in self.parts[: self.parts.index(p)] if not is_cache(m)])
         p.fields.append(f"init {chosen}" if chosen else "")
         if of_sequence and not p.counts:
             p.fields.append(f"reset where({one(WHERE)})")

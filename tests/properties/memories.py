@@ -28,12 +28,10 @@ HELPERS = {"turned": "flow turned(z, n) { h = linear(z, n); return h * sigmoid(l
 
 @dataclass
 class Allowed:
-    """What the spec as a whole leaves room for. chance: draws by counter. ahead: attention to later ticks. drawn: starts
-    that are drawn anew for each copy."""
+    """What the spec as a whole leaves room for. chance: draws by counter. ahead: attention to later ticks."""
 
     chance: bool = False
     ahead: bool = False
-    drawn: bool = True
 
 
 def stages(one: One, width: int, allowed: Allowed, unit: bool = True) -> str:
@@ -133,12 +131,12 @@ def weight(one: One, number: str | None, p: Part, allowed: Allowed) -> str:
     return one([f"sigmoid({number})", *options] if number else options)
 
 
-def start(one: One, p: Part, others: list[Part], allowed: Allowed) -> str:
+def start(one: One, p: Part, others: list[Part]) -> str:
     """What `init` says; "" for nothing. A draw is of a start that no rule and no projection looks back at."""
     taken = [o.name for o in others if o.kind == p.kind]
     options = ["", "", "", "learned", "learned(normal(0.3))", *taken]
     looks_back = any("w0" in f or "schedule_free" in f or "lookahead" in f for f in p.fields)
-    if allowed.drawn and not (p.shared or looks_back or p.has("retain kl") or p.has("retain lq")):
+    if not (p.shared or looks_back or p.has("retain kl") or p.has("retain lq")):
         options += ["normal(0.3)", "uniform(-0.3, 0.3)"]
     if p.is_matrix:
         options += ["0.2", "0.5 * learned(normal(0.3))", "ones"]

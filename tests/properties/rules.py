@@ -30,7 +30,7 @@ OPTIMIZERS = {
 }
 COUNTS = re.compile(
     r"\bt\b|adam|amsgrad|m3\(|lookahead|schedule_free|mean_of|slowly|counted|chunk_sum|debias"
-    r"|sgd\([^)]*momentum|nesterov\("
+    r"|sgd\(.*momentum|nesterov\("
 )
 """Rules that count their updates: beside `reset where(…)` the language does not build them."""
 
@@ -39,7 +39,8 @@ COUNTS = re.compile(
 class Part:
     """A memory of a level as it is being drawn: its name, widths, clock, and the lines of its fields.
 
-    counts: whether its rule may count updates. shared: one copy serves all rows, so its rates and gates are numbers."""
+    counts: whether its rule may count updates. shared: one copy serves all rows, so its rates and gates are numbers.
+    of_sequence: it begins anew with each sequence, and may look at a window of ticks."""
 
     name: str
     kind: str
@@ -50,6 +51,7 @@ class Part:
     fields: list[str] = field(default_factory=list)
     counts: bool = True
     shared: bool = False
+    of_sequence: bool = True
 
     @property
     def at_once(self) -> bool:
@@ -83,7 +85,7 @@ def rate(one: One, number: str | None, heads: int | None, p: Part) -> str:
         options += ["0.03 / (t + 2)", "(0.02 if t % 3 == 1 else 0.005)"]
     if heads:
         options.append("0.01 if head == 0 else 0.02")
-    if p.every > 1 and not p.shared:
+    if p.every > 1 and p.of_sequence:
         options.append("0.02 * mean(ticks(sigmoid(linear(x, 1))), axis = 0)")
     if number:
         options = [f"0.02 * sigmoid({number})", *options]
@@ -100,7 +102,7 @@ def gate(one: One, number: str | None, p: Part) -> str:
     if number:
         numbers = [f"0.9 + 0.1 * sigmoid({number})", *numbers]
     options = ["", *numbers]
-    if p.every > 1 and not p.shared:
+    if p.every > 1 and p.of_sequence:
         options.append("0.9 + 0.1 * mean(ticks(sigmoid(linear(x, 1))), axis = 0)")
     if p.is_matrix and not p.shared:
         options += [
@@ -132,7 +134,7 @@ def projection(one: One, p: Part) -> str:
     options = ["w |> ball(1.5)", "ball(2)", "w / max(norm(w, axis = -1), 1)", "clamp(w, -1, 1)"]
     if not p.shared:
         options.append("w * (0.9 + 0.1 * sigmoid(linear(x, 1)))")
-    if p.every > 1 and not p.shared:
+    if p.every > 1 and p.of_sequence:
         options.append("w * (0.9 + 0.1 * mean(ticks(sigmoid(linear(x, 1))), axis = 0))")
     options.append("0.5 * (w + w_chunk)")
     if not p.is_matrix:

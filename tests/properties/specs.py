@@ -66,10 +66,10 @@ def learning(one: One, given: str) -> list[str]:
     reset = one(["", "", "per stream; reset never"])
     every = one([2, 3, 4, 1])
     more = "; ".join(f for f in (one(["", "", "retain 0.95"]), reset) if f)
-    first = f"level reads {{ every {every} tokens; memory weights(model, \"linear.**\"); objective loss"
+    first = f'level reads {{ every {every} tokens; memory weights(model, "linear.**"); objective loss'
     lines = [loss, f"{first}; update {one(RULES)}; {more} }}"]
     if given == "tokens" and one([False, True]):
-        second = f"level slower {{ every {every * one([1, 2])} tokens; memory weights(model, \"embed.**\")"
+        second = f'level slower {{ every {every * one([1, 2])} tokens; memory weights(model, "embed.**")'
         lines.append(f"{second}; objective loss; update {one(RULES)}; {reset} }}")
     return [*lines, "level outer { every 1 step; memory weights(model); objective loss; update gd(0.1) }"]
 
@@ -80,16 +80,12 @@ def make(one: One) -> Spec:
     optimizers: set[str] = set()
     tokens = one([False, True])
     reads = one([False] * 6 + [True])  # weights learn while the model reads: much is not built beside it
-    allowed = Allowed(
-        chance=not reads and one([False, False, False, True]),
-        ahead=not reads and one([False] * 9 + [True]),
-        drawn=not reads,
-    )
+    allowed = Allowed(chance=one([False, False, False, True]), ahead=not reads and one([False] * 9 + [True]))
     per = one(["sequence"] * 6 + ["stream"] + ([] if reads else ["model"]))
     names = ("first", "second")[: one([1, 1, 2])]
     levels = [Level(one, n, flows, optimizers, allowed, per if n == "first" else "sequence") for n in names]
     body, more = layout_of(one, levels)
-    emits = not reads and one([False, False, False, True])
+    emits = one([False, False, False, True])
     if emits:
         levels[0].publish()
         more = [f.replace("{ x = x", "{ emit size = mean(x); x = x", 1) for f in more]
@@ -111,7 +107,7 @@ def make(one: One) -> Spec:
     ]
     if reads:
         lines += learning(one, given)
-    if emits:
+    if emits and not reads:
         lines.append(
             f"level outer {{ every 1 step; memory weights(model); objective mean(square(model({given}))) "
             "+ 0.1 * mean(emitted(size)); update gd(0.1) }"
