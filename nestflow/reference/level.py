@@ -127,9 +127,10 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
             taken = tick.before[memory_path(frame.instance.path, *t.source)]
             starts |= {f"{path}.{t.path}{suffix}": taken for suffix in ("", CHUNK)}
     own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS, path + SINCE}
-    looks_back = {memory_path(frame.instance.path, "", t.path) for t in frame.instance.tails}  # §3.11: these go on
+    inside = tuple(f"{c.path}." for _, c in frame.instance.children)  # §3.11: what looks back in its fields goes on
+    goes_on = {memory_path(frame.instance.path, "", t.path) for t in frame.instance.tails}
     for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES, path + SINCE)]:
-        if (key in own or not m.keep_rule) and key not in looks_back:
+        if (key in own or not m.keep_rule) and key not in goes_on and not key.startswith(inside):
             tick.put(key, pick(due, starts[key], tick.state[key]))
 
 
