@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nestflow.graph.levels.windows import age_of
-from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.model import Instance, Memory, MemoryTensor
+from nestflow.graph.reading.state import SEGMENT
 from nestflow.graph.state import CHUNK, GRAM, PENDING, SINCE, TICKS, UPDATES, keeps_anchor, memory_path
 from nestflow.ir.choices import for_tensor
 from nestflow.ir.node import Node, walk
@@ -127,11 +128,17 @@ def start_anew(frame: Frame, m: Memory, path: str) -> None:
             taken = tick.before[memory_path(frame.instance.path, *t.source)]
             starts |= {f"{path}.{t.path}{suffix}": taken for suffix in ("", CHUNK)}
     own = {f"{path}.{n}{suffix}" for n in names for suffix in ("", CHUNK, PENDING, GRAM)} | {path + TICKS, path + SINCE}
-    inside = tuple(f"{c.path}." for _, c in frame.instance.children)  # §3.11: what looks back in its fields goes on
-    goes_on = {memory_path(frame.instance.path, "", t.path) for t in frame.instance.tails}
     for key in [k for k in tick.state if k.startswith(path + ".") or k in (path + TICKS, path + UPDATES, path + SINCE)]:
-        if (key in own or not m.keep_rule) and key not in goes_on and not key.startswith(inside):
+        if (key in own or not m.keep_rule) and not goes_on(frame.instance, key):
             tick.put(key, pick(due, starts[key], tick.state[key]))
+
+
+def goes_on(instance: Instance, key: str) -> bool:
+    """What lies below a memory's path and is none of its state: what looks back in its fields (§3.11), in the flows
+    that they call too, and what a segment of the stream began with (§3.6)."""
+    below = (memory_path(instance.path, "", t.path) for t in instance.tails)
+    called = tuple(f"{c.path}." for _, c in instance.children)
+    return key in below or key.startswith(called) or key.endswith(SEGMENT)
 
 
 def drawn(tick: Tick, instance: str, m: Memory, t: MemoryTensor) -> Tensor:
