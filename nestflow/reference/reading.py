@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nestflow.graph.model import TokenLevel
@@ -301,11 +302,20 @@ def read(
         streams.append(reader.read(own, roots, length, None if starts is None else starts[part]))
     for values in zip(*streams):
         joined = [torch.cat([v.expand(_size(p), *v.shape[1:]) for p, v in zip(parts, vs)]) for vs in zip(*values)]
-        yield joined, {p: torch.cat([r.now[p] for r in readers]) for p in state}
+        yield joined, {p: _aligned([r.now[p] for r in readers]) for p in state}
 
 
 def _rows(x: Tensors, part: slice) -> Tensors:
     return {p: v[part] for p, v in x.items()}
+
+
+def _aligned(rows: list[Tensor]) -> Tensor:
+    """The state of all rows. Caches of rows that began later are shorter: pairs lie at the end, and what stands before
+    them is from before the row's first tick, which no query sees."""
+    longest = max(x.shape[2] for x in rows) if rows[0].ndim == 4 else 0
+    return torch.cat(
+        [F.pad(x, (0, 0, longest - x.shape[2], 0)) if x.ndim == 4 and x.shape[2] < longest else x for x in rows]
+    )
 
 
 def _size(part: slice) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 import nestflow
@@ -42,11 +44,38 @@ LEVELS = {
       return store(x) + seen(x)""",
 }
 
+NAMED = """every 1 token; {}; key x; objective l2; update momentum(0.1, 0.5)
+  memory a : matrix {{ value {}; {} }}
+  memory b : matrix {{ value a(x) }}
+  return a(x) + b(x)"""
+LOOKS = "x |> linear |> previous"
+LEVELS |= {
+    "a reset leaves look-back alone": NAMED.format("chunk 2", LOOKS, "reset each(chunk)"),
+    "a reset where a condition holds leaves look-back alone": NAMED.format(
+        "chunk 1", LOOKS, "reset where(sum(x |> linear(1) |> previous) > 0.1)"
+    ),
+    "a reset leaves look-back alone, in a flow that a field calls": NAMED.format(
+        "chunk 2", "lagged(x)", "reset each(chunk)"
+    ),
+}
+READS = """
+loss = square(model(x))
+level reads { every 3 tokens; memory weights(model, "linear.**"); objective loss; update gd(0.1) }
+level outer { every 1 step; memory weights(model); objective loss; update gd(0.1) }
+"""
+READ = {  # the level, in a model whose weights learn while it reads
+    "a reset in a segment that is run again": f"chunk 2; {MATRIX} objective l2; update gd(0.1); reset each(chunk)",
+    "a condition resets in a segment that is run again": f"chunk 3; {MATRIX} objective l2; update gd(0.1); "
+    "reset where(linear(x, 1) > 0.2)",
+    "caches of rows that begin apart": "memory cache; key x; value x |> linear; query x",
+}
 
-def spec_of(level: str) -> Spec:
+
+def spec_of(level: str, training: bool = False) -> Spec:
     every = "" if level.startswith("every") else "every 1 token; "
     text = f"nestflow 1\ninput x : float[T, 5]\noutput first(x)\nlevel first(x) {{\n{every}{level}\n}}\n"
-    return Spec(text, ("first",), tokens=False, batch=2, ticks=9, cuts=(1, 5), seed=3)
+    text += "flow lagged(x) { return x |> linear |> previous }\n" if "lagged(" in level else ""
+    return Spec(text, ("first",), tokens=False, batch=2, ticks=9, cuts=(1, 5), seed=3, training=training)
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -54,6 +83,21 @@ def test_found_before(name: str) -> None:
     case = Case(spec_of(LEVELS[name]))
     for check in checks.PROPERTIES:
         check(case)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_found_beside_weights_that_learn_while_reading(name: str) -> None:
+    spec = spec_of(READ[name])
+    model = "flow model(x) { x = x |> linear; return x + first(rmsnorm(x)) }"
+    case = Case(replace(spec, text=spec.text.replace("output first(x)", "output model(x)") + model + READS))
+    for check in checks.PROPERTIES:
+        check(case)
+
+
+def test_rows_at_several_places_are_one_pass_of_training() -> None:
+    """They are computed apart, and draw by one step."""
+    case = Case(spec_of(f"{MATRIX.replace('x |> l2norm', 'x |> dropout(0.3)')} objective l2; update gd(0.1)", True))
+    checks.sequences_begin_in_rows(case)
 
 
 def test_t_of_a_gate_is_one_at_the_first_update() -> None:
