@@ -262,14 +262,16 @@ class Module(Branch):
         which = sorted(set(range(state.batch) if rows is None else rows))
         slots = self.__dict__["_graph"].state
         kept = {s.path for s in slots if s.per != "sequence"}
-        begun = []
+        begun, passes = [], self.__dict__["_passes"]
         for part in state.of_rows(which):
             tensors = part.tensors
             if kept and hasattr(self.__dict__["_program"], "finish"):
-                tensors = self._compute("finish", {}, tensors, part.t, None, age=part.age)[1]
+                rows_in = torch.tensor(part.rows, device=self.device)
+                tensors = self._compute("finish", {}, tensors, part.t, None, age=part.age, rows=rows_in)[1]
             fresh = self._begin(len(part.rows), part.rows)
             tensors = {p: tensors[p] if p in kept else x for p, x in fresh.items()}
             begun.append(Group(part.rows, 0, tensors, part.place[1] if kept else None))
+        self.__dict__["_passes"] = passes  # ending a sequence is no pass
         return state.replaced(begun) if begun else state
 
     def run(

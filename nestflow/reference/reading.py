@@ -142,7 +142,7 @@ class Reader:
 
     def begin_sequence(self) -> None:
         """What is kept per sequence starts again; of the open segment the gradient so far is what a stream keeps."""
-        if self.kept:
+        if self.kept and self.open():  # a segment that is full and whose terms are known has been learned from
             self.learn(None)
         for p, x in self.start.items():
             if p not in self.kept and p != AGE:

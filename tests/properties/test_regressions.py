@@ -70,6 +70,10 @@ READ = {  # the level, in a model whose weights learn while it reads
     "caches of rows that begin apart": "memory cache; key x; value x |> linear; query x",
 }
 
+STREAM = {  # the rule of weights that learn while it reads, one copy for each stream
+    "a sequence that begins where a segment ends": "update gd(0.1); retain 0.9; per stream; reset never",
+}
+
 
 def spec_of(level: str, training: bool = False) -> Spec:
     every = "" if level.startswith("every") else "every 1 token; "
@@ -92,6 +96,17 @@ def test_found_beside_weights_that_learn_while_reading(name: str) -> None:
     case = Case(replace(spec, text=spec.text.replace("output first(x)", "output model(x)") + model + READS))
     for check in checks.PROPERTIES:
         check(case)
+
+
+@pytest.mark.parametrize("name", STREAM)
+def test_sequences_begin_in_streams(name: str) -> None:
+    spec = spec_of(f"{MATRIX} objective l2; update gd(0.1)")
+    model = "flow model(x) { x = x |> linear; return x + first(rmsnorm(x)) }" + READS.replace(
+        "update gd(0.1)", STREAM[name], 1
+    )
+    text = spec.text.replace("output first(x)", "output model(x)") + model
+    for cut in (2, 3):
+        checks.sequences_begin_in_rows(Case(replace(spec, text=text, cuts=(cut,))))
 
 
 def test_rows_at_several_places_are_one_pass_of_training() -> None:
