@@ -14,11 +14,11 @@ CHANCE = "nestflow.ops.chance"
 
 
 def counter(em: Emitter, node: Node) -> str:
-    """`c, path, (rows, heads, ticks), shape, ticks before the first`."""
+    """`c, path, (rows, heads, ticks), shape, ticks of the sequence before the first`."""
     t = node.type
     path = f'{em.prefix} + "{node["path"]}"' if em.prefix else f'"{node["path"]}"'
     ticks = None if not t.clock else em.ticks if not t.short else f"{em.ticks} - {t.short}"
-    return f"c, {path}, ({em.batch}, {t.heads}, {ticks}), {t.shape!r}, {em.t0 if t.clock else 0}"
+    return f"c, {path}, ({em.batch}, {t.heads}, {ticks}), {t.shape!r}, {em.sequence if t.clock else 0}"
 
 
 def draws(em: Emitter, node: Node) -> Expr:

@@ -115,6 +115,13 @@ def test_rows_at_several_places_are_one_pass_of_training() -> None:
     checks.sequences_begin_in_rows(case)
 
 
+def test_draws_count_the_sequence() -> None:
+    """Those of a memory that goes on beyond its sequence too."""
+    more = "objective l2; update gd(0.1); per stream; reset never"
+    case = Case(spec_of(f"{MATRIX.replace('x |> l2norm', 'x |> dropout(0.3)')} {more}", training=True))
+    checks.sequences_begin_in_rows(case)
+
+
 def test_t_of_a_gate_is_one_at_the_first_update() -> None:
     """`retain 0 if t == 1 else 1` empties the memory at its first update, at tick 4, and at no other."""
     level = f"every 4 tokens; {MATRIX} init learned; objective dot; update gd(0); retain 0 if t == 1 else 1"
