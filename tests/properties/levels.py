@@ -87,10 +87,10 @@ class Level:
         return every, every * self.one([1, 2, 3, 4])
 
     def part(self, name: str, kind: str, width: int, every: int, chunk: int) -> Part:
-        """A memory. In one of ten sequences it starts anew where a condition holds: then its rule may not count."""
-        counts = self.per != "sequence" or not self.one([False] * 9 + [True])
+        """A memory. One of ten starts anew where a condition holds."""
+        anew = self.per == "sequence" and self.one([False] * 9 + [True])
         of_sequence = self.per == "sequence"
-        return Part(name, kind, self.key, width, every, chunk, [], counts, self.per == "model", of_sequence)
+        return Part(name, kind, self.key, width, every, chunk, [], anew, self.per == "model", of_sequence)
 
     def memories(self, count: int) -> list[str]:
         one = self.one
@@ -147,11 +147,11 @@ class Level:
         if p.has("value [") or rounds:
             rule = rule.replace("w_chunk", "w0").replace("chunk_sum", "lagged")  # not built in rounds
             self.optimizers |= {"lagged"} if "lagged" in rule else set()
-        if of_sequence and p.counts and one([False] * 5 + [True]):
+        if of_sequence and not p.anew and one([False] * 5 + [True]):
             goal = windowed(one, goal)
         p.fields += [f"objective {goal}", f"update {rule}", rounds]
         if self.per != "model" and "chunk_sum" not in rule and one([False] * 5 + [True]):
-            p.fields.append(f"when {one(WHEN)}")
+            p.fields.append(f"when {one([w for w in WHEN if not (p.anew and w.startswith('t '))])}")
         if one([False] * 7 + [True]):
             chosen = projection(one, p)
             p.fields.append("project " + (chosen.replace("w_chunk", "w0") if rounds or p.has("value [") else chosen))
@@ -166,7 +166,7 @@ class Level:
         others = [m for m in self.parts if m is not p]
         chosen = start(one, p, [m for m in self.parts[: self.parts.index(p)] if not is_cache(m)])
         p.fields.append(f"init {chosen}" if chosen else "")
-        if of_sequence and not p.counts:
+        if of_sequence and p.anew:
             p.fields.append(f"reset where({one(WHERE)})")
         elif of_sequence and one([False] * 6 + [True]):
             p.fields.append(f"reset {reset(one, p, others)}")
@@ -205,7 +205,7 @@ class Level:
         p.fields.append(f"retain {keep}" if keep else "")
         p.fields.append(one(["", "read before"]))
         if self.per == "sequence":
-            p.fields.append(one(["", "reset each(chunk)"]) if p.counts else f"reset where({one(WHERE)})")
+            p.fields.append(one(["", "reset each(chunk)"]) if not p.anew else f"reset where({one(WHERE)})")
         y = "y" if vector else f"(y * (x |> linear({self.value})))"
         clock = [f"every {every} tokens", f"chunk {chunk}"]
         return [*clock, f"memory {p.kind}", *(f for f in p.fields if f), self.join(y, self.value)]
@@ -213,7 +213,7 @@ class Level:
     @property
     def reads(self) -> bool:
         """Whether `m.read` of it may be called."""
-        return self.per == "sequence" and all(p.counts and not is_cache(p) for p in self.parts)
+        return self.per == "sequence" and all(not p.anew and not is_cache(p) for p in self.parts)
 
     def publish(self) -> None:
         """`emit size`: a number a tick, of what the level recalls."""

@@ -6,7 +6,6 @@ Everything is drawn with `one(options)`, the simplest option first: hypothesis s
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,19 +27,14 @@ OPTIMIZERS = {
     "chunk_sum": "optimizer chunk_sum(lr) { memory s : like(w) { value g; update gd(1); reset each(chunk) }; "
     "set w_chunk - lr * s }",
 }
-COUNTS = re.compile(
-    r"\bt\b|adam|amsgrad|m3\(|lookahead|schedule_free|mean_of|slowly|counted|chunk_sum|debias"
-    r"|sgd\(.*momentum|nesterov\("
-)
-"""Rules that count their updates: beside `reset where(…)` the language does not build them."""
 
 
 @dataclass
 class Part:
     """A memory of a level as it is being drawn: its name, widths, clock, and the lines of its fields.
 
-    counts: whether its rule may count updates. shared: one copy serves all rows, so its rates and gates are numbers.
-    of_sequence: it begins anew with each sequence, and may look at a window of ticks."""
+    anew: it starts anew where a condition holds. shared: one copy serves all rows, so its rates and gates are numbers.
+    of_sequence: it begins anew with each sequence; such alone may look at a window of ticks."""
 
     name: str
     kind: str
@@ -49,7 +43,7 @@ class Part:
     every: int
     chunk: int
     fields: list[str] = field(default_factory=list)
-    counts: bool = True
+    anew: bool = False
     shared: bool = False
     of_sequence: bool = True
 
@@ -81,11 +75,10 @@ def rate(one: One, number: str | None, heads: int | None, p: Part) -> str:
         "0.01", "0.02 * sigmoid(linear(x, 1))", "0.02 * sigmoid(x |> linear(1) |> short_conv(2))",
         "0.02 * sigmoid(mean(x |> linear(3)))",
     ]  # fmt: skip
-    if p.counts:
-        options += ["0.03 / (t + 2)", "(0.02 if t % 3 == 1 else 0.005)"]
+    options += ["0.03 / (t + 2)", "(0.02 if t % 3 == 1 else 0.005)"]
     if heads:
         options.append("0.01 if head == 0 else 0.02")
-    if p.every > 1 and p.of_sequence:
+    if p.every > 1 and p.of_sequence and not p.anew:
         options.append("0.02 * mean(ticks(sigmoid(linear(x, 1))), axis = 0)")
     if number:
         options = [f"0.02 * sigmoid({number})", *options]
@@ -97,12 +90,11 @@ def gate(one: One, number: str | None, p: Part) -> str:
     numbers = ["0.95"] if p.shared else [
         "0.95", "0.9 + 0.1 * sigmoid(linear(x, 1))", "0.9 + 0.1 * sigmoid(x |> linear(1) |> previous)",
     ]  # fmt: skip
-    if p.counts:
-        numbers += ["1 - 0.1 / (t + 1)", "1 if t % 2 == 0 else 0.9"]
+    numbers += [] if p.anew else ["1 - 0.1 / (t + 1)", "1 if t % 2 == 0 else 0.9"]
     if number:
         numbers = [f"0.9 + 0.1 * sigmoid({number})", *numbers]
     options = ["", *numbers]
-    if p.every > 1 and p.of_sequence:
+    if p.every > 1 and p.of_sequence and not p.anew:
         options.append("0.9 + 0.1 * mean(ticks(sigmoid(linear(x, 1))), axis = 0)")
     if p.is_matrix and not p.shared:
         options += [
@@ -113,7 +105,7 @@ def gate(one: One, number: str | None, p: Part) -> str:
     chosen = one(options)
     names = p.tensors()
     if names and one([False] * 5 + [True]):
-        each = ["0.95", "1 - 0.1 / (t + 1)" if p.counts else "0.9"]
+        each = ["0.95", "0.9" if p.anew else "1 - 0.1 / (t + 1)"]
         each += [] if p.shared else ["0.9 + 0.1 * sigmoid(linear(x, 1))"]
         chosen = "{" + ", ".join(f"{n}: {one(each)}" for n in names) + "}"
     if chosen and p.at_once and one([False, True]):
@@ -134,7 +126,7 @@ def projection(one: One, p: Part) -> str:
     options = ["w |> ball(1.5)", "ball(2)", "w / max(norm(w, axis = -1), 1)", "clamp(w, -1, 1)"]
     if not p.shared:
         options.append("w * (0.9 + 0.1 * sigmoid(linear(x, 1)))")
-    if p.every > 1 and p.of_sequence:
+    if p.every > 1 and p.of_sequence and not p.anew:
         options.append("w * (0.9 + 0.1 * mean(ticks(sigmoid(linear(x, 1))), axis = 0))")
     options.append("0.5 * (w + w_chunk)")
     if not p.is_matrix:
@@ -179,9 +171,6 @@ def update(one: One, number: str | None, heads: int | None, optimizers: set[str]
         f"-({r}) * g / (0.1 + rms(g))", f"-({r}) * tanh(g)", f"-({r}) * where(g > 0, g, 0.5 * g)",
         "adam(cosine(0.01, warmup = 3, total = 20))",
     ]  # fmt: skip
-    if not p.counts:
-        options = [o for o in options if not COUNTS.search(o)]
-        name = "lagged" if COUNTS.search(name) else name
     chosen = one([*options, name, name])
     if chosen == name:
         optimizers.add(name)

@@ -65,7 +65,9 @@ def learning(one: One, given: str) -> list[str]:
     loss = f"loss = cross_entropy(model({given}), next({given}))" if given == "tokens" else "loss = square(model(x))"
     reset = one(["", "", "per stream; reset never"])
     every = one([2, 3, 4, 1])
-    more = "; ".join(f for f in (one(["", "", "retain 0.95"]), reset) if f)
+    gates = ["", "when tokens > 2", "when loss > 1.5"] if given == "tokens" else ["", "when mean(x) > 0"]
+    fields = one(["", "", "retain 0.95"]), reset, one(["", *gates]), one(["", "", "weight 0.5"])
+    more = "; ".join(f for f in (*fields, one(["", "", "project ball(2)"])) if f)
     first = f'level reads {{ every {every} tokens; memory weights(model, "linear.**"); objective loss'
     lines = [loss, f"{first}; update {one(RULES)}; {more} }}"]
     if given == "tokens" and one([False, True]):
