@@ -72,7 +72,7 @@ class Emitter:
         self.wide = WIDE
         self.sequence = t0  # ticks of the sequence before the first one
         self.letters = letters or Letters()
-        self.tails = "c.s"  # where look-back blocks find their last inputs (in a loop over pieces: "c.n")
+        self.tails: dict[str, str] = {}  # variables with the last inputs of blocks that look back, in a loop over pieces
         self.done: dict[Node, Expr] = {}
         self.uses: Counter[Node] = Counter()
         self.counted: set[Node] = set()

@@ -40,8 +40,13 @@ def embed(em: Emitter, node: Node) -> Expr:
     return expr_of(f"F.embedding({i.text}, {w.text})", ATOM, i, w)
 
 
-def _tail(em: Emitter, node: Node) -> str:
-    return f'{em.prefix} + "{node["tail"]}"' if em.prefix else f'"{node["tail"]}"'
+def _tail(em: Emitter, node: Node) -> tuple[str, str]:
+    """Where a block that looks back finds its last inputs, and where it leaves those for the next call."""
+    known = em.tails.get(node["tail"])
+    if known is not None:
+        return known, f", {known}"
+    path = f'{em.prefix} + "{node["tail"]}"' if em.prefix else f'"{node["tail"]}"'
+    return f"c.s[{path}]", f", c.n[{path}]"
 
 
 def short_conv(em: Emitter, node: Node) -> Expr:
@@ -52,28 +57,28 @@ def short_conv(em: Emitter, node: Node) -> Expr:
     parts = [tensor(em, x, node.type, 1), em.done[w]] + [em.done[b] for b in bias]
     if w.type.heads and not x.type.heads:
         parts[0] = expanded(em, x, node.type)
-    tail = _tail(em, node)
+    before, after = _tail(em, node)
     extra = f", {parts[2].text}" if bias else ""
-    e = expr_of(f"short_conv({parts[0].text}, {parts[1].text}, {em.tails}[{tail}]{extra})", ATOM, *parts)
-    em.assign(node, e, targets=f", c.n[{tail}]")
+    e = expr_of(f"short_conv({parts[0].text}, {parts[1].text}, {before}{extra})", ATOM, *parts)
+    em.assign(node, e, targets=after)
     return e
 
 
 def previous(em: Emitter, node: Node) -> Expr:
     em.writer.use(LOOKBACK, "previous")
-    x, tail = em.done[node.args[0]], _tail(em, node)
-    e = expr_of(f"previous({x.text}, {em.tails}[{tail}], {tick_axis(node.type)})", ATOM, x)
-    em.assign(node, e, targets=f", c.n[{tail}]")
+    x, (before, after) = em.done[node.args[0]], _tail(em, node)
+    e = expr_of(f"previous({x.text}, {before}, {tick_axis(node.type)})", ATOM, x)
+    em.assign(node, e, targets=after)
     return e
 
 
 def window(em: Emitter, node: Node) -> Expr:
     em.writer.use(LOOKBACK, "window")
-    (x,), tail = node.args, _tail(em, node)
+    (x,), (before, after) = node.args, _tail(em, node)
     part = tensor(em, x, x.type.with_(batch=True))
     order = ", oldest=True" if node.get("oldest") else ""
-    e = expr_of(f"window({part.text}, {em.tails}[{tail}], {tick_axis(x.type)}{order})", ATOM, part)
-    em.assign(node, e, targets=f", c.n[{tail}]")
+    e = expr_of(f"window({part.text}, {before}, {tick_axis(x.type)}{order})", ATOM, part)
+    em.assign(node, e, targets=after)
     return e
 
 

@@ -17,6 +17,11 @@ def where(node: object) -> str:
     return f"  # {short_name(span.source.name)}:{span.line}" if span is not None else ""
 
 
+def packed(names: list[str]) -> str:
+    """A tuple's text."""
+    return f"({', '.join(names)}{',' if len(names) == 1 else ''})"
+
+
 def keeps_state(instance: Instance) -> bool:
     return any(i.tails or i.memories for i in instance.streamed())
 

@@ -2,8 +2,9 @@
 
     def titans(c, p, x_BTD):
         ...                       keys, values, queries, rates and gates of all tokens
-        for n, k_BHCD, ... in zip(sizes, ...):
+        def piece(t, n, state, k_BHCD, ...):
             ...                   errors of the piece, the rule in closed form (or tensor by tensor), recalls, new state
+        state, (y_BHTD,) = in_turn(c, piece, ...)
         ...                       what the level makes of its recalls
 
 c: nestflow.ops.runtime.Context; p: the instance's path with a dot behind it.
@@ -23,6 +24,7 @@ from nestflow.emit.levels.facts import (
     keeps_state,
     looks_at_start,
     numbers_of,
+    packed,
     reads_new,
     taken_first,
     where,
@@ -59,7 +61,7 @@ class LevelCode:
         self.instance, self.plan, self.writer, self.letters = instance, plan, writer, letters
         self.nodes = Nodes(plan)
         self.splits: list[tuple[str, str]] = []  # loop variable, iterable
-        self.collected: list[tuple[Node, str, str]] = []  # recall, list variable, axis
+        self.recalled: list[str] = []  # variables of a piece that hold what `front` recalls in it
         # ticks before the call, as the level's memories count them
         self.t0 = "c.age0" if any(m.per != "sequence" for m in instance.memories) else "c.t0"
 
@@ -169,11 +171,9 @@ class LevelCode:
         if self.t0 != "c.t0":  # look-back counts the sequence's ticks
             self.inner.sequence = f"(t - {self.t0} + c.t0)"
         self.inner.holder.update(em.holder)
-        self.inner.tails = "c.n"
         for n in walk(*roots):
             if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
-                path = f'p + "{n["tail"]}"'
-                writer.line(f"c.n[{path}] = c.s[{path}]")
+                self.state.tail(n["tail"])
             elif n in loop and n.op == "call" and keeps_state(self.instance.child(n["child"])):
                 said = f"`{n['child']}` keeps a state and reads what a memory of its level recalls"
                 raise fail(
@@ -187,25 +187,33 @@ class LevelCode:
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
         self.split_context(outside)
         self.closed_rows(loop)
-        self.open_lists()
-        writer.line(f"t = {self.t0}")
-        with writer.block(self.header()):
+        function, state = self.variable("piece"), self.state.variables
+        with writer.block(f"def {function}({', '.join(['t', 'n', 'state', *(v for v, _ in self.splits)])}):"):
+            if self.state.kept:
+                writer.line(f"{state} = state")
             self.inner.plan(*roots)
             self.piece()
-        self.close_lists()
+            writer.line(f"return {state}, {packed(self.recalled)}")
+        writer.line()
+        self.run(function, state)
         self.state.write()
 
-    def header(self) -> str:
-        """`for n, k_BHCD, … in zip(sizes, k_BHTD.split(sizes, -2), …):`, on several lines where it is long."""
-        if not self.splits:
-            return "for n in sizes:"
-        variables = ["n", *(v for v, _ in self.splits)]
-        iterables = ["sizes", *(i for _, i in self.splits)]
-        line = f"for {', '.join(variables)} in zip({', '.join(iterables)}):"
-        if len(line) <= 110:
-            return line
-        inner = "".join(f"\n    {i}," for i in iterables)
-        return f"for {', '.join(variables)} in zip({inner}\n):"
+    def run(self, function: str, state: str) -> None:
+        """All pieces in turn: the state after them, and what was recalled at every tick."""
+        loop = self.writer.use("nestflow.ops.loop", "in_turn")
+        results = []
+        for n in self.front:
+            results.append(self.outer.fresh("y" if len(self.front) == 1 else n["memory"], n.type))
+            self.outer.bind(n, results[-1])
+        axes_ = packed([str(tick_axis(n.type)) for n in self.front])
+        targets = f"{state if self.state.kept else '_'}, {packed(results)}"
+        given = [f"c, {function}", self.t0, "sizes", state, packed([i for _, i in self.splits]), axes_]
+        line = f"{targets} = {loop}({', '.join(given)})"
+        if len(line) > 110:
+            splits = "".join(f"        {i},\n" for _, i in self.splits)
+            parts = [", ".join(given[:3]), state, f"(\n{splits}    )" if splits else "()", axes_]
+            line = f"{targets} = {loop}(\n" + "".join(f"    {x},\n" for x in parts) + ")"
+        self.writer.line(line)
 
     def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
         """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
@@ -268,6 +276,8 @@ class LevelCode:
         """Loop variables for what was evaluated before the loop."""
         for n in outside:
             if not n.type.clock:
+                if "c." in self.outer.done[n].text:  # a variable: a piece takes tensors from outside by name alone
+                    self.outer.variable(n, "w")
                 self.inner.done[n] = self.outer.done[n]
                 continue
             source = self.outer.variable(n)
@@ -306,19 +316,6 @@ class LevelCode:
         self.splits.append((name, iterable))
         return name
 
-    def open_lists(self) -> None:
-        for n, _ in zip(self.front, self.reads):
-            name = self.variable("ys" if len(self.front) == 1 else f"{n['memory']}_ys")
-            self.collected.append((n, name, str(tick_axis(n.type))))
-            self.writer.line(f"{name} = []")
-
-    def close_lists(self) -> None:
-        for n, name, axis in self.collected:
-            y = self.outer.fresh("y" if len(self.front) == 1 else n["memory"], n.type)
-            join = self.writer.use(CAUSAL, "joined") if self.masked() else "torch.cat"
-            self.writer.line(f"{y} = {join}({name}, {axis})")
-            self.outer.bind(n, y)
-
     def masked(self) -> bool:
         """Whether ticks of a piece are computed together, those before one masked from it."""
         return self.plan.size > 1 and any(p.closed for p in self.plan.looped)
@@ -341,18 +338,28 @@ class LevelCode:
         for p in self.plan.looped:
             self.solved(p)
         late = [reads_new(y) for y in self.reads]
-        for (_, name, _), y, wait in zip(self.collected, self.reads, late):
+        found: dict[int, str] = {}
+        for i, (y, wait) in enumerate(zip(self.reads, late)):
             if wait:
                 self.before_learning(y)
             else:
-                self.writer.line(f"{name}.append({self.inner.value(y)})")
+                found[i] = self.held(y)
         given_up = self.learn(any(late))
-        for (_, name, _), y, wait in zip(self.collected, self.reads, late):
-            if wait:
-                self.writer.line(f"{name}.append({self.inner.value(y)})")
+        found.update({i: self.held(y) for i, y in enumerate(self.reads) if i not in found})
+        self.recalled = [found[i] for i in range(len(self.reads))]
         for line in given_up:
             self.writer.line(line)
         self.state.advance()
+
+    def held(self, y: Node) -> str:
+        """A variable with a recall, which stays as it is when the state moves on."""
+        name = self.inner.value(y)
+        if name.isidentifier() and name not in (kept for kept, _ in self.state.kept):
+            return name
+        own = self.inner.fresh("y", y.type)
+        self.writer.line(f"{own} = {name}")
+        self.inner.holder[own] = y
+        return own
 
     def before_learning(self, y: Node) -> None:
         """What a recall of the new state uses of the old one, into variables while it is still there."""

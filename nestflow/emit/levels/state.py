@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nestflow.emit.levels.facts import start_of
+from nestflow.emit.levels.facts import packed, start_of
 from nestflow.emit.levels.nodes import state
 from nestflow.emit.levels.rows import starts_of
 from nestflow.emit.levels.rule import RuleCode, decayed, slot_leaf
@@ -95,6 +95,13 @@ class StateNames:
         self.names[leaf] = name
         self.kept.append((name, path))
         return name
+
+    def tail(self, path: str) -> None:
+        """The last inputs of a block that looks back at what a memory recalls: they pass from piece to piece."""
+        name = self.level.variable("tail")
+        self.writer.line(f'{name} = c.s[p + "{path}"]')
+        self.level.inner.tails[path] = name
+        self.kept.append((name, path))
 
     def starts(self, p: MemoryPlan, t: MemoryTensor) -> list[str]:
         """The variables of a closed form's starts, in order."""
@@ -219,6 +226,11 @@ class StateNames:
             with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):
                 for anchor, now in pairs:
                     self.writer.line(f"{anchor} = {now}")
+
+    @property
+    def variables(self) -> str:
+        """The state as a tuple of variables."""
+        return packed([name for name, _ in self.kept])
 
     def write(self) -> None:
         """Give the state back."""
