@@ -1,35 +1,260 @@
 """The loop of a level over its pieces: piece after piece, a state that passes through them, recalls that are collected.
 
-`in_turn` is where `execution` acts: the pieces of a segment may be one call of compiled code, and a segment may keep
-nothing for the backward pass but the state it began with (`checkpointing`), or all of it.
+`in_turn` is where `execution` acts. Plainly, it is a Python loop under autograd. With `checkpointing` a segment of
+pieces keeps nothing for the backward pass but the state that it began with, and runs again there. With `compile`, a
+segment is one call of compiled code, forward and backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import types
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from nestflow.ops.runtime import Context
 
 State = tuple[Tensor, ...]
-Piece = Callable[..., tuple[State, tuple[Tensor, ...]]]
+Recalls = tuple[Tensor, ...]
+Piece = Callable[..., tuple[State, Recalls]]
+Inputs = list[tuple[Any, ...]]  # of each piece
+
+TOGETHER = 4  # pieces in one call of compiled code
+UNROLLED = 8  # pieces that `torch.compile` of a whole module may see; longer loops stay out of its graph
 
 
 def in_turn(
-    c: Context, piece: Piece, t: int, sizes: Sequence[int], state: State, lists: Sequence[Any], axes: Sequence[int]
-) -> tuple[State, tuple[Tensor, ...]]:
+    c: Context,
+    piece: Piece,
+    t: int,
+    sizes: Sequence[int],
+    state: State,
+    lists: Sequence[Any],
+    axes: Sequence[int],
+    period: int = 0,
+) -> tuple[State, Recalls]:
     """The state after all pieces, and what each of them recalled, joined along the ticks.
 
     piece(t, n, state, *inputs) -> (state, recalls): t ticks before it, n ticks in it. lists: for each input one value
-    a piece. axes: of each recall, where its ticks lie.
+    a piece. axes: of each recall, where its ticks lie. period: all that a piece asks of t is t modulo this (0: it asks
+    for t itself).
     """
-    found: tuple[list[Tensor], ...] = tuple([] for _ in axes)
-    for n, *inputs in zip(sizes, *lists):
-        state, recalls = piece(t, n, state, *inputs)
+    if len(sizes) > UNROLLED and torch.compiler.is_dynamo_compiling():
+        return _apart(c, piece, t, sizes, state, lists, axes, period)
+    return _in_turn(c, piece, t, sizes, state, lists, axes, period)
+
+
+def _in_turn(
+    c: Context,
+    piece: Piece,
+    t: int,
+    sizes: Sequence[int],
+    state: State,
+    lists: Sequence[Any],
+    axes: Sequence[int],
+    period: int,
+) -> tuple[State, Recalls]:
+    inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
+    compiled = c.how.compiled and period > 0 and len(sizes) > 1
+    if not compiled and not (c.how.segment and torch.is_grad_enabled()):
+        state, parts = several(piece, t, tuple(sizes), state, inputs)
+        return state, _joined(parts, axes)
+    found: list[Recalls] = []
+    if compiled:
+        tensors, form = flat(state)
+        state = built(form, [x.contiguous() for x in tensors])
+    for a, b in segments(sizes, t, c.how.segment, period if compiled else 0):
+        ticks, even = tuple(sizes[a:b]), b - a > 1 or len(sizes) < TOGETHER
+        run = _compiled if compiled and even else several
+        start = t % period if run is _compiled else t
+        if torch.is_grad_enabled():
+            state, parts = _recomputed(run, c, piece, start, ticks, state, inputs[a:b])
+        else:
+            state, parts = run(piece, start, ticks, state, inputs[a:b])
+        found += parts
+        t += sum(ticks)
+    return state, _joined(found, axes)
+
+
+_apart = torch.compiler.disable(_in_turn)
+
+
+def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:
+    """Pieces one after the other."""
+    found = []
+    for n, given in zip(sizes, inputs):
+        state, recalls = piece(t, n, state, *given)
+        found.append(recalls)
         t += n
-        for part, x in zip(found, recalls):
-            part.append(x)
-    return state, tuple(torch.cat(part, axis) for part, axis in zip(found, axes))
+    return state, found
+
+
+def _joined(parts: list[Recalls], axes: Sequence[int]) -> Recalls:
+    return tuple(torch.cat(part, axis) for part, axis in zip(zip(*parts), axes))
+
+
+def segments(sizes: Sequence[int], t: int, segment: int, period: int) -> Iterator[tuple[int, int]]:
+    """Where segments begin and end. segment: pieces in each (−1: about the root of their number). period: of code that
+    is compiled once for all segments (0: it is not compiled); then they are even, and an odd piece is alone."""
+    if not period:
+        length = segment if segment > 0 else math.isqrt(len(sizes) - 1) + 1
+        yield from ((a, min(a + length, len(sizes))) for a in range(0, len(sizes), length))
+        return
+    full = max(sizes)
+    length = max(TOGETHER, period // full if period % full == 0 else 1)
+    a = 0
+    while a < len(sizes):
+        b = a + length
+        if b <= len(sizes) and all(n == full for n in sizes[a:b]):
+            yield a, b
+            a = b
+        else:
+            yield a, a + 1
+            a += 1
+
+
+# ---- compiled
+
+
+_code: dict[str, Any] = {}
+
+
+def _compiled(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:
+    """`several` by `torch.compile`; where it cannot compile, as it stands, with a warning."""
+    if "failed" in _code:
+        return several(piece, t, sizes, state, inputs)
+    if "several" not in _code:
+        _code["several"] = torch.compile(several, dynamic=False)
+    try:
+        return _code["several"](piece, t, sizes, state, inputs)
+    except Exception as e:
+        result = several(piece, t, sizes, state, inputs)  # if the fault lies in the piece, it is raised here
+        _code["failed"] = True
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        warnings.warn(f"`execution {{ compile true }}` has no effect: {reason:.200}", stacklevel=2)
+        return result
+
+
+# ---- recomputed in the backward pass
+
+
+def _recomputed(
+    run: Callable[..., Any],
+    c: Context,
+    piece: Piece,
+    t: int,
+    sizes: tuple[int, ...],
+    state: State,
+    inputs: Inputs,
+) -> tuple[State, list[Recalls]]:
+    outside = Outside(c, piece)
+    values, form = flat((state, inputs, outside.values))
+    count = len(set(map(id, state)))
+
+    def again(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+        state, inputs, values = built(form, tensors)
+        return flat(run(outside.bound(values), t, sizes, state, inputs))
+
+    held: list[Any] = []
+    results = Segment.apply(again, held, count, *values)
+    return built(held[0], results)
+
+
+class Segment(torch.autograd.Function):
+    """A function of tensors that keeps its arguments alone, and runs again when gradients are asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, again: Callable[..., Any], held: list[Any], state: int, *tensors: Tensor) -> Any:
+        ctx.again, ctx.state = again, state
+        ctx.save_for_backward(*tensors)
+        with torch.no_grad():
+            results, form = again(tensors)
+        held.append(form)
+        ctx.mark_non_differentiable(*(x for x in results if not x.is_floating_point()))
+        ctx.set_materialize_grads(False)
+        known = set(map(id, tensors))  # a result that is an argument is another tensor here
+        return tuple(x.view_as(x) if id(x) in known else x for x in results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        needed = ctx.needs_input_grad[3:]
+        # the state of the first segment needs none; computed all the same, all segments are one compiled function
+        wanted = [x.is_floating_point() and (n or i < ctx.state) for i, (x, n) in enumerate(zip(ctx.saved_tensors, needed))]
+        tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted)]
+        with torch.enable_grad():
+            results, _ = ctx.again(tensors)
+        pairs = [(x, g) for x, g in zip(results, gradients) if g is not None and x.requires_grad]
+        leaves = [x for x in tensors if x.requires_grad]
+        found = iter(
+            torch.autograd.grad([x for x, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+            if pairs
+            else [None] * len(leaves)
+        )
+        given = [next(found) if x.requires_grad else None for x in tensors]
+        return (None, None, None, *(g if n else None for g, n in zip(given, needed)))
+
+
+class Outside:
+    """What a piece takes from the function around it: its variables, and the slow weights below its path."""
+
+    def __init__(self, c: Context, piece: Piece) -> None:
+        names = piece.__code__.co_freevars
+        cells = dict(zip(names, (cell.cell_contents for cell in piece.__closure__ or ())))
+        self.piece, self.context, self.names = piece, c, names
+        self.cells = {n: v for n, v in cells.items() if n != "c"}
+        path = self.cells.get("p", "")
+        weights = {n: x for n, x in c.w.items() if n.startswith(path)} if "c" in names else {}
+        self.values = (self.cells, weights)
+
+    def bound(self, values: tuple[dict[str, Any], dict[str, Tensor]]) -> Piece:
+        """The piece with other tensors in their place."""
+        cells, weights = values
+        if "c" in self.names:
+            cells = {**cells, "c": self.context.part(w={**self.context.w, **weights})}
+        closure = tuple(types.CellType(cells[n]) for n in self.names)
+        code, around = self.piece.__code__, self.piece.__globals__
+        return types.FunctionType(code, around, self.piece.__name__, self.piece.__defaults__, closure)
+
+
+def flat(tree: Any) -> tuple[list[Tensor], Any]:
+    """The distinct tensors in nested tuples, lists and dicts, and the form that `built` puts them back into."""
+    places: dict[int, int] = {}
+    tensors: list[Tensor] = []
+
+    def visit(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            if id(x) not in places:
+                places[id(x)] = len(tensors)
+                tensors.append(x)
+            return _Place(places[id(x)])
+        if isinstance(x, tuple):
+            made = [visit(y) for y in x]
+            return type(x)(*made) if hasattr(x, "_fields") else tuple(made)
+        if isinstance(x, list):
+            return [visit(y) for y in x]
+        return {n: visit(y) for n, y in x.items()} if isinstance(x, dict) else x
+
+    form = visit(tree)
+    return tensors, form
+
+
+class _Place(int):
+    """Where a tensor stands in the list."""
+
+
+def built(form: Any, tensors: Sequence[Tensor]) -> Any:
+    """The tree that `flat` took apart, with these tensors."""
+    if isinstance(form, _Place):
+        return tensors[form]
+    if isinstance(form, tuple):
+        made = [built(y, tensors) for y in form]
+        return type(form)(*made) if hasattr(form, "_fields") else tuple(made)
+    if isinstance(form, list):
+        return [built(y, tensors) for y in form]
+    return {n: built(y, tensors) for n, y in form.items()} if isinstance(form, dict) else form

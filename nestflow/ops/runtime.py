@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+
+class How(NamedTuple):
+    """How the loops of a call are run; results do not depend on it beyond rounding.
+
+    segment: pieces that keep only their first state for the backward pass (0: all is kept, −1: about the root of their
+    number). compiled: pieces run by `torch.compile`.
+    """
+
+    segment: int = 0
+    compiled: bool = False
 
 
 class Context:
@@ -16,6 +27,7 @@ class Context:
     w: slow weights by path. s: state of the stream before the call, by path. n: the state after it, filled by the code.
     t0: ticks the rows have seen in their sequences, age0 in their streams.
     training: whether this is the forward pass of a step that learns. networks: those of the caller, by name.
+    how: how its loops are run.
     seed, step, rows: what draws are a function of (rows None: all).
     """
 
@@ -32,6 +44,7 @@ class Context:
     ) -> None:
         self.seed, self.step = 0, 0  # what draws are a function of
         self.rows: Tensor | None = None
+        self.how = How()
         self.networks = networks or {}
         self.age0 = t0 if age0 is None else age0
         self.w, self.s, self.t0, self.training, self.dtype, self.device = w, s, t0, training, dtype, device

@@ -31,6 +31,7 @@ from nestflow.emit.levels.facts import (
     written,
 )
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
+from nestflow.emit.levels.period import period_of
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
 from nestflow.emit.levels.rule import RuleCode, context_parts
@@ -192,13 +193,15 @@ class LevelCode:
             if self.state.kept:
                 writer.line(f"{state} = state")
             self.inner.plan(*roots)
+            begin = len(writer.lines)
             self.piece()
+            period = period_of(writer.lines[begin:])
             writer.line(f"return {state}, {packed(self.recalled)}")
         writer.line()
-        self.run(function, state)
+        self.run(function, state, period)
         self.state.write()
 
-    def run(self, function: str, state: str) -> None:
+    def run(self, function: str, state: str, period: int) -> None:
         """All pieces in turn: the state after them, and what was recalled at every tick."""
         loop = self.writer.use("nestflow.ops.loop", "in_turn")
         results = []
@@ -207,11 +210,12 @@ class LevelCode:
             self.outer.bind(n, results[-1])
         axes_ = packed([str(tick_axis(n.type)) for n in self.front])
         targets = f"{state if self.state.kept else '_'}, {packed(results)}"
-        given = [f"c, {function}", self.t0, "sizes", state, packed([i for _, i in self.splits]), axes_]
+        last = f"{axes_}, period={period}"
+        given = [f"c, {function}", self.t0, "sizes", state, packed([i for _, i in self.splits]), last]
         line = f"{targets} = {loop}({', '.join(given)})"
         if len(line) > 110:
             splits = "".join(f"        {i},\n" for _, i in self.splits)
-            parts = [", ".join(given[:3]), state, f"(\n{splits}    )" if splits else "()", axes_]
+            parts = [", ".join(given[:3]), state, f"(\n{splits}    )" if splits else "()", last]
             line = f"{targets} = {loop}(\n" + "".join(f"    {x},\n" for x in parts) + ")"
         self.writer.line(line)
 

@@ -51,7 +51,15 @@ class StateNames:
                 if slot.shared:
                     leaf = slot_leaf(p.memory, state_tensors(p.memory)[0], slot.name)
                     self.add(leaf, slot.name, f"{p.memory.name}.{slot.name}")
+        self.begin()
         self.again()
+
+    def begin(self) -> None:
+        """A call that begins with a chunk takes its errors at the state itself, not at an equal copy."""
+        for chunk, pairs in self.anchors().items():
+            with self.writer.block(f"if {self.level.t0} % {chunk} == 0:  # a chunk begins"):
+                for anchor, now in pairs:
+                    self.writer.line(f"{anchor} = {now}")
 
     def again(self) -> None:
         """Further rounds of a tick find a memory where the one before has left it: in the same variables."""
@@ -215,6 +223,13 @@ class StateNames:
     def advance(self) -> None:
         """The end of a piece: chunks that end here begin anew."""
         self.writer.line("t += n")
+        for chunk, pairs in self.anchors().items():
+            with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):
+                for anchor, now in pairs:
+                    self.writer.line(f"{anchor} = {now}")
+
+    def anchors(self) -> dict[int, list[tuple[str, str]]]:
+        """Chunk length -> variables of the chunk's first state, each beside that of the state now."""
         chunks: dict[int, list[tuple[str, str]]] = {}
         for p in self.level.plan.looped:
             m = p.memory
@@ -222,10 +237,7 @@ class StateNames:
                 type_ = Type(shape=t.shape, heads=m.heads)
                 chunk, now = (self.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
                 chunks.setdefault(m.chunk, []).append((chunk, now))
-        for chunk, pairs in chunks.items():
-            with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):
-                for anchor, now in pairs:
-                    self.writer.line(f"{anchor} = {now}")
+        return chunks
 
     @property
     def variables(self) -> str:
