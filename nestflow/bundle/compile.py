@@ -27,6 +27,7 @@ def compile(
     overrides: Mapping[str, Any] | None = None,
     allow_python: bool = False,
     allow_large: bool = False,
+    execution: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     **params: Any,
 ) -> Bundle:
     """Compile a spec: `nestflow.compile("hope", dim=256)`.
@@ -38,6 +39,8 @@ def compile(
     one is given, else "float32").
     seed: of the weights, drawn from (seed, path).
     allow_python: the spec may run the Python functions that it names, `py("pkg.mod:fn")`; not if it is a stranger's.
+    execution: settings of `execution { … }` by name, or a file of them as `nestflow tune` writes; they come before the
+    spec's own.
     allow_large: weights and state over 1 GB are made; without it they are an error (NF539) before any is.
     Raises NestflowError with every mistake that was found.
     """
@@ -55,8 +58,23 @@ def compile(
             seed=whole(seed, "`seed`"),
             networks=networks,
             small=not allow_large,
-            execution=True,
+            execution=told(execution),
         )
+
+
+def told(execution: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Settings of `execution` from Python or a file. Raises NestflowError NF325, NF001 (no such file)."""
+    from nestflow.diagnostics.core import fail
+    from nestflow.graph.execution import problem
+
+    if isinstance(execution, (str, os.PathLike)):
+        from nestflow.bundle.tuned import read
+
+        execution = read(execution)
+    wrong = problem(execution or {})
+    if wrong is not None:
+        raise fail("NF325", wrong[0], help=wrong[1])
+    return dict(execution or {})
 
 
 def check(target: Target, *, allow_python: bool = False, **params: Any) -> LevelGraph:
@@ -88,11 +106,11 @@ def compile_program(
     name: str | None = None,
     networks: Mapping[str, Any] | None = None,
     small: bool = False,
-    execution: bool = False,
+    execution: Mapping[str, Any] | None = None,
 ) -> Bundle:
     """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one.
-    small: refuse what is over the budget of `nestflow.bundle.budget`. execution: what is not told here is as the spec's
-    `execution` says; a saved bundle is told all.
+    small: refuse what is over the budget of `nestflow.bundle.budget`. execution: what is told beside the spec's own
+    `execution`, which also says type and device where neither is given here; None: they are told here (a saved bundle).
 
     dtype: None is float32, or the type of the first network. networks: the caller's, by name."""
     import torch
@@ -112,8 +130,9 @@ def compile_program(
     networks = dict(networks or {})
     graph = build(program, facts_of(networks))
     needed(graph, networks)
-    if execution:
-        said = dict(graph.execution)
+    if execution is not None:
+        said = {**dict(graph.execution), **execution}
+        graph = replace(graph, execution=tuple(said.items()))
         dtype = dtype or (dtype_of(said["dtype"]) if "dtype" in said else None)
         device = device or device_of(said.get("device"))
     if networks:

@@ -23,7 +23,7 @@ from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.graph.slow.state import beginning
 from nestflow.ir.node import walk
 from nestflow.lowering.patterns.setting import context_of
-from nestflow.ops.runtime import Context
+from nestflow.ops.runtime import Context, How
 from nestflow.ops.weights import Branch, draw, plant
 from nestflow.ops.workers import UnequalPartsError
 
@@ -79,6 +79,7 @@ class Module(Branch):
         self.__dict__["_seed"] = seed
         self.__dict__["_passes"] = 0
         self.__dict__["_draws_at_random"] = draws_at_random(graph)
+        self.__dict__["_how"] = how(graph)
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
         for level in beginning(graph.step_levels):
             self.restart(level)
@@ -151,6 +152,7 @@ class Module(Branch):
         super()._apply(fn, recurse)
         dtype, device = self.__dict__["_fallback"]
         moved = fn(torch.empty(0, dtype=dtype, device=device))
+        self.__dict__["_how"] = how(graph)
         self.__dict__["_fallback"] = (moved.dtype, moved.device)
         follow = self.__dict__.get("_on_move")
         if follow is not None:
@@ -185,6 +187,7 @@ class Module(Branch):
                 continue
             weight, learns = state["weights"][path]
             module._parameters[leaf] = nn.Parameter(weight, requires_grad=learns)
+        self.__dict__["_how"] = how(graph)
         self.__dict__["_fallback"] = state["kind"]
         self.__dict__["_passes"] = state["draws"]
         self.train(state["training"])
@@ -339,6 +342,7 @@ class Module(Branch):
         if lasting := self.__dict__["_lasting"]:
             tensors, age = enter(lasting, self.kept, known, tensors)
         c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)
+        c.how = self.__dict__["_how"]
         if self.__dict__["_draws_at_random"]:
             c.seed, c.step, c.rows = self.__dict__["_seed"], self.draws, rows
             self.__dict__["_passes"] += mode
@@ -405,6 +409,13 @@ class Module(Branch):
         if isinstance(outs[0], Mapping):
             return {n: torch.cat([o[n] for o in outs])[back] for n in outs[0]}, State(tuple(groups))
         return torch.cat(outs)[back], State(tuple(groups))
+
+
+def how(graph: LevelGraph) -> How:
+    """What the spec's `execution` says of its loops."""
+    said = dict(graph.execution)
+    kept = said.get("checkpointing", "none")
+    return How({"none": 0, "auto": -1}.get(kept, kept), said.get("compile", False))
 
 
 def draws_at_random(graph: LevelGraph) -> bool:

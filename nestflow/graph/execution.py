@@ -2,37 +2,89 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.language import tree
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-LATER = ("backend", "block", "checkpointing", "compile", "microbatch")
+LATER = ("backend", "microbatch")
+LARGEST_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class Setting:
+    """fits: whether a value is one. what: the values, in words. example: as it stands in a spec."""
+
+    fits: Callable[[Any], bool]
+    what: str
+    example: str
+    names: tuple[str, ...] = ()
+
+
+def _whole(x: Any, least: int, most: int) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool) and least <= x <= most
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "dtype": Setting(lambda x: x in DTYPES, "a floating type of weights: " + ", ".join(DTYPES), "dtype float32", DTYPES),
+    "device": Setting(lambda x: isinstance(x, str), "a name or a text", 'device "cuda:0"'),
+    "compile": Setting(lambda x: isinstance(x, bool), "true or false", "compile true"),
+    "checkpointing": Setting(
+        lambda x: x in ("none", "auto") or _whole(x, 1, 10**6),
+        "none, auto, or the number of pieces that run again together in the backward pass",
+        "checkpointing auto",
+        ("none", "auto"),
+    ),
+    "block": Setting(
+        lambda x: _whole(x, 1, LARGEST_BLOCK), f"a whole number of ticks from 1 to {LARGEST_BLOCK}", "block 32"
+    ),
+}
 
 
 def settings(elab: Any, s: tree.Execution) -> list[tuple[str, Any]]:
     """The settings of a block. Raises NF217 (no field), NF221 (unknown), NF222 (twice), NF325 (no such value)."""
-    found: dict[str, tuple[Any, tree.Field]] = {}
+    found: dict[str, Any] = {}
     for f in s.body:
         if not isinstance(f, tree.Field):
             raise elab.failure("NF217", "this statement cannot stand in `execution`", f.span, "it has fields only")
         if f.name in LATER:
             raise elab.not_yet(f"`{f.name}` of `execution`", f.span)
-        if f.name not in ("dtype", "device"):
-            help_ = did_you_mean(f.name, ("dtype", "device")) or "its fields are dtype and device"
+        if f.name not in SETTINGS:
+            help_ = did_you_mean(f.name, SETTINGS) or "its fields are " + ", ".join(SETTINGS)
             raise elab.failure("NF221", f"`execution` has no field `{f.name}`", f.name_span or f.span, help_)
         if f.name in found:
             raise elab.failure("NF222", f"`{f.name}` is given twice", f.span, "keep one of them")
-        found[f.name] = (_value(elab, f), f)
-    return [(name, value) for name, (value, _) in found.items()]
+        found[f.name] = _value(elab, f)
+    return list(found.items())
 
 
-def _value(elab: Any, f: tree.Field) -> str:
-    text = f.value.value if isinstance(f.value, tree.String) else getattr(f.value, "name", None)
-    if not isinstance(text, str):
-        raise elab.failure("NF325", f"`{f.name}` of `execution` is a name or a text", f.span, f"`{f.name} float32`")
-    if f.name == "dtype" and text not in DTYPES:
-        help_ = did_you_mean(text, DTYPES) or "one of " + ", ".join(DTYPES)
-        raise elab.failure("NF325", f"`{text}` is no floating type of weights", f.value.span, help_)
-    return text
+def _value(elab: Any, f: tree.Field) -> Any:
+    e, setting = f.value, SETTINGS[f.name]
+    value = getattr(e, "name", None) if isinstance(e, tree.Name) else getattr(e, "value", None)
+    if isinstance(e, tree.Name) and not setting.names and f.name != "device":  # a param
+        from nestflow.graph.expressions import evaluate
+
+        value = elab.as_node(evaluate(e, elab.top), e).get("value")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not setting.fits(value):
+        help_ = did_you_mean(str(value), setting.names) or f"`{setting.example}`"
+        raise elab.failure("NF325", f"`{f.name}` of `execution` is {setting.what}", e.span, help_)
+    return value
+
+
+def problem(given: Mapping[str, Any]) -> tuple[str, str | None] | None:
+    """What is wrong with settings that were told in Python or a file: a sentence and its help, or None."""
+    for name, value in given.items():
+        if name in LATER:
+            return f"`{name}` of `execution` is not built yet", "`ROADMAP.md` says what is to come"
+        if name not in SETTINGS:
+            return f"`execution` has no field `{name}`", did_you_mean(name, SETTINGS) or (
+                "its fields are " + ", ".join(SETTINGS)
+            )
+        if not SETTINGS[name].fits(value):
+            return f"`{name}` of `execution` is {SETTINGS[name].what}", f"not {value!r:.60}"
+    return None

@@ -71,6 +71,7 @@ class Plan:
 
 def lower(graph: LevelGraph, patterns: Mapping[str, Pattern] = PATTERNS) -> Plan:
     """Choose a lowering for every token-level level, from the patterns that are given (all of them by default)."""
+    block = dict(graph.execution).get("block")
     known: dict[tuple[Any, ...], LevelPlan] = {}
     levels: dict[str, LevelPlan] = {}
     for instance in graph.root.walk():
@@ -78,7 +79,7 @@ def lower(graph: LevelGraph, patterns: Mapping[str, Pattern] = PATTERNS) -> Plan
             continue
         key = (instance.memories, instance.result, bodies(instance))
         if key not in known:
-            known[key] = lower_level(instance, patterns)
+            known[key] = lower_level(instance, patterns, block)
         levels[instance.path] = LevelPlan(instance, known[key].memories, known[key].size)
     return Plan(graph, levels)
 
@@ -88,13 +89,16 @@ def bodies(instance: Instance) -> tuple[Any, ...]:
     return tuple((path, child.slots, child.result, bodies(child)) for path, child in instance.children)
 
 
-def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS) -> LevelPlan:
-    """The plan of one level."""
+def lower_level(
+    instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS, block: int | None = None
+) -> LevelPlan:
+    """The plan of one level. block: ticks of a piece where its memories leave that open (`execution { block 32 }`)."""
     setting = Setting(instance)
     plans = tuple(lower_memory(m, setting, patterns) for m in instance.memories)
     bounds = [p.boundary for p in plans if p.pattern != "cache" and p.boundary]
     looped = any(p.pattern != "cache" for p in plans)
-    size = math.gcd(*bounds) if bounds else BLOCK // 2 if any(p.pattern == "delta" for p in plans) else BLOCK
+    free = block or (BLOCK // 2 if any(p.pattern == "delta" for p in plans) else BLOCK)
+    size = math.gcd(*bounds) if bounds else free
     return LevelPlan(instance, plans, size if looped else 0)
 
 

@@ -187,6 +187,10 @@ def test_execution_is_read_and_nothing_in_it_is_ignored() -> None:
         ("dtype float32; dtype float64", "NF222"),
         ("a = 3", "NF217"),
         ("microbatch 4", "NF490"),
+        ("compile 1", "NF325"),
+        ("checkpointing 0", "NF325"),
+        ("checkpointing atuo", "NF325"),
+        ("block 0.5", "NF325"),
     ):
         assert codes(lambda line=line: graph(f"{text}execution {{ {line} }}\n")) == [code]
 

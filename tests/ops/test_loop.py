@@ -1,0 +1,188 @@
+"""A level's loop: however its pieces are run, outputs and gradients are those of the plain loop."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nestflow
+from nestflow.emit.levels.period import period_of
+from nestflow.ops import loop
+from nestflow.ops.loop import segments
+
+# a memory whose recall passes a weight inside the loop, a reset, a period, a look back at what is recalled
+WEIGHT = """nestflow 1
+input x : float[T, 6]
+output m(x)
+level m(x) {
+  every 1 token
+  memory s : mlp(depth = 2, expand = 2) {
+    chunk 4
+    key x |> l2norm
+    value x |> linear
+    query x |> l2norm
+    objective l2
+    update momentum(lr = 0.1 * sigmoid(linear(x, 1)), beta = 0.5)
+  }
+  memory r : matrix {
+    every 2 tokens
+    chunk 12
+    reset each(chunk)
+    key s(x) |> linear |> short_conv(3)
+    value x
+    query x
+    objective dot
+    retain 0.9
+    update gd(0.1)
+  }
+  return r(x) + s(x)
+}
+"""
+SPECS: list[tuple[str, dict[str, Any]]] = [
+    ("titans", {"dim": 16, "n_heads": 2, "depth": 1, "chunk": 4}),
+    ("gated_deltanet", {"dim": 16, "n_heads": 2, "depth": 1}),
+    ("deltaproduct", {"dim": 16, "n_heads": 2, "depth": 1}),
+    ("hope", {"dim": 16, "n_heads": 2, "depth": 1}),
+    (WEIGHT, {}),
+]
+IDS = [s if "\n" not in s else "weight" for s, _ in SPECS]
+
+
+def run(spec: str, params: dict[str, Any], ticks: int = 50, **execution: Any) -> tuple[Any, Tensor, dict[str, Tensor]]:
+    """Module, output and gradients after a backward pass."""
+    b = nestflow.compile(spec, dtype="float64", execution={"block": 8, **execution}, **params)
+    made = torch.Generator().manual_seed(0)
+    (i,) = b.graph.inputs
+    if i.type.dtype == "float":
+        x = torch.randn(2, ticks, *i.type.shape, dtype=torch.float64, generator=made)
+    else:
+        x = torch.randint(0, 200, (2, ticks), generator=made)
+    y = b.module(x)
+    y.square().mean().backward()
+    return b.module, y.detach(), {n: p.grad for n, p in b.module.named_parameters() if p.grad is not None}
+
+
+def same(a: tuple[Any, Tensor, dict[str, Tensor]], b: tuple[Any, Tensor, dict[str, Tensor]], to: float) -> None:
+    assert (a[1] - b[1]).abs().max() <= to
+    assert a[2].keys() == b[2].keys()
+    for name, g in a[2].items():
+        assert (g - b[2][name]).abs().max() <= to * g.abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize(("spec", "params"), SPECS, ids=IDS)
+@pytest.mark.parametrize("kept", ["auto", 1, 3])
+def test_segments_that_run_again(spec: str, params: dict[str, Any], kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = run(spec, params)
+    calls: list[int] = []
+    again = loop._recomputed
+    monkeypatch.setattr(loop, "_recomputed", lambda *a: (calls.append(1), again(*a))[1])
+    same(plain, run(spec, params, checkpointing=kept), 1e-13)
+    assert len(calls) > 1
+
+
+@pytest.mark.parametrize(("spec", "params"), SPECS, ids=IDS)
+def test_compiled_pieces(spec: str, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs that a compiler gets, forward and backward; what inductor makes of them is a slow test."""
+    plain = run(spec, params)
+    graphs: list[int] = []
+
+    def counted(graph: Any, example: Any) -> Any:
+        graphs.append(1)
+        return graph.forward
+
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    backend = aot_autograd(fw_compiler=lambda g, e: make_boxed_func(counted(g, e)))
+    torch._dynamo.reset()
+    monkeypatch.setattr(loop, "_code", {"several": torch.compile(loop.several, dynamic=False, backend=backend)})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has no effect.*")
+        same(plain, run(spec, params, compile=True), 1e-12)
+    assert graphs
+
+
+@pytest.mark.slow
+def test_compiled_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients of all parameters of the whole model."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(loop, "_code", {})
+    spec, params = SPECS[0]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has no effect.*")
+        same(run(spec, params), run(spec, params, compile=True), 1e-11)
+
+
+def test_where_it_cannot_be_compiled_it_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: Any) -> Any:
+        raise RuntimeError("no C++ compiler\nmore")
+
+    monkeypatch.setattr(loop, "_code", {"several": none})
+    spec, params = SPECS[0]
+    with pytest.warns(UserWarning, match="has no effect: no C\\+\\+ compiler"):
+        found = run(spec, params, compile=True)
+    same(run(spec, params), found, 1e-13)
+
+
+def test_what_runs_again_is_not_kept() -> None:
+    """Numbers held for the backward pass: of all pieces, or of their first states and inputs."""
+
+    def held(**execution: Any) -> int:
+        seen: dict[int, int] = {}
+
+        def pack(x: Tensor) -> Tensor:
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        spec = "titans"
+        b = nestflow.compile(spec, dim=32, n_heads=2, depth=1, chunk=4, execution=execution)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            b.module(torch.randint(0, 200, (1, 512), generator=torch.Generator().manual_seed(0)))
+        return sum(seen.values())
+
+    assert held(checkpointing="auto") < 0.5 * held()
+
+
+def test_a_second_derivative_is_refused_where_segments_run_again() -> None:
+    b = nestflow.compile("titans", dim=16, n_heads=2, depth=1, chunk=4, execution={"checkpointing": 2})
+    loss = b.loss({"tokens": torch.randint(0, 200, (1, 40))})
+    weights = list(b.module.parameters())
+    first = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.square().sum() for g in first if g is not None).backward()
+
+
+@pytest.mark.parametrize("sizes", [[3, 8, 8, 8, 8, 8, 2], [8] * 16, [5], [8, 8]])
+@pytest.mark.parametrize(("segment", "period"), [(0, 8), (0, 32), (-1, 0), (3, 0)])
+def test_segments_have_every_piece_once(sizes: list[int], segment: int, period: int) -> None:
+    found = list(segments(sizes, 0, segment, period))
+    assert [i for a, b in found for i in range(a, b)] == list(range(len(sizes)))
+    if period:
+        assert all(len(set(sizes[a:b])) == 1 for a, b in found)
+
+
+def test_the_period_of_a_piece() -> None:
+    assert period_of(["x = y + n", "t += n"]) == 1
+    assert period_of(["if t % 4 == 0:", "    x = y", "if (t + n) % 6 == 0:", "    x = z", "t += n"]) == 12
+    assert period_of(["x = rope(y, t)", "t += n", "if t % 4 == 0:", "    x = y"]) == 0
+    assert period_of(["if (t + k) % 4 == 0:", "    x = y"]) == 0
+
+
+def test_a_whole_module_under_torch_compile_is_not_unrolled() -> None:
+    b = nestflow.compile("titans", dim=16, n_heads=2, depth=1, chunk=2)
+    x = torch.randint(0, 200, (1, 200), generator=torch.Generator().manual_seed(0))
+    nodes: list[int] = []
+
+    def backend(graph: Any, example: Any) -> Any:
+        nodes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        found = torch.compile(b.module, backend=backend)(x)
+        assert (found - b.module(x)).abs().max() < 1e-5
+    assert sum(nodes) < 2000
