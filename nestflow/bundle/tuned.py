@@ -17,7 +17,9 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         reason = e.strerror if isinstance(e, OSError) else "it is no UTF-8 text"
-        raise fail("NF001", f"`{path}` cannot be read: {reason}", help="`nestflow tune SPEC` writes such a file") from None
+        raise fail(
+            "NF001", f"`{path}` cannot be read: {reason}", help="`nestflow tune SPEC` writes such a file"
+        ) from None
     try:
         found = yaml.safe_load(text) or {}
     except yaml.YAMLError as e:

@@ -72,7 +72,9 @@ class Emitter:
         self.wide = WIDE
         self.sequence = t0  # ticks of the sequence before the first one
         self.letters = letters or Letters()
-        self.tails: dict[str, str] = {}  # variables with the last inputs of blocks that look back, in a loop over pieces
+        self.tails: dict[
+            str, str
+        ] = {}  # variables with the last inputs of blocks that look back, in a loop over pieces
         self.done: dict[Node, Expr] = {}
         self.uses: Counter[Node] = Counter()
         self.counted: set[Node] = set()

@@ -29,7 +29,9 @@ def _whole(x: Any, least: int, most: int) -> bool:
 
 
 SETTINGS: Mapping[str, Setting] = {
-    "dtype": Setting(lambda x: x in DTYPES, "a floating type of weights: " + ", ".join(DTYPES), "dtype float32", DTYPES),
+    "dtype": Setting(
+        lambda x: x in DTYPES, "a floating type of weights: " + ", ".join(DTYPES), "dtype float32", DTYPES
+    ),
     "device": Setting(lambda x: isinstance(x, str), "a name or a text", 'device "cuda:0"'),
     "compile": Setting(lambda x: isinstance(x, bool), "true or false", "compile true"),
     "checkpointing": Setting(

@@ -89,9 +89,7 @@ def bodies(instance: Instance) -> tuple[Any, ...]:
     return tuple((path, child.slots, child.result, bodies(child)) for path, child in instance.children)
 
 
-def lower_level(
-    instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS, block: int | None = None
-) -> LevelPlan:
+def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS, block: int | None = None) -> LevelPlan:
     """The plan of one level. block: ticks of a piece where its memories leave that open (`execution { block 32 }`)."""
     setting = Setting(instance)
     plans = tuple(lower_memory(m, setting, patterns) for m in instance.memories)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nestflow.ops.causal import CARE, careful, joined
 from nestflow.ops.runtime import Context
 
 State = tuple[Tensor, ...]
@@ -37,16 +38,18 @@ def in_turn(
     lists: Sequence[Any],
     axes: Sequence[int],
     period: int = 0,
+    masked: bool = False,
 ) -> tuple[State, Recalls]:
     """The state after all pieces, and what each of them recalled, joined along the ticks.
 
     piece(t, n, state, *inputs) -> (state, recalls): t ticks before it, n ticks in it. lists: for each input one value
     a piece. axes: of each recall, where its ticks lie. period: all that a piece asks of t is t modulo this (0: it asks
-    for t itself).
+    for t itself). masked: ticks of a piece are computed together, and numbers that are not finite are looked for
+    (`nestflow.ops.causal`, which raises NotFinite).
     """
     if len(sizes) > UNROLLED and torch.compiler.is_dynamo_compiling():
-        return _apart(c, piece, t, sizes, state, lists, axes, period)
-    return _in_turn(c, piece, t, sizes, state, lists, axes, period)
+        return _apart(c, piece, t, sizes, state, lists, axes, period, masked)
+    return _in_turn(c, piece, t, sizes, state, lists, axes, period, masked)
 
 
 def _in_turn(
@@ -58,12 +61,13 @@ def _in_turn(
     lists: Sequence[Any],
     axes: Sequence[int],
     period: int,
+    masked: bool,
 ) -> tuple[State, Recalls]:
     inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
-    compiled = c.how.compiled and period > 0 and len(sizes) > 1
+    compiled = c.how.compiled and period > 0 and len(sizes) > 1 and not careful()
     if not compiled and not (c.how.segment and torch.is_grad_enabled()):
         state, parts = several(piece, t, tuple(sizes), state, inputs)
-        return state, _joined(parts, axes)
+        return state, _joined(parts, axes, masked)
     found: list[Recalls] = []
     if compiled:
         tensors, form = flat(state)
@@ -78,10 +82,13 @@ def _in_turn(
             state, parts = run(piece, start, ticks, state, inputs[a:b])
         found += parts
         t += sum(ticks)
-    return state, _joined(found, axes)
+    return state, _joined(found, axes, masked)
 
 
-_apart = torch.compiler.disable(_in_turn)
+@torch.compiler.disable
+def _apart(*given: Any) -> tuple[State, Recalls]:
+    """Out of the graph of a `torch.compile` around the module."""
+    return _in_turn(*given)
 
 
 def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:
@@ -94,8 +101,9 @@ def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: In
     return state, found
 
 
-def _joined(parts: list[Recalls], axes: Sequence[int]) -> Recalls:
-    return tuple(torch.cat(part, axis) for part, axis in zip(zip(*parts), axes))
+def _joined(parts: list[Recalls], axes: Sequence[int], masked: bool) -> Recalls:
+    join = joined if masked else torch.cat
+    return tuple(join(part, axis) for part, axis in zip(zip(*parts), axes))
 
 
 def segments(sizes: Sequence[int], t: int, segment: int, period: int) -> Iterator[tuple[int, int]]:
@@ -156,9 +164,15 @@ def _recomputed(
     values, form = flat((state, inputs, outside.values))
     count = len(set(map(id, state)))
 
+    care = careful()
+
     def again(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
         state, inputs, values = built(form, tensors)
-        return flat(run(outside.bound(values), t, sizes, state, inputs))
+        token = CARE.set(care)  # the backward pass runs outside of what asked for care
+        try:
+            return flat(run(outside.bound(values), t, sizes, state, inputs))
+        finally:
+            CARE.reset(token)
 
     held: list[Any] = []
     results = Segment.apply(again, held, count, *values)
@@ -185,7 +199,9 @@ class Segment(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         needed = ctx.needs_input_grad[3:]
         # the state of the first segment needs none; computed all the same, all segments are one compiled function
-        wanted = [x.is_floating_point() and (n or i < ctx.state) for i, (x, n) in enumerate(zip(ctx.saved_tensors, needed))]
+        wanted = [
+            x.is_floating_point() and (n or i < ctx.state) for i, (x, n) in enumerate(zip(ctx.saved_tensors, needed))
+        ]
         tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted)]
         with torch.enable_grad():
             results, _ = ctx.again(tensors)

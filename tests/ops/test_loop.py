@@ -52,7 +52,7 @@ SPECS: list[tuple[str, dict[str, Any]]] = [
 IDS = [s if "\n" not in s else "weight" for s, _ in SPECS]
 
 
-def run(spec: str, params: dict[str, Any], ticks: int = 50, **execution: Any) -> tuple[Any, Tensor, dict[str, Tensor]]:
+def run(spec: str, params: dict[str, Any], ticks: int = 100, **execution: Any) -> tuple[Any, Tensor, dict[str, Tensor]]:
     """Module, output and gradients after a backward pass."""
     b = nestflow.compile(spec, dtype="float64", execution={"block": 8, **execution}, **params)
     made = torch.Generator().manual_seed(0)

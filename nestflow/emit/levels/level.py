@@ -210,7 +210,7 @@ class LevelCode:
             self.outer.bind(n, results[-1])
         axes_ = packed([str(tick_axis(n.type)) for n in self.front])
         targets = f"{state if self.state.kept else '_'}, {packed(results)}"
-        last = f"{axes_}, period={period}"
+        last = f"{axes_}, period={period}" + (", masked=True" if self.masked() else "")
         given = [f"c, {function}", self.t0, "sizes", state, packed([i for _, i in self.splits]), last]
         line = f"{targets} = {loop}({', '.join(given)})"
         if len(line) > 110:
