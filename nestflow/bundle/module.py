@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nestflow._python import allowing
+from nestflow.bundle.facts import draws_at_random, how, looks_ahead
 from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
@@ -21,9 +22,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
 from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
 from nestflow.graph.slow.state import beginning
-from nestflow.ir.node import walk
-from nestflow.lowering.patterns.setting import context_of
-from nestflow.ops.runtime import Context, How
+from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
 from nestflow.ops.workers import UnequalPartsError
 
@@ -79,7 +78,6 @@ class Module(Branch):
         self.__dict__["_seed"] = seed
         self.__dict__["_passes"] = 0
         self.__dict__["_draws_at_random"] = draws_at_random(graph)
-        self.__dict__["_how"] = how(graph)
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
         for level in beginning(graph.step_levels):
             self.restart(level)
@@ -152,7 +150,6 @@ class Module(Branch):
         super()._apply(fn, recurse)
         dtype, device = self.__dict__["_fallback"]
         moved = fn(torch.empty(0, dtype=dtype, device=device))
-        self.__dict__["_how"] = how(graph)
         self.__dict__["_fallback"] = (moved.dtype, moved.device)
         follow = self.__dict__.get("_on_move")
         if follow is not None:
@@ -187,7 +184,6 @@ class Module(Branch):
                 continue
             weight, learns = state["weights"][path]
             module._parameters[leaf] = nn.Parameter(weight, requires_grad=learns)
-        self.__dict__["_how"] = how(graph)
         self.__dict__["_fallback"] = state["kind"]
         self.__dict__["_passes"] = state["draws"]
         self.train(state["training"])
@@ -342,7 +338,7 @@ class Module(Branch):
         if lasting := self.__dict__["_lasting"]:
             tensors, age = enter(lasting, self.kept, known, tensors)
         c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)
-        c.how = self.__dict__["_how"]
+        c.how = how(self.__dict__["_graph"])
         if self.__dict__["_draws_at_random"]:
             c.seed, c.step, c.rows = self.__dict__["_seed"], self.draws, rows
             self.__dict__["_passes"] += mode
@@ -409,28 +405,6 @@ class Module(Branch):
         if isinstance(outs[0], Mapping):
             return {n: torch.cat([o[n] for o in outs])[back] for n in outs[0]}, State(tuple(groups))
         return torch.cat(outs)[back], State(tuple(groups))
-
-
-def how(graph: LevelGraph) -> How:
-    """What the spec's `execution` says of its loops."""
-    said = dict(graph.execution)
-    kept = said.get("checkpointing", "none")
-    return How({"none": 0, "auto": -1}.get(kept, kept), said.get("compile", False))
-
-
-def draws_at_random(graph: LevelGraph) -> bool:
-    """Whether the spec has `dropout`, `noise`, `bernoulli`, `es`, or memories whose starts are drawn."""
-    roots = [n for i in graph.root.walk() for n in (i.result, *(n for _, n in i.names)) if n is not None]
-    roots += [n for i in graph.root.walk() for m in i.memories for n in context_of(m)]
-    roots += [x.objective for x in graph.step_levels if x.objective is not None]
-    drawn = any(s.drawn for s in graph.state)
-    return drawn or any(n.op in ("uniform", "noise", "dropout", "es") for n in walk(*roots))
-
-
-def looks_ahead(graph: LevelGraph) -> Any:
-    """Where the spec has attention to later tokens, or None."""
-    caches = (m for i in graph.root.streamed() for m in i.memories if m.cache is not None and not m.cache.causal)
-    return next((m.span for m in caches), None)
 
 
 def _no_room(graph: LevelGraph, spec: WeightSpec, e: Exception) -> Exception:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import nestflow
-from nestflow.emit.levels.period import period_of
+from nestflow.emit.levels.turn import period_of
 from nestflow.ops import loop
 from nestflow.ops.loop import segments
 

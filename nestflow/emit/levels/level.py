@@ -31,12 +31,12 @@ from nestflow.emit.levels.facts import (
     written,
 )
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
-from nestflow.emit.levels.period import period_of
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
 from nestflow.emit.levels.rule import RuleCode, context_parts
 from nestflow.emit.levels.special import Special
 from nestflow.emit.levels.state import StateNames
+from nestflow.emit.levels.turn import period_of, run_pieces
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
 from nestflow.graph.state import has_dgd
@@ -198,26 +198,8 @@ class LevelCode:
             period = period_of(writer.lines[begin:])
             writer.line(f"return {state}, {packed(self.recalled)}")
         writer.line()
-        self.run(function, state, period)
+        run_pieces(self, function, period)
         self.state.write()
-
-    def run(self, function: str, state: str, period: int) -> None:
-        """All pieces in turn: the state after them, and what was recalled at every tick."""
-        loop = self.writer.use("nestflow.ops.loop", "in_turn")
-        results = []
-        for n in self.front:
-            results.append(self.outer.fresh("y" if len(self.front) == 1 else n["memory"], n.type))
-            self.outer.bind(n, results[-1])
-        axes_ = packed([str(tick_axis(n.type)) for n in self.front])
-        targets = f"{state if self.state.kept else '_'}, {packed(results)}"
-        last = f"{axes_}, period={period}" + (", masked=True" if self.masked() else "")
-        given = [f"c, {function}", self.t0, "sizes", state, packed([i for _, i in self.splits]), last]
-        line = f"{targets} = {loop}({', '.join(given)})"
-        if len(line) > 110:
-            splits = "".join(f"        {i},\n" for _, i in self.splits)
-            parts = [", ".join(given[:3]), state, f"(\n{splits}    )" if splits else "()", last]
-            line = f"{targets} = {loop}(\n" + "".join(f"    {x},\n" for x in parts) + ")"
-        self.writer.line(line)
 
     def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
         """Closed rules whose rates do not depend on the state: their rows are made before the loop."""

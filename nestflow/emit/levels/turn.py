@@ -1,0 +1,59 @@
+"""The loop over pieces: what a piece asks of the ticks before it, and the call that runs all of them in turn."""
+
+from __future__ import annotations
+
+import ast
+import math
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nestflow.emit.layout import tick_axis
+from nestflow.emit.levels.facts import packed
+
+if TYPE_CHECKING:
+    from nestflow.emit.levels.level import LevelCode
+
+
+def period_of(lines: list[str]) -> int:
+    """The smallest number such that the lines of a piece see `t` only modulo it: 1 if they do not ask, 0 if they ask
+    for `t` itself. Pieces that look alike may then run as one compiled function."""
+    tree = ast.parse(textwrap.dedent("\n".join(lines)))
+    moduli, used = [1], 0
+    for n in ast.walk(tree):
+        if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Mod) and isinstance(n.right, ast.Constant):
+            inside = sum(1 for _ in _uses(n.left))
+            if inside and isinstance(n.right.value, int) and _is_sum(n.left):
+                moduli.append(n.right.value)
+                used += inside
+    return math.lcm(*moduli) if used == sum(1 for _ in _uses(tree)) else 0
+
+
+def _uses(tree: ast.AST) -> Iterator[ast.Name]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == "t" and isinstance(n.ctx, ast.Load))
+
+
+def _is_sum(n: ast.expr) -> bool:
+    """`t`, or `t + n`."""
+    if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Add):
+        return _is_sum(n.left) and _is_sum(n.right)
+    return isinstance(n, ast.Name) and n.id in ("t", "n")
+
+
+def run_pieces(level: LevelCode, function: str, period: int) -> None:
+    """The call that gives the state after all pieces, and what was recalled at every tick."""
+    loop = level.writer.use("nestflow.ops.loop", "in_turn")
+    results, state = [], level.state.variables
+    for n in level.front:
+        results.append(level.outer.fresh("y" if len(level.front) == 1 else n["memory"], n.type))
+        level.outer.bind(n, results[-1])
+    targets = f"{state if level.state.kept else '_'}, {packed(results)}"
+    last = packed([str(tick_axis(n.type)) for n in level.front]) + f", period={period}"
+    last += ", masked=True" if level.masked() else ""
+    first = ", ".join(["c", function, level.t0, "sizes"])
+    line = f"{targets} = {loop}({', '.join([first, state, packed([i for _, i in level.splits]), last])})"
+    if len(line) > 110:
+        splits = "".join(f"        {i},\n" for _, i in level.splits)
+        parts = [first, state, f"(\n{splits}    )" if splits else "()", last]
+        line = f"{targets} = {loop}(\n" + "".join(f"    {x},\n" for x in parts) + ")"
+    level.writer.line(line)
