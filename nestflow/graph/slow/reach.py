@@ -20,7 +20,7 @@ def check_reach(
     """Tell the levels that learn from a gradient which is zero for ever (NF407)."""
     table = {x.name: x for x in steps}
     owner = {p: x.name for x in steps for p in x.weights}
-    inside = {name: frozenset(_weights(c)) for name, c in children.items()}
+    inside = {name: frozenset(_weights(c)) | _lent(c, owner) for name, c in children.items()}
     for x in (*steps, *reading):
         objective = x.terms if isinstance(x, TokenLevel) else x.objective
         if objective is None or not x.weights or not _uses_gradient(x.rule):
@@ -76,6 +76,15 @@ def _reached(
                 if level.inner is not None and level.objective is not None:
                     stack.append(level.objective)
     return found
+
+
+def _lent(i: Instance, owner: Mapping[str, str]) -> frozenset[str]:
+    """Paths of the owned weights of networks of the caller that the instance calls, or any below it."""
+    called: set[str] = set()
+    for x in i.walk():
+        roots = [x.result, *(n for _, n in x.names)]
+        called |= {n["network"] for n in walk(*(r for r in roots if r is not None)) if n.op == "network"}
+    return frozenset(p for p in owner if p.partition(".")[0] in called)
 
 
 def _weights(i: Instance) -> Iterator[str]:
