@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from nestflow.ops.loop import plainly
+
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by its formula: the fused kernels have no second derivative."""
-    with sdpa_kernel(SDPBackend.MATH):
+    """Attention by its formula, as the fused kernels have no second derivative; loops run plainly for the same reason."""
+    with sdpa_kernel(SDPBackend.MATH), plainly():
         yield
 
 

@@ -17,6 +17,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.model import condition_name, losses_of, objectives
 from nestflow.graph.model import LevelGraph, StepLevel
 from nestflow.ir.node import walk
+from nestflow.ops.loop import plainly
 
 
 class Ticker:
@@ -165,5 +166,5 @@ class Ticker:
             yield None
             return
         first = next(level for level in levels if set(level.weights) & set(wanted))
-        with InputGrams(self.module.weights, wanted, terms_of(first, inputs)) as watch:
+        with plainly(), InputGrams(self.module.weights, wanted, terms_of(first, inputs)) as watch:
             yield lambda: watch.grams

@@ -2,7 +2,8 @@
 
 `in_turn` is where `execution` acts. Plainly, it is a Python loop under autograd. With `checkpointing` a segment of
 pieces keeps nothing for the backward pass but the state that it began with, and runs again there. With `compile`, a
-segment is one call of compiled code, forward and backward.
+segment is one call of compiled code, forward and backward. Both give first derivatives, to plain autograd: where more
+is asked (`plainly`, transforms of `torch.func`) the loop is the plain one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import math
 import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -27,6 +30,21 @@ Inputs = list[tuple[Any, ...]]  # of each piece
 
 TOGETHER = 4  # pieces in one call of compiled code
 UNROLLED = 8  # pieces that `torch.compile` of a whole module may see; longer loops stay out of its graph
+PLAIN: ContextVar[bool] = ContextVar("nestflow_plain", default=False)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Loops that are run inside this are plain: their gradients are differentiated again, or something watches them."""
+    token = PLAIN.set(True)
+    try:
+        yield
+    finally:
+        PLAIN.reset(token)
+
+
+def _as_it_stands() -> bool:
+    return not torch.compiler.is_compiling() and (PLAIN.get() or torch._C._are_functorch_transforms_active())
 
 
 def in_turn(
@@ -65,7 +83,7 @@ def _in_turn(
 ) -> tuple[State, Recalls]:
     inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
     compiled = c.how.compiled and period > 0 and len(sizes) > 1 and not careful()
-    if not compiled and not (c.how.segment and torch.is_grad_enabled()):
+    if (not compiled and not (c.how.segment and torch.is_grad_enabled())) or _as_it_stands():
         state, parts = several(piece, t, tuple(sizes), state, inputs)
         return state, _joined(parts, axes, masked)
     found: list[Recalls] = []

@@ -156,6 +156,64 @@ def test_a_second_derivative_is_refused_where_segments_run_again() -> None:
         sum(g.square().sum() for g in first if g is not None).backward()
 
 
+TWICE = (
+    WEIGHT
+    + """level outer { every 1 step; memory weights(m); objective mean(square(m(x) - x)); update rule() }
+optimizer rule(lr = 0.01) { memory h : like(w) { value curvature(hutchinson); update gd(1) }; step -lr * g / (1 + abs(h)) }
+"""
+)
+WATCHED = (
+    WEIGHT
+    + """level outer { every 1 step; memory weights(m, "**.key.**"); objective mean(square(m(x) - x)); update dgd(0.1) }
+level still { every never; memory rest(m) }
+"""
+)
+# the objective of a level inside the step is differentiated by torch.func, through m's loop
+INSIDE = (
+    WEIGHT
+    + """flow net(x) { return linear(x) }
+level task {
+  every 1 step
+  memory net
+  init outer
+  reset each(step)
+  rounds 2
+  objective mean(square(task(x) - m(x)))
+  update gd(0.1)
+}
+level outer { every 1 step; memory weights(net); objective mean(square(task(x) - m(x))); update gd(0.1) }
+level still { every 1 step; memory rest(m); objective mean(square(task(x) - m(x))); update gd(0.1) }
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "execution"),
+    [(TWICE, {"checkpointing": "auto"}), (WATCHED, {"compile": True}), (INSIDE, {"checkpointing": "auto"})],
+    ids=["curvature", "dgd", "inside a step"],
+)
+def test_what_needs_more_than_a_gradient_is_the_same(
+    text: str, execution: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: Any) -> Any:
+        raise AssertionError("a loop that is watched is not compiled")
+
+    monkeypatch.setattr(loop, "_code", {"several": none})
+
+    def trained(**how: Any) -> dict[str, Tensor]:
+        b = nestflow.compile(text, dtype="float64", execution={"block": 8, **how})
+        x = torch.randn(2, 40, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        for _ in range(2):
+            b.step({"x": x})
+        return {n: w.detach() for n, w in b.module.named_parameters()}
+
+    plain = trained()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*has no effect.*")
+        found = trained(**execution)
+    assert all((found[n] - w).abs().max() <= 1e-13 for n, w in plain.items())
+
+
 @pytest.mark.parametrize("sizes", [[3, 8, 8, 8, 8, 8, 2], [8] * 16, [5], [8, 8]])
 @pytest.mark.parametrize(("segment", "period"), [(0, 8), (0, 32), (-1, 0), (3, 0)])
 def test_segments_have_every_piece_once(sizes: list[int], segment: int, period: int) -> None:
