@@ -46,6 +46,7 @@ def compile(
     """
     from nestflow.bundle.networks import split
     from nestflow.bundle.settings import dtype_of, whole
+    from nestflow.bundle.tuned import told
 
     given, networks = split({**(overrides or {}), **params})
     kind = None if dtype is None else dtype_of(dtype)
@@ -60,21 +61,6 @@ def compile(
             small=not allow_large,
             execution=told(execution),
         )
-
-
-def told(execution: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
-    """Settings of `execution` from Python or a file. Raises NestflowError NF325, NF001 (no such file)."""
-    from nestflow.diagnostics.core import fail
-    from nestflow.graph.execution import problem
-
-    if isinstance(execution, (str, os.PathLike)):
-        from nestflow.bundle.tuned import read
-
-        execution = read(execution)
-    wrong = problem(execution or {})
-    if wrong is not None:
-        raise fail("NF325", wrong[0], help=wrong[1])
-    return dict(execution or {})
 
 
 def check(target: Target, *, allow_python: bool = False, **params: Any) -> LevelGraph:
@@ -107,10 +93,12 @@ def compile_program(
     networks: Mapping[str, Any] | None = None,
     small: bool = False,
     execution: Mapping[str, Any] | None = None,
+    saved: bool = False,
 ) -> Bundle:
     """`compile` with the params in one mapping. name: of the bundle, where the target is a text without one.
-    small: refuse what is over the budget of `nestflow.bundle.budget`. execution: what is told beside the spec's own
-    `execution`, which also says type and device where neither is given here; None: they are told here (a saved bundle).
+    small: refuse what is over the budget of `nestflow.bundle.budget`. execution: settings that come before those of
+    the spec's own `execution`, which also say type and device where these are not given here. saved: of a bundle that
+    was saved; then they do not.
 
     dtype: None is float32, or the type of the first network. networks: the caller's, by name."""
     import torch
@@ -130,9 +118,9 @@ def compile_program(
     networks = dict(networks or {})
     graph = build(program, facts_of(networks))
     needed(graph, networks)
-    if execution is not None:
-        said = {**dict(graph.execution), **execution}
-        graph = replace(graph, execution=tuple(said.items()))
+    said = {**dict(graph.execution), **(execution or {})}
+    graph = replace(graph, execution=tuple(said.items()))
+    if not saved:
         dtype = dtype or (dtype_of(said["dtype"]) if "dtype" in said else None)
         device = device or device_of(said.get("device"))
     if networks:

@@ -15,7 +15,7 @@ from nestflow.ops.loop import plainly
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Attention by its formula, as the fused kernels have no second derivative; loops run plainly for the same reason."""
+    """Attention by its formula and loops that run plainly: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH), plainly():
         yield
 

@@ -194,17 +194,21 @@ def load(
     *,
     device: torch.device | str | None = None,
     allow_python: bool = False,
+    execution: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     **networks: Any,
 ) -> Bundle:
     """The bundle that `save` wrote: same weights, optimizer, clocks and schedules, bit for bit.
 
-    allow_python: its spec may run the Python functions that it names. networks: the caller's, where the spec declares
+    allow_python: its spec may run the Python functions that it names. execution: as of `compile`; the weights keep
+    the type that they were saved with. networks: the caller's, where the spec declares
     any (`net=model`); their parameters and buffers are set to those that were saved. Raises NestflowError: NF512 (no
     bundle there, or a file of it is missing), NF513 (a file is truncated or changed), NF514 (written by a newer
     nestflow, or for a spec with other weights), NF560 and NF561 (networks), NF570 (Python that was not allowed).
     """
     from nestflow.bundle.compile import compile_program
+    from nestflow.bundle.tuned import told
 
+    said = told(execution)
     path = Path(path)
     if not path.exists() and _is_bundle(_old(path)):
         path = _old(path)
@@ -219,9 +223,11 @@ def load(
             str(path / index["spec"]),
             index["overrides"],
             dtype=None if networks else getattr(torch, index["dtype"]),
-            device=device,
+            device=device or said.get("device"),
             seed=index["seed"],
             networks=networks,
+            execution=said,
+            saved=True,
         )
     _load_weights(bundle, _tensors(path / "weights.safetensors"), path)
     if (path / "buffers.safetensors").exists():

@@ -429,7 +429,9 @@ def revive(origin: Origin) -> Any:
 
     name, text, overrides, seed, networks, python = origin
     with allowing(python):
-        return compile_program(text, overrides, dtype=None, device=None, seed=seed, name=name, networks=networks)
+        return compile_program(
+            text, overrides, dtype=None, device=None, seed=seed, name=name, networks=networks, saved=True
+        )
 
 
 def _revive_module(origin: Origin) -> Module:

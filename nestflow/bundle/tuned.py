@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from nestflow.diagnostics.core import fail
+from nestflow.graph.execution import problem
+
+
+def told(execution: Mapping[str, Any] | str | os.PathLike[str] | None) -> dict[str, Any]:
+    """Settings of `execution` from Python or a file, checked. Raises NestflowError NF325, NF001 (no such file)."""
+    from_file = isinstance(execution, (str, os.PathLike))
+    given = read(execution) if isinstance(execution, (str, os.PathLike)) else execution or {}
+    if not isinstance(given, Mapping):
+        raise fail("NF325", f"`execution` is a mapping from settings to values, not {given!r:.60}")
+    wrong = problem(given)
+    if wrong is not None:
+        raise fail("NF325", wrong[0] + (f", in `{execution}`" if from_file else ""), help=wrong[1])
+    return dict(given)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -59,6 +59,24 @@ def _allow_python(ctx: click.Context, param: click.Parameter, given: bool) -> No
         sys.path.insert(0, str(Path.cwd()))  # functions of yours lie where you work
 
 
+def execution_option(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The option `--execution FILE`, given to the command as `execution`: settings by name, checked, or None."""
+    return click.option(
+        "--execution",
+        metavar="FILE",
+        callback=_execution,
+        help="Settings of `execution`, as `nestflow tune` writes them; they are not saved with a bundle.",
+    )(f)
+
+
+def _execution(ctx: click.Context, param: click.Parameter, file: str | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    from nestflow.bundle.tuned import told
+
+    return told(file)
+
+
 def yes_option(f: Callable[..., Any]) -> Callable[..., Any]:
     """The flag `--yes`, given to the command as `yes`: large weights are meant."""
     return click.option("--yes", is_flag=True, help="Make weights and state over 1 GB without asking.")(f)
@@ -81,7 +99,13 @@ def graph_of(target: str, overrides: dict[str, str]) -> LevelGraph:
     return build(load(spec_of(target), overrides))
 
 
-def bundle_of(target: str, overrides: dict[str, str], yes: bool = False, **settings: Any) -> Any:
+def bundle_of(
+    target: str,
+    overrides: dict[str, str],
+    yes: bool = False,
+    execution: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Any:
     """A compiled spec, or a bundle loaded from its folder. yes: large weights are made."""
     import nestflow
 
@@ -90,8 +114,8 @@ def bundle_of(target: str, overrides: dict[str, str], yes: bool = False, **setti
             raise fail(
                 "NF035", f"`{target}` is a bundle: its params are settled", help="compile its spec anew with --set"
             )
-        return nestflow.load(find_bundle(Path(target)))
-    return nestflow.compile(spec_of(target), overrides=overrides, allow_large=yes, **settings)
+        return nestflow.load(find_bundle(Path(target)), execution=execution)
+    return nestflow.compile(spec_of(target), overrides=overrides, allow_large=yes, execution=execution, **settings)
 
 
 def find_bundle(path: Path) -> Path:

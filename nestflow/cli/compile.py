@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from nestflow.cli.common import bundle_of, graph_of, set_option, spec_of, write, yes_option
+from nestflow.cli.common import bundle_of, execution_option, graph_of, set_option, spec_of, write, yes_option
 from nestflow.diagnostics.core import fail
 from nestflow.view import words
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the weights.")
 @click.option("--dtype", help="Type of the weights.  [default: the spec's `execution`, or float32]")
+@execution_option
 @yes_option
 @set_option
 def command(
@@ -35,6 +36,7 @@ def command(
     dump: str | None,
     seed: int,
     dtype: str | None,
+    execution: dict[str, Any] | None,
     yes: bool,
     overrides: dict[str, str],
 ) -> None:
@@ -42,7 +44,7 @@ def command(
     if dump in ("tree", "graph"):
         _dump_front(spec, dump, overrides)
         return
-    bundle = bundle_of(spec, overrides, yes, seed=seed, dtype=dtype)
+    bundle = bundle_of(spec, overrides, yes, execution, seed=seed, dtype=dtype)
     if dump == "plan":
         from nestflow.cli.dump import dump_plan
 

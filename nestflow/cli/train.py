@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from nestflow.cli.common import bundle_of, set_option, yes_option
+from nestflow.cli.common import bundle_of, execution_option, set_option, yes_option
 from nestflow.cli.failure import INTERRUPTED
 from nestflow.view import words
 
@@ -40,6 +40,7 @@ from nestflow.view import words
 )
 @click.option("--device", help="cpu, cuda, cuda:1, ...")
 @click.option("--quiet", is_flag=True, help="No progress display.")
+@execution_option
 @yes_option
 @set_option
 def command(
@@ -49,6 +50,7 @@ def command(
     overwrite: bool,
     device: str | None,
     quiet: bool,
+    execution: dict[str, Any] | None,
     yes: bool,
     overrides: dict[str, str],
     **settings: Any,
@@ -70,13 +72,23 @@ def command(
 
     bundle = None
     if not resume:
-        bundle = bundle_of(spec or "", overrides, yes, **_compile_settings(spec or "", given.get("seed"), device))
+        bundle = bundle_of(
+            spec or "", overrides, yes, execution, **_compile_settings(spec or "", given.get("seed"), device)
+        )
         out = out or Path("out") / bundle.name
     if out is not None:
         from nestflow.bundle.files import refuse_foreign
 
         refuse_foreign(out / "bundle")
-    history = train(bundle, out=out, resume=out if resume else None, overwrite=overwrite, show=not quiet, **given)
+    history = train(
+        bundle,
+        out=out,
+        resume=out if resume else None,
+        overwrite=overwrite,
+        show=not quiet,
+        execution=execution,
+        **given,
+    )
     if history.interrupted:
         click.echo(f"go on with: nestflow train --resume --out {out}", err=True)
         return INTERRUPTED

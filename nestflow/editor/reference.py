@@ -27,6 +27,13 @@ PAGES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("statement",),
         "What stands at the top of a spec, or in the body of a flow, a level or an optimizer.",
     ),
+    "execution": (
+        "Settings of execution",
+        ("setting",),
+        "They stand in `execution { … }`, in a file that `nestflow tune` writes, or in "
+        "`nestflow.compile(…, execution = {…})`, and change no result beyond rounding. "
+        "[How a spec is run](../execution.md) says when each is of use.",
+    ),
     "names": ("Given names", ("given name",), "Names that the language gives. A name of your own cannot hide them."),
     "functions": (
         "Functions",

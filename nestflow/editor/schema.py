@@ -11,9 +11,11 @@ import re
 from typing import Any
 
 from nestflow.editor import words
+from nestflow.graph.execution import SETTINGS
 from nestflow.language import tree as T
 from nestflow.language.shipped import shipped_template
 from nestflow.vocabulary import WORDS
+from nestflow.vocabulary.fields import SYNTAX
 
 Schema = dict[str, Any]
 NAME = r"[^\s\d(),.:=\"#][^\s(),.:=\"#]*"  # validators differ in what `\w` is
@@ -93,7 +95,7 @@ def _sections() -> Schema:
         ),
         "clocks": _map(_documented({"type": ["string", "null"]}), "Clocks of your own."),
         "extern": _map(_documented({"type": ["string", "null"]}), "Networks that are given from outside.", heads),
-        "execution": _map(_ref("value"), "How the spec is run; it changes no meaning."),
+        "execution": _execution(),
         "levels": _map(_ref("level"), "Levels under their heads: `delta(x)`.", heads),
         "flows": _map(_ref("flow"), "Flows under their heads: what each returns, or its statements.", heads),
         "optimizers": _map(_ref("flow"), "Update rules under their heads: the step, or statements.", heads),
@@ -170,6 +172,18 @@ def _field(name: str) -> Schema:
     return made | ({"examples": sorted(hints)} if hints else {})
 
 
+def _execution() -> Schema:
+    """The settings by name; a param may stand for a number, so a text is right wherever one is."""
+    made: dict[str, Schema] = {"doc": _ref("doc")}
+    for name, setting in SETTINGS.items():
+        w = SYNTAX[name]
+        made[name] = {"description": f"{w.signature}\n{w.doc}", "allOf": [_ref("value")]}
+        if setting.names:
+            made[name]["examples"] = list(setting.names)
+    about = "How the spec is run; it changes no result beyond rounding."
+    return {"type": ["object", "null"], "description": about, "properties": made, "additionalProperties": False}
+
+
 def _call() -> Schema:
     """A one-key mapping: a function, and its slots by name."""
     known = {w.name: _slots(w.signature + "\n" + w.doc, [s.name for s in w.slots], w.variadic) for w in WORDS.values()}
@@ -213,7 +227,7 @@ def _statement() -> Schema:
         "type": "object",
         "minProperties": 1,
         "maxProperties": 1,
-        "properties": {"else": _list(_ref("statement")), "execution": _map(_ref("value"))},
+        "properties": {"else": _list(_ref("statement")), "execution": _execution()},
         "patternProperties": {
             rf"^(?:{'|'.join(BODIES)})\s+\S": _documented(body),
             rf"^memory\s+{NAME}$": _ref("memory"),

@@ -264,7 +264,8 @@ class Elaborator:
             return self.failure("NF201", message, span, f"`{name}` is {what}; it stands {where}")
         syntax = SYNTAX.get(name)
         if syntax is not None:
-            what = f"`{name}` opens a {syntax.kind}; it is no value"
+            opens = f"`{name}` opens a {syntax.kind}; it is no value"
+            what = f"`{name}` is a setting of `execution {{ … }}`" if syntax.kind == "setting" else opens
             return self.failure("NF201", message, span, what)
         found = words_for(name)
         others = [w for w in found if w.name in WORDS] or found

@@ -84,7 +84,7 @@ def problem(given: Mapping[str, Any]) -> tuple[str, str | None] | None:
         if name in LATER:
             return f"`{name}` of `execution` is not built yet", "`ROADMAP.md` says what is to come"
         if name not in SETTINGS:
-            return f"`execution` has no field `{name}`", did_you_mean(name, SETTINGS) or (
+            return f"`execution` has no field `{name}`", did_you_mean(str(name), SETTINGS) or (
                 "its fields are " + ", ".join(SETTINGS)
             )
         if not SETTINGS[name].fits(value):

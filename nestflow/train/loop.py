@@ -35,6 +35,7 @@ def train(
     show: bool = True,
     console: Any = None,
     networks: Mapping[str, Any] | None = None,
+    execution: Mapping[str, Any] | str | Path | None = None,
     **settings: Any,
 ) -> History:
     """Train a bundle on bytes of text, or on examples.
@@ -46,7 +47,8 @@ def train(
     checkpoint_every, keep). out: a folder for `log.jsonl` and checkpoints; None writes nothing.
     resume: a folder that an earlier run wrote, or one checkpoint in it: weights, optimiser, clocks, data position and
     random state go on bit for bit, and `bundle` may be None. overwrite: drop an earlier run in `out`.
-    networks: those of the spec (`extern`), by name, to resume with.
+    networks: those of the spec (`extern`), by name, to resume with. execution: settings of `execution`, or a file of
+    them, to resume with; a bundle that is given has its own.
 
     SIGINT and SIGTERM end the run after the step, with a checkpoint (`History.interrupted`).
     Raises NestflowError: NF520 to NF522 (text), NF530 to NF535 (examples), NF524 (settings), NF525 (checkpoints),
@@ -57,7 +59,7 @@ def train(
         given["data"] = str(data)
     own = None if data is None or isinstance(data, (str, Path)) else data
     if resume is not None:
-        run = _resume(own, given, out, resume, networks)
+        run = _resume(own, given, out, resume, networks, execution)
     else:
         run = _start(bundle, own, given, out, overwrite)
     run.on_step = on_step
@@ -91,9 +93,11 @@ def _resume(
     out: Any,
     resume: str | Path,
     networks: Mapping[str, Any] | None = None,
+    execution: Any = None,
 ) -> _Run:
     """A run as its last checkpoint left it."""
-    bundle, where, folder = ckpt.load_newest(resume, networks)
+    more = {} if execution is None else {"execution": execution}
+    bundle, where, folder = ckpt.load_newest(resume, {**(networks or {}), **more})
     state = (getattr(bundle, "extra", None) or {}).get("train")
     if not state:
         raise fail("NF525", f"`{where}` was not written by `train`: it has no training state to resume")

@@ -197,7 +197,12 @@ clock        top: clock task
 assert       top: assert 8 % 2 == 0, "two must divide eight"
 emit         flow: emit size = mean(square(x)); return x
 clock        top: clock round = 500 steps
-execution    top: execution { dtype float32 }
+execution    top: execution { dtype float32; checkpointing auto }
+dtype        top: execution { dtype float32 }
+device       top: execution { device cpu }
+compile      top: execution { compile false }
+checkpointing top: execution { checkpointing auto }
+block        top: execution { block 32 }
 extends      spec: extends titans { level titans { chunk 64 } }
 y            level: return y |> linear(8)
 M            level: objective sum(square(M(key) - value))

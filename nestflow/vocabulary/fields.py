@@ -292,10 +292,45 @@ _statement(
 )
 _statement(
     "execution",
-    "execution { dtype TYPE; device NAME }",
-    "How it is computed, never what: nothing in it changes a result beyond rounding. What `compile` is told comes "
-    "first.",
-    'execution { dtype "float32" }',
+    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS }",
+    "How it is computed, never what: nothing in it changes a result beyond rounding. What `nestflow.compile` is told "
+    "comes first, then a file of settings (`execution = FILE`, `--execution FILE`), then the spec.",
+    "execution { dtype float32; checkpointing auto }",
+)
+
+# --- settings of `execution` --------------------------------------------------------------------------------
+
+
+def _setting(name: str, form: str, doc: str, example: str) -> None:
+    _syntax(name, "setting", form, doc, example)
+
+
+_setting(
+    "dtype",
+    "dtype float32 | float64 | bfloat16 | float16",
+    "The type of weights, states and float inputs. Default float32.",
+    "dtype bfloat16",
+)
+_setting("device", "device NAME", 'Where the weights lie: `cpu`, `cuda`, `"cuda:1"`. Default cpu.', "device cpu")
+_setting(
+    "compile",
+    "compile true | false",
+    "Pieces of a loop are run by `torch.compile`, forward and backward. The first steps take a minute or more; a loop "
+    "whose piece asks for the number of its tick runs as it stands. Default false.",
+    "compile true",
+)
+_setting(
+    "checkpointing",
+    "checkpointing none | auto | N",
+    "What a loop keeps for the backward pass: everything (none), or the state that each segment of N pieces begins "
+    "with; the segment runs again in the backward pass. auto: about the root of their number. Default none.",
+    "checkpointing auto",
+)
+_setting(
+    "block",
+    "block TICKS",
+    "Ticks of a piece, 1 to 1024, where the memories of a level leave that open. Default 64, and 32 with a delta rule.",
+    "block 32",
 )
 
 # --- given names --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from test_cli_commands import ENV, SMALL
 
+import nestflow
 from nestflow.cli.main import app
 
 
@@ -137,3 +138,45 @@ def test_a_bundle_prints_its_level_table(here):
     lines = str(nestflow.compile("small.nl")).splitlines()
     assert len(lines) <= 20 and "lowered" in lines[1]
     assert any(line.startswith("mem ") and "recurrence" in line for line in lines)
+
+
+def test_execution_comes_from_a_file_and_is_not_saved(here):
+    (here / "fast.yaml").write_text("checkpointing: auto\nblock: 8\n", encoding="utf-8")
+    run("compile", "small.nl", "-o", "a", "--execution", "fast.yaml")
+    assert dict(nestflow.load("a/bundle").graph.execution) == {}
+    plan = run("compile", "small.nl", "--dump", "plan", "--execution", "fast.yaml").stdout
+    assert plan != run("compile", "small.nl", "--dump", "plan").stdout
+    few = ("--data", "text.txt", "--batch", "2", "--length", "16", "--quiet", "--execution", "fast.yaml")
+    run("train", "a/bundle", "--steps", "2", "--out", "r", *few)
+    run("train", "--resume", "--out", "r", "--steps", "3", "--execution", "fast.yaml", "--quiet")
+    written = run("generate", "r", "--tokens", "5", "--execution", "fast.yaml").stdout
+    assert written == run("generate", "r", "--tokens", "5").stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        (None, "NF001", "cannot be read"),
+        ("checkpointing: often", "NF325", "in `fast.yaml`"),
+        ("blok: 8", "NF325", "did you mean `block`"),
+        ("- 8", "NF325", "holds no settings"),
+        ("a: [", "NF325", "is no YAML"),
+    ],
+)
+def test_a_wrong_file_of_settings_is_told(here, text, code, said):
+    if text is not None:
+        (here / "fast.yaml").write_text(text, encoding="utf-8")
+    for command in (["compile", "small.nl"], ["train", "small.nl"], ["generate", "b"]):
+        told = run(*command, "--execution", "fast.yaml", code=1).stderr
+        assert f"error[{code}]" in told and said in told
+
+
+def test_loading_takes_settings(here):
+    nestflow.compile("small.nl", execution={"block": 8}).save("b")
+    b = nestflow.load("b", execution={"checkpointing": 2, "dtype": "float64"})
+    assert dict(b.graph.execution)["checkpointing"] == 2
+    assert b.module.dtype == torch.float32  # the weights are as they were saved
+    with pytest.raises(nestflow.NestflowError, match="NF325"):
+        nestflow.load("b", execution={"block": 0})
+    with pytest.raises(nestflow.NestflowError, match="NF325"):
+        nestflow.compile("small.nl", execution=["block"])

@@ -159,7 +159,10 @@ def test_a_second_derivative_is_refused_where_segments_run_again() -> None:
 TWICE = (
     WEIGHT
     + """level outer { every 1 step; memory weights(m); objective mean(square(m(x) - x)); update rule() }
-optimizer rule(lr = 0.01) { memory h : like(w) { value curvature(hutchinson); update gd(1) }; step -lr * g / (1 + abs(h)) }
+optimizer rule(lr = 0.01) {
+  memory h : like(w) { value curvature(hutchinson); update gd(1) }
+  step -lr * g / (1 + abs(h))
+}
 """
 )
 WATCHED = (
