@@ -93,4 +93,4 @@ def multiply_adds(plan: MemoryPlan, size: int) -> int | None:
     widths = sum(a + b for a, b in shapes)
     starts = 1 + (0 if m.rule is None else len(m.rule.slots)) + (m.every > 1)
     errors = 3 * product if plan.pattern == "chunk" else product if plan.pattern == "delta" else 0
-    return errors + 2 * starts * product + size * widths
+    return len(plan.woven) * (errors + 2 * starts * product + size * len(plan.woven) * widths)

@@ -7,7 +7,7 @@ Patterns are tried in order, each a function (memory, level) -> Match or the rea
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,7 +28,8 @@ LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are o
 class MemoryPlan:
     """pattern: recurrence, delta, chunk, scan or cache. rules: the linear rule of each tensor (closed forms only).
     reasons: why each faster pattern did not apply. boundary: pieces of a call must end at its multiples (None:
-    anywhere). rounds: the tick's further updates, of the memory under a name of its own (`state@2`)."""
+    anywhere). rounds: the tick's further updates. Closed forms take all of them at once, as ticks of their own
+    (`woven`); a scan makes one after the other, of the memory under a name of its own (`state@2`)."""
 
     memory: Memory
     pattern: str
@@ -42,6 +43,16 @@ class MemoryPlan:
     def closed(self) -> bool:
         """The state advances a block at a time, in closed form."""
         return self.pattern in ("recurrence", "delta", "chunk")
+
+    @property
+    def woven(self) -> tuple[MemoryPlan, ...]:
+        """The updates that one tick of a closed form makes."""
+        return (self, *self.rounds) if self.closed else (self,)
+
+    @property
+    def apart(self) -> tuple[MemoryPlan, ...]:
+        """The further updates that a tick makes one by one."""
+        return () if self.closed else self.rounds
 
 
 @dataclass(frozen=True)
@@ -95,9 +106,14 @@ def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS, 
     plans = tuple(lower_memory(m, setting, patterns) for m in instance.memories)
     bounds = [p.boundary for p in plans if p.pattern != "cache" and p.boundary]
     looped = any(p.pattern != "cache" for p in plans)
-    free = block or (BLOCK // 2 if any(p.pattern == "delta" for p in plans) else BLOCK)
+    free = block or min((together(p) for p in plans), default=BLOCK)
     size = math.gcd(*bounds) if bounds else free
     return LevelPlan(instance, plans, size if looped else 0)
+
+
+def together(p: MemoryPlan) -> int:
+    """Ticks that a closed form without chunk boundaries best takes at once."""
+    return min(BLOCK // 2 if p.pattern == "delta" else BLOCK, max(1, BLOCK // len(p.woven)))
 
 
 def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Pattern]) -> MemoryPlan:
@@ -105,22 +121,48 @@ def lower_memory(memory: Memory, setting: Setting, patterns: Mapping[str, Patter
     errors = errors_of(memory, setting.instance)
     reasons: list[str] = []
     for name, pattern in patterns.items():
-        if memory.rounds and name not in ("cache", "scan"):
-            reasons.append(f"{name}: {memory.turns} updates a tick")
-            continue
         if memory.per == "model" and name not in ("frozen", "scan"):
             reasons.append(f"{name}: one copy learns from all rows")
             continue
         found = pattern(memory, errors, setting)
-        if isinstance(found, str):
-            reasons.append(f"{name}: {found}")
-            continue
-        later = tuple(lower_round(r, setting.instance) for r in memory.rounds)
-        return MemoryPlan(memory, name, errors, found, tuple(reasons), boundary(memory, name, setting), later)
+        later = () if isinstance(found, str) else rounds_of(memory, name, pattern, setting)
+        if not isinstance(found, str) and not isinstance(later, str):
+            first = MemoryPlan(memory, name, errors, found, tuple(reasons), boundary(memory, name, setting), later)
+            if alike(first.woven):
+                return first
+            found = "the updates of a tick are not of one form"
+        reasons.append(f"{name}: {later if isinstance(later, str) else found}")
     raise AssertionError("scan takes every memory")
 
 
-def lower_round(memory: Memory, level: Instance) -> MemoryPlan:
+def rounds_of(memory: Memory, name: str, pattern: Pattern, setting: Setting) -> tuple[MemoryPlan, ...] | str:
+    """The plans of the tick's further updates, or why one of them has no closed form."""
+    if name == "scan":
+        return tuple(scanned_round(r, setting.instance) for r in memory.rounds)
+    plans: list[MemoryPlan] = []
+    for r in memory.rounds:
+        errors = errors_of(r, setting.instance)
+        found = pattern(r, errors, setting)
+        if isinstance(found, str):
+            return found
+        plans.append(MemoryPlan(r, name, errors, found))
+    return tuple(plans)
+
+
+def alike(rounds: Sequence[MemoryPlan]) -> bool:
+    """Whether the updates of a tick are one recurrence with other numbers."""
+    forms = {
+        (
+            tuple((t, len(pairs)) for t, pairs in p.errors.factors.items()),
+            tuple(p.errors.dense),
+            tuple((t, tuple((c.slot, tuple(w for w, _ in c.drive)) for c in r.carries)) for t, r in p.rules.items()),
+        )
+        for p in rounds
+    }
+    return len(forms) == 1
+
+
+def scanned_round(memory: Memory, level: Instance) -> MemoryPlan:
     """A further update of the tick. The memory has another name there, so that its state is told from the one
     before."""
     name = f"{memory.name}@{memory.turn + 1}"
@@ -151,7 +193,7 @@ def boundary_between(memory: Memory, pattern: str, setting: Setting) -> int | No
     if pattern == "scan":
         return memory.every if memory.reset_where is None else 1  # rows learn at ticks of their own
     if memory.retain_on == "key":
-        return shorter(memory.chunk, CHANNELS) if keeps_anchor(memory) else CHANNELS
+        return shorter(memory.chunk, CHANNELS) if keeps_anchor(memory) else max(1, CHANNELS // memory.turns)
     if pattern == "chunk" or keeps_anchor(memory) or memory.name in setting.recalled:
         return shorter(memory.chunk) if keeps_anchor(memory) else memory.chunk
     return None

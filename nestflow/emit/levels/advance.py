@@ -26,7 +26,8 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
     if m.when is not None:
         updates = code.state.names[RuleCode.counter(m, UPDATES)]
         brings = as_tensor(code.inner, code.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
-        code.writer.line(f"{updates} = {updates} + {brings}.sum(-1)")
+        times = f"{m.turns} * " if m.turns > 1 else ""
+        code.writer.line(f"{updates} = {updates} + {times}{brings}.sum(-1)")
     waiting: list[str] = []
     for t in state_tensors(m):
         rule = p.rules[t.path]

@@ -144,7 +144,7 @@ class LevelCode:
     def loop(self, result: Node) -> None:
         plan, writer, em = self.plan, self.writer, self.outer
         for p in plan.looped:
-            for r in (p, *p.rounds):
+            for r in (p, *p.apart):
                 self.nodes.learn(r)
         self.reads = self.nodes.context(self.front)
         everything = self.roots()
@@ -203,18 +203,17 @@ class LevelCode:
 
     def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
         """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
-        return [
-            (p, t)
-            for p in self.plan.looped
-            if p.closed
-            for t in p.rules
-            if p.memory.retain_on == "number" and not any(n in loop for n in self.rows_of(p, t))
-        ]
+        return [(p, t) for p in self.plan.looped if p.closed for t in p.rules if not self.is_late(p, t, loop)]
+
+    def is_late(self, p: MemoryPlan, tensor: str, loop: set[Node]) -> bool:
+        """Whether the rows of a rule are made piece by piece."""
+        woven = p.memory.retain_on == "key" or len(p.woven) > 1
+        return woven or any(n in loop for n in self.rows_of(p, tensor))
 
     def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
         """Everything that the loop evaluates."""
         roots, done = list(self.reads), {(p.memory.name, t) for p, t in early}
-        for p in (r for q in self.plan.looped for r in (q, *q.rounds)):
+        for p in (r for q in self.plan.looped for r in (q, *q.apart)):
             m = p.memory
             roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
             roots += self.nodes.dense[m.name].values()
@@ -283,7 +282,7 @@ class LevelCode:
             if not p.closed:
                 continue
             for tensor in p.rules:
-                if p.memory.retain_on == "key" or any(n in loop for n in self.rows_of(p, tensor)):
+                if self.is_late(p, tensor, loop):
                     self.late.append((p, tensor))
                     continue
                 if self.rows.key(p, tensor) in self.rows.names:
@@ -320,7 +319,8 @@ class LevelCode:
                 if written(p.memory) not in said:
                     self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
                     said.add(written(p.memory))
-                self.rows.write(self.inner, p, tensor, "n", "t", pieces=False)
+                ticks = "n" if len(p.woven) == 1 else f"{len(p.woven)} * n"
+                self.rows.write(self.inner, p, tensor, ticks, "t", pieces=False)
         for p in self.plan.looped:
             self.solved(p)
         late = [reads_new(y) for y in self.reads]
@@ -395,7 +395,7 @@ class LevelCode:
             codes[-1].gradients()
             codes[-1].count()
             codes[-1].prefetch()
-        later = [r for p in self.plan.looped for r in p.rounds]
+        later = [r for p in self.plan.looped for r in p.apart]
         rounds = RoundsCode(self, later)
         rounds.prepare()
         for p in self.plan.looped:

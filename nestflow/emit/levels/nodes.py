@@ -8,11 +8,12 @@ Leaves of a loop, besides what the level's context gives:
   solved(x, h, a, b)             errors u_t = a_t W_{t−1} x_t + b_t of a delta rule
   each_tick(x)                   a value without ticks, seen at every tick of the piece
   last(x), final(x)              the value at the piece's last tick, without and with a token axis of size 1
+  woven(x, ...)                  what the rounds of a tick have, as ticks of their own; unwoven(x; rounds, which)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from nestflow.graph.model import Instance, Memory
@@ -27,7 +28,8 @@ from nestflow.lowering.patterns.delta import system
 from nestflow.lowering.patterns.setting import erasing
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
-LOOP = frozenset(["state", "linear_at", "tensor_at", "matrix_at", "solved", "each_tick", "last", "final"])
+READINGS = ["linear_at", "tensor_at", "matrix_at", "solved", "woven", "unwoven"]
+LOOP = frozenset(["state", "each_tick", "last", "final", *READINGS])
 Theta = Callable[[Node], Node]
 
 
@@ -47,7 +49,7 @@ class Nodes:
 
     def __init__(self, plan: LevelPlan) -> None:
         self.instance: Instance = plan.instance
-        self.plans = {p.memory.name: p for q in plan.memories for p in (q, *q.rounds)}
+        self.plans = {p.memory.name: p for q in plan.memories for p in (q, *q.apart)}
         self.memo: dict[Node, Node] = {}
         self.errors: dict[str, dict[str, tuple[tuple[Node, Node], ...]]] = {}
         self.dense: dict[str, dict[str, Node]] = {}
@@ -125,8 +127,8 @@ class Nodes:
             pairs = self.errors[m.name].get(tensor)
             if pairs is None or m.link is not None or len(x.args[0].type.shape) != 1:
                 return ops.linear(x.args[0], theta(x.args[1]))
-            args = (x.args[0], *(f for pair in pairs for f in pair))
-            return make("linear_at", args, per_tick(m, x.type.shape), memory=m.name, tensor=tensor, place=place)
+            args = (again(plan, x.args[0]), *(f for pair in pairs for f in pair))
+            return seen("linear_at", args, x.type.shape, tensor)
 
         def theta(t: Node) -> Node:
             return linked(m, kept(t))
@@ -134,16 +136,24 @@ class Nodes:
         def kept(t: Node) -> Node:
             tensor = t["tensor"]
             g = self.dense[m.name].get(tensor)
-            if g is not None:
-                return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
-            if tensor in self.errors[m.name]:  # a matrix read otherwise than by `linear`: its errors in full
+            if g is None and tensor in self.errors[m.name]:
+                # a matrix read otherwise than by `linear`: its errors in full
                 factors = tuple(f for pair in self.errors[m.name][tensor] for f in pair)
-                type_ = per_tick(m, t.type.shape)
-                return make("matrix_at", factors, type_, memory=m.name, tensor=tensor, place=place)
-            else:
+                return seen("matrix_at", factors, t.type.shape, tensor)
+            if g is None:
                 each = make("each_tick", (state(m, tensor, "now", t.type),), per_tick(m, t.type.shape))
-                g = ops.binary("mul", ops.const(0.0), each)
-            return make("tensor_at", (g,), per_tick(m, t.type.shape), memory=m.name, tensor=tensor, place=place)
+                g = again(plan, ops.binary("mul", ops.const(0.0), each))
+            return seen("tensor_at", (g,), t.type.shape, tensor)
+
+        def seen(op: str, args: tuple[Node, ...], shape: tuple[int, ...], tensor: str) -> Node:
+            """At every tick: of several rounds, as the last has left it or the first found it."""
+            found, turns = (
+                make(op, args, per_tick(m, shape), memory=m.name, tensor=tensor, place=place),
+                len(plan.woven),
+            )
+            if turns == 1:
+                return found
+            return make("unwoven", (found,), found.type, rounds=turns, which=turns - 1 if place == "after" else 0)
 
         return shaped(self._function(m, key, theta, n, linear), n)
 
@@ -155,14 +165,14 @@ class Nodes:
         if m.name in self.errors:
             return
         if plan.pattern == "delta":
-            ((tensor, rule),) = plan.rules.items()
-            _, *parts = system(m, plan.errors, rule)
-            x, h, a, b = self._at(m, parts)
+            (tensor,) = plan.rules
+            parts = [self._at(p.memory, system(p.memory, p.errors, p.rules[tensor])[1:]) for p in plan.woven]
+            x, h, a, b = (weave(m, values) for values in zip(*parts, strict=True))
             self.errors[m.name], self.dense[m.name] = {tensor: ((h, self._solved(plan, tensor, x, h, a, b)),)}, {}
             self._stop(m)
             return
-        flat = self._at(m, plan.errors.nodes())
-        at = iter(flat)
+        flat = [self._at(p.memory, p.errors.nodes()) for p in plan.woven]
+        at = (weave(m, values) for values in zip(*flat, strict=True))
         self.errors[m.name] = {t: tuple((next(at), next(at)) for _ in p) for t, p in plan.errors.factors.items()}
         self.dense[m.name] = {t: next(at) for t in plan.errors.dense}
         for tensor in plan.rules:
@@ -200,9 +210,18 @@ class Nodes:
         m, key = plan.memory, (plan.memory.name, tensor)
         if key in self.rules:
             return self.rules[key]
+
+        def rate(coefficients: Iterable[Node]) -> Node:
+            return weave(m, [self.rate(p.memory, k) for p, k in zip(plan.woven, coefficients, strict=True)])
+
         carries = [
-            Carry(c.slot, self.rate(m, c.decay), tuple((where, self.rate(m, k)) for where, k in c.drive))
-            for c in plan.rules[tensor].carries
+            Carry(
+                c.slot,
+                rate(one.decay for one in turns),
+                tuple((where, rate(one.drive[i][1] for one in turns)) for i, (where, _) in enumerate(c.drive)),
+            )
+            for turns in zip(*(p.rules[tensor].carries for p in plan.woven), strict=True)
+            for c in turns[:1]
         ]
         places = [(i, j) for i, c in enumerate(carries) for j, (where, _) in enumerate(c.drive) if where == "g"]
         if len(places) == 1 and m.every == 1:
@@ -235,6 +254,19 @@ class Nodes:
     def rate(self, m: Memory, n: Node) -> Node:
         """An expression of a rule or gate over the context; errors' inputs in it are at the chunk's first state."""
         return self._at(m, [n])[0]
+
+
+def weave(m: Memory, values: Sequence[Node]) -> Node:
+    """What the rounds of a tick have each, as ticks of their own (`nestflow.ops.rounds`)."""
+    first = values[0]
+    if len(values) == 1 or (first.op == "const" and all(x is first for x in values)):
+        return first
+    return make("woven", tuple(values), per_tick(m, first.type.shape))
+
+
+def again(plan: MemoryPlan, x: Node) -> Node:
+    """What every round of a tick has."""
+    return weave(plan.memory, [x] * len(plan.woven))
 
 
 def linked(m: Memory, a: Node) -> Node:

@@ -26,6 +26,7 @@ class RowsKey:
     every: int
     heads: int | None
     stop: bool
+    turns: int  # of a tick: rows of each
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Rows:
 
     def key(self, plan: MemoryPlan, tensor_path: str) -> RowsKey:
         m = plan.memory
-        return RowsKey(self.nodes.rule(plan, tensor_path), m.every, m.heads, m.gradient == "stop")
+        return RowsKey(self.nodes.rule(plan, tensor_path), m.every, m.heads, m.gradient == "stop", m.turns)
 
     def write(self, em: Emitter, plan: MemoryPlan, tensor_path: str, ticks: str, t0: str, pieces: bool) -> RowsNames:
         """The statements that make the rows. pieces: of all pieces at once, numbers cut by `pieces(x, sizes, K)`."""

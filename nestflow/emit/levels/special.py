@@ -34,6 +34,8 @@ class Special:
             "tensor_at": self.tensor_at,
             "matrix_at": self.matrix_at,
             "solved": self.solved,
+            "woven": self.woven,
+            "unwoven": self.unwoven,
             "each_tick": self.each_tick,
             "last": self.last,
             "final": self.final,
@@ -115,6 +117,15 @@ class Special:
         if seen is None or not self.em.done[seen].text.isidentifier():
             return ""
         return f", {self.em.done[seen].text} if {self.state(now)} is {self.state(chunk)} else None"
+
+    def woven(self, n: Node) -> str:
+        word = self.em.writer.use("nestflow.ops.rounds", "woven")
+        values = ", ".join(self.operand(a, n) for a in n.args)
+        return f"{word}(({values}), n, {len(n.type.shape)}, c.dtype, c.device)"
+
+    def unwoven(self, n: Node) -> str:
+        word = self.em.writer.use("nestflow.ops.rounds", "unwoven")
+        return f"{word}({self.em.done[n.args[0]].text}, {n['rounds']}, {n['which']}, {len(n.type.shape)})"
 
     def each_tick(self, n: Node) -> str:
         x, axis = self.em.done[n.args[0]].atom, tick_axis(n.type)

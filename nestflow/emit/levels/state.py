@@ -64,7 +64,7 @@ class StateNames:
     def again(self) -> None:
         """Further rounds of a tick find a memory where the one before has left it: in the same variables."""
         for p in self.level.plan.looped:
-            for r in p.rounds:
+            for r in p.apart:
                 for leaf, name in list(self.names.items()):
                     if leaf["memory"] == p.memory.name:
                         attrs = {**dict(leaf.attrs), "memory": r.memory.name}
