@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nestflow.bundle.module import Module
     from nestflow.bundle.optimizer import optimizer
     from nestflow.bundle.state import State
+    from nestflow.bundle.tune import tune
     from nestflow.graph.model import LevelGraph
     from nestflow.train.sampling import generate
 
@@ -39,6 +40,7 @@ _HOMES = {
     "optimizer": "bundle.optimizer",
     "LevelGraph": "graph.model",
     "generate": "train.sampling",
+    "tune": "bundle.tune",
 }
 
 __all__ = [
@@ -55,6 +57,7 @@ __all__ = [
     "generate",
     "load",
     "optimizer",
+    "tune",
 ]
 
 

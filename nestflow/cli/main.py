@@ -18,6 +18,7 @@ COMMANDS = {
     "explain": ("explain:command", "Explain a word, an error code, or how a spec is lowered."),
     "view": ("view:command", "Draw the level graph, in the terminal or as svg, html, png, mmd, dot."),
     "compile": ("compile:command", "Write the PyTorch module, the optimizer and a bundle."),
+    "tune": ("tune:command", "Measure how a spec runs fastest on this machine."),
     "train": ("train:command", "Train on text, with checkpoints; or go on with a run."),
     "generate": ("generate:command", "Let a trained bundle write."),
     "fmt": ("fmt:command", "Format a spec in place, or check that it is formatted."),

@@ -150,6 +150,11 @@ def segments(sizes: Sequence[int], t: int, segment: int, period: int) -> Iterato
 _code: dict[str, Any] = {}
 
 
+def not_compiled() -> str | None:
+    """Why nothing is compiled in this process, where that was tried and failed."""
+    return _code.get("failed")
+
+
 def _compiled(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:
     """`several` by `torch.compile`; where it cannot compile, as it stands, with a warning."""
     if "failed" in _code:
@@ -160,8 +165,7 @@ def _compiled(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: 
         return _code["several"](piece, t, sizes, state, inputs)
     except Exception as e:
         result = several(piece, t, sizes, state, inputs)  # if the fault lies in the piece, it is raised here
-        _code["failed"] = True
-        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        _code["failed"] = reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         warnings.warn(f"`execution {{ compile true }}` has no effect: {reason:.200}", stacklevel=2)
         return result
 
