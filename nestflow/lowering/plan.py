@@ -20,7 +20,6 @@ from nestflow.lowering.linear_rule import LinearRule
 from nestflow.lowering.patterns import PATTERNS, Pattern, Setting
 
 BLOCK = 64  # ticks that a closed form without chunk boundaries takes at once
-CHANNELS = 16  # ticks at once where every key channel has a gate of its own
 LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are of this size squared
 
 
@@ -192,8 +191,6 @@ def boundary_between(memory: Memory, pattern: str, setting: Setting) -> int | No
         return None
     if pattern == "scan":
         return memory.every if memory.reset_where is None else 1  # rows learn at ticks of their own
-    if memory.retain_on == "key":
-        return shorter(memory.chunk, CHANNELS) if keeps_anchor(memory) else max(1, CHANNELS // memory.turns)
     if pattern == "chunk" or keeps_anchor(memory) or memory.name in setting.recalled:
         return shorter(memory.chunk) if keeps_anchor(memory) else memory.chunk
     return None

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from nestflow.ops.causal import careful, earlier, filled, from_then_on
-from nestflow.ops.coefficients import At
-from nestflow.ops.recurrence import Channels, look, scores
+from nestflow.ops.causal import careful, earlier, filled, from_then_on, lower
+from nestflow.ops.coefficients import At, decay_matrix
 
 Factors = tuple[Tensor, Tensor]
 
 
-def linear_at(x: Tensor, at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
+def linear_at(x: Tensor, at: At, starts: Sequence[Tensor | None], *factors: Factors) -> Tensor:
     """W_t x_t for every tick: Σ_j P_j ⊙ (x X_jᵀ) + ((x hᵀ) ⊙ L) e.
 
     x [..., n, in]; starts: p of [..., out, in] (None: it does not enter); factors (h [..., n, in], e [..., n, out]).
@@ -27,6 +27,16 @@ def linear_at(x: Tensor, at: At | Channels, starts: Sequence[Tensor | None], *fa
     terms = [look(x, start, at, j) for j, start in enumerate(starts) if start is not None]
     terms += [earlier(scores(x, h, at), e) for h, e in factors]
     return summed(terms)
+
+
+def scores(x: Tensor, h: Tensor, at: At) -> Tensor:
+    """How much of each error x reads at each tick: (x hᵀ) ⊙ L. x, h [..., n, in] -> [..., n, n]"""
+    return lower((x @ h.mT) * at.new)
+
+
+def look(x: Tensor, start: Tensor, at: At, j: int = 0) -> Tensor:
+    """What x reads of start number j at each tick. x [..., n, in], start [..., out, in] -> [..., n, out]"""
+    return at.old[j] * (x @ start.mT)
 
 
 def summed(terms: Sequence[Tensor]) -> Tensor:
@@ -53,16 +63,28 @@ def tensor_at(at: At, starts: Sequence[Tensor], gradient: Tensor, rank: int) -> 
     return y.reshape(*y.shape[:-1], *shape)
 
 
-def matrix_at(at: At | Channels, starts: Sequence[Tensor], *factors: Factors) -> Tensor:
+def matrix_at(at: At, starts: Sequence[Tensor], *factors: Factors) -> Tensor:
     """A matrix itself at every tick, from the factors of its errors: [..., n, out, in].
 
     starts: p of [..., out, in]; factors (h [..., n, in], e [..., n, out]).
     """
-    if isinstance(at, At):
-        return tensor_at(at, starts, summed([e[..., :, None] * h[..., None, :] for h, e in factors]), 2)
-    kept = at.old[..., :, None, :] * starts[0][..., None, :, :]
+    return tensor_at(at, starts, summed([e[..., :, None] * h[..., None, :] for h, e in factors]), 2)
+
+
+def matrix_by_channels(gate: Tensor, start: Tensor, *factors: Factors, before: bool = False) -> Tensor:
+    """The same where every key channel has a gate of its own (`nestflow.ops.recurrence`). gate [..., n, in]
+
+    before: at W_{t−1} and not W_t.
+    """
+    n = factors[0][1].shape[-2]
+    gate = gate.expand(*gate.shape[:-2], n, gate.shape[-1])
+    left, new = gate.cumprod(-2), decay_matrix(gate.mT).movedim(-3, -1)
+    if before:
+        left = F.pad(left.narrow(-2, 0, n - 1), (0, 0, 1, 0), value=1.0)
+        new = F.pad(new.narrow(-3, 0, n - 1), (0, 0, 0, 0, 1, 0))
+    kept = left[..., :, None, :] * start[..., None, :, :]
     # Σ_s e_s ⊗ (h_s ⊙ D[t, s]): one product for each tick
-    return summed([kept] + [_each_tick(e, at.new * h[..., None, :, :]) for h, e in factors])
+    return summed([kept] + [_each_tick(e, new * h[..., None, :, :]) for h, e in factors])
 
 
 def _each_tick(e: Tensor, h: Tensor) -> Tensor:
@@ -76,15 +98,13 @@ def _each_tick(e: Tensor, h: Tensor) -> Tensor:
 
 
 def advance(
-    at: At | Channels, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None, rank: int = 2
+    at: At, starts: Sequence[Tensor | None], *factors: Factors, gradient: Tensor | None = None, rank: int = 2
 ) -> Tensor:
     """The state after the piece: Σ_j P_j X_j + Σ_s L_s G_s, from the rows' last tick.
 
     starts: p of [..., *shape], `rank` feature axes each (None: it does not enter); factors: pairs (h, e) of a matrix;
     gradient [..., n, *shape]: errors given in full.
     """
-    if not isinstance(at, At):
-        return summed([x * at.end_old for x in starts if x is not None] + [e.mT @ (h * at.end_new) for h, e in factors])
     assert at.end_new is not None
     terms = [_number(weight, rank) * start for weight, start in zip(at.end_old, starts) if start is not None]
     terms += [(e * at.end_new).mT @ h for h, e in factors]

@@ -17,19 +17,24 @@ import torch
 from torch import Tensor
 
 from nestflow.ops.causal import careful, filled, from_then_on
+from nestflow.ops.chunk import look, scores
 from nestflow.ops.coefficients import At
-from nestflow.ops.recurrence import Channels, look, scores
+from nestflow.ops.recurrence import Channels
 
 
 def delta_system(
-    x: Tensor, h: Tensor, scale: Tensor | float, before: At | Channels, rate: Tensor | float | None = None
+    x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: Tensor | float | None = None
 ) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
     x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a
     [..., n] or a number; before: the rows of W_{t−1}; rate η: errors are −η (a W x + b) and not a W x + b.
     """
-    system = scaled(scale, scores(x, h, before))
+    return _system(scores(x, h, before), scale, rate)
+
+
+def _system(looks: Tensor, scale: Tensor | float, rate: Tensor | float | None) -> Tensor:
+    system = scaled(scale, looks)
     return -system if rate is None else scaled(rate, system)
 
 
@@ -38,7 +43,7 @@ def solve_errors(
     x: Tensor,
     scale: Tensor | float,
     error: Tensor,
-    before: At | Channels,
+    before: At,
     starts: Sequence[Tensor],
     first: Tensor | None = None,
     rate: Tensor | float | None = None,
@@ -47,12 +52,26 @@ def solve_errors(
 
     error b [..., n, out]; starts: p of [..., out, in]; first: x X_0ᵀ where it is known.
     """
-    if first is not None and isinstance(before, At):
+    if first is not None:
         seen = before.old[0] * first
     else:
         seen = look(x, starts[0], before)
     for j in range(1, len(starts)):
         seen = seen + look(x, starts[j], before, j)
+    return _solved(system, seen, scale, error, rate)
+
+
+def errors_by_channels(
+    before: Channels, start: Tensor, scale: Tensor | float, error: Tensor, rate: Tensor | float | None = None
+) -> Tensor:
+    """U where every key channel has a gate of its own. before: of x and h (`channels(x, h, ..., before=True)`); start
+    [..., out, in]; the rest as above. [..., n, out]"""
+    return _solved(_system(before.scores, scale, rate), before.old @ start.mT, scale, error, rate)
+
+
+def _solved(
+    system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, rate: Tensor | float | None
+) -> Tensor:
     right = scaled(scale, seen) + error
     if rate is not None:
         right = -scaled(rate, right)

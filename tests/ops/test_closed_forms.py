@@ -21,7 +21,7 @@ from nestflow.ops.coefficients import (
     split_rows,
 )
 from nestflow.ops.delta import delta_system, solve_errors
-from nestflow.ops.recurrence import channels, channels_before
+from nestflow.ops.recurrence import channels, channels_after, channels_at
 
 CPU, F64 = torch.device("cpu"), torch.float64
 
@@ -177,13 +177,13 @@ def test_gates_of_key_channels_equal_the_loop() -> None:
     n, d, m = 9, 4, 3
     a = gates(2, n, d).requires_grad_()
     h, e, x, start = rand(2, n, d, seed=2), rand(2, n, m, seed=3), rand(2, n, d, seed=4), rand(2, m, d, seed=5)
-    at = channels(a, n)
-    after, before = linear_at(x, at, (start,), (h, e)), linear_at(x, channels_before(at), (start,), (h, e))
+    at = channels(x, h, a, n)
+    after, before = channels_at(start, (at, e)), channels_at(start, (channels(x, h, a, n, before=True), e))
     w = start
     for t in range(n):
         torch.testing.assert_close(before[:, t], (w @ x[:, t, :, None])[..., 0])
         w = w * a[:, t, None, :] + e[:, t, :, None] * h[:, t, None, :]
         torch.testing.assert_close(after[:, t], (w @ x[:, t, :, None])[..., 0])
-    torch.testing.assert_close(advance(at, (start,), (h, e)), w)
+    torch.testing.assert_close(channels_after(start, (at, e)), w)
     after.sum().backward()
     assert a.grad is not None and a.grad.isfinite().all()

@@ -22,7 +22,6 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
     give them up are returned."""
     m = p.memory
     code.comment(f"the state of `{m.name}` after the piece")
-    kernel = code.writer.use("nestflow.ops.chunk", "advance")
     if m.when is not None:
         updates = code.state.names[RuleCode.counter(m, UPDATES)]
         brings = as_tensor(code.inner, code.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
@@ -30,6 +29,13 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
         code.writer.line(f"{updates} = {updates} + {times}{brings}.sum(-1)")
     waiting: list[str] = []
     for t in state_tensors(m):
+        if m.retain_on == "key":
+            (name,) = code.state.starts(p, t)
+            text = code.special.by_channels("channels_after", m.name, t.path, code.nodes.leaves(p, t.path))
+            target = code.variable(f"new_{name}") if wait else name
+            waiting += [f"{name} = {target}"] if wait else []
+            code.writer.line(f"{target} = {text}")
+            continue
         rule = p.rules[t.path]
         rows = code.rows.names[code.rows.key(p, t.path)]
         names = code.state.starts(p, t)
@@ -37,7 +43,7 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
         pairs = [f"({code.inner.value(h)}, {code.inner.value(e)})" for h, e in errors]
         extra = [f"gradient={code.inner.value(g)}"] if g is not None else []
         extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
-        order = starts_of(rule, m.every)
+        order, kernel = starts_of(rule, m.every), code.writer.use("nestflow.ops.chunk", "advance")
         news = []
         for slot in order:
             support = rule.support(slot, m.every > 1)

@@ -34,7 +34,7 @@ from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
 from nestflow.emit.levels.rule import RuleCode, context_parts
-from nestflow.emit.levels.special import Special
+from nestflow.emit.levels.special import Special, channels_text
 from nestflow.emit.levels.state import StateNames
 from nestflow.emit.levels.turn import period_of, run_pieces
 from nestflow.emit.writer import Writer, identifier, plain
@@ -154,7 +154,8 @@ class LevelCode:
         outside = self.hoisted(roots, loop)
         em.plan(*outside, *rates, result)
         for n in outside:
-            em.expression(n)
+            for a in n.args if n.op == "channels" else (n,):
+                em.expression(a)
         self.state = StateNames(self)
         self.state.read()
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
@@ -215,9 +216,14 @@ class LevelCode:
         roots, done = list(self.reads), {(p.memory.name, t) for p, t in early}
         for p in (r for q in self.plan.looped for r in (q, *q.apart)):
             m = p.memory
-            roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
+            if m.retain_on == "key" and p.closed:
+                roots += [n for t in p.rules for pair in self.nodes.leaves(p, t) for n in pair]
+            else:
+                roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
             roots += self.nodes.dense[m.name].values()
             roots += [self.nodes.rate(m, n) for n in (m.when, m.reset_where) if n is not None]
+            if p.closed and m.retain_on == "key":
+                continue
             if p.closed:
                 roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
             elif m.rule is not None:
@@ -265,21 +271,35 @@ class LevelCode:
                     self.outer.variable(n, "w")
                 self.inner.done[n] = self.outer.done[n]
                 continue
+            if n.op == "channels":
+                self.channels(n)
+                continue
             source = self.outer.variable(n)
             base = source.removesuffix(self.letters.suffix(n.type))
             name = self.inner.fresh(base, n.type)
             self.inner.bind(n, name)
             self.splits.append((name, f"{source}.split(sizes, {tick_axis(n.type)})"))
 
+    def channels(self, n: Node) -> None:
+        """Readings by gates of key channels that no state enters: of all pieces before the loop."""
+        text = channels_text(self.outer, n, "channels_in_pieces", f"sizes, {self.plan.size}")
+        source = self.variable("w_before" if n["before"] else "w_at")
+        self.writer.line(f"{source} = {text}")
+        name = self.variable(f"{source}_C")
+        self.inner.bind(n, name)
+        self.splits.append((name, source))
+
     def closed_rows(self, loop: set[Node]) -> None:
         """Rows of the rules whose rates do not depend on the state: of all pieces before the loop."""
         for p in self.plan.looped:
-            if p.closed and (p.memory.read != "after" or p.pattern == "delta" or any(r.dgd for r in p.rules.values())):
+            if not p.closed or p.memory.retain_on == "key":
+                continue
+            if p.memory.read != "after" or p.pattern == "delta" or any(r.dgd for r in p.rules.values()):
                 self.rows.lagged.update(self.rows.key(p, tensor) for tensor in p.rules)
         first = True
         self.late: list[tuple[MemoryPlan, str]] = []
         for p in self.plan.looped:
-            if not p.closed:
+            if not p.closed or p.memory.retain_on == "key":
                 continue
             for tensor in p.rules:
                 if self.is_late(p, tensor, loop):
@@ -368,7 +388,8 @@ class LevelCode:
                 self.inner.names.setdefault(e, f"e_{identifier(tensor.removesuffix('.weight'))}")
         for pairs in self.nodes.errors[m.name].values():
             for h, e in pairs:
-                self.inner.variable(h)
+                if m.retain_on != "key" or not p.closed:
+                    self.inner.variable(h)
                 for look in looks_at_start(e, h):  # a delta rule uses it again
                     self.inner.variable(look)
                 if not any(n.op == "solved" for n in walk(e)):

@@ -6,6 +6,9 @@ Leaves of a loop, besides what the level's context gives:
   linear_at(x, h, e, ...)        W_t x_t for every tick (closed forms); place: "after" or "before" the tick's update
   tensor_at(g)                   the tensor itself at every tick; matrix_at(h, e, ...): from the factors of its errors
   solved(x, h, a, b)             errors u_t = a_t W_{t−1} x_t + b_t of a delta rule
+  channels(x, h, gate)           what x reads of each error at each tick where every key channel has a gate: then it is
+                                 linear_at(channels, e, ...), solved(channels, a, b), matrix_at(gate, h, e, ...);
+                                 no leaf: where no state enters, it is made of all pieces before the loop
   each_tick(x)                   a value without ticks, seen at every tick of the piece
   last(x), final(x)              the value at the piece's last tick, without and with a token axis of size 1
   woven(x, ...)                  what the rounds of a tick have, as ticks of their own; unwoven(x; rounds, which)
@@ -54,6 +57,7 @@ class Nodes:
         self.errors: dict[str, dict[str, tuple[tuple[Node, Node], ...]]] = {}
         self.dense: dict[str, dict[str, Node]] = {}
         self.rules: dict[tuple[str, str], LinearRule] = {}
+        self.left: dict[tuple[str, Node], Node] = {}  # memory, input -> a node `channels` of that input
         self.folded: dict[tuple[str, str], Node] = {}  # rates that multiply the errors instead of their coefficients
 
     # context ---------------------------------------------------------------------------------------
@@ -127,7 +131,10 @@ class Nodes:
             pairs = self.errors[m.name].get(tensor)
             if pairs is None or m.link is not None or len(x.args[0].type.shape) != 1:
                 return ops.linear(x.args[0], theta(x.args[1]))
-            args = (again(plan, x.args[0]), *(f for pair in pairs for f in pair))
+            look = again(plan, x.args[0])
+            args = (look, *(f for pair in pairs for f in pair))
+            if m.retain_on == "key":
+                args = tuple(f for h, e in pairs for f in (self.channels(plan, tensor, look, h, place), e))
             return seen("linear_at", args, x.type.shape, tensor)
 
         def theta(t: Node) -> Node:
@@ -139,6 +146,8 @@ class Nodes:
             if g is None and tensor in self.errors[m.name]:
                 # a matrix read otherwise than by `linear`: its errors in full
                 factors = tuple(f for pair in self.errors[m.name][tensor] for f in pair)
+                if m.retain_on == "key":
+                    factors = (self.rule(plan, tensor).carries[0].decay, *factors)
                 return seen("matrix_at", factors, t.type.shape, tensor)
             if g is None:
                 each = make("each_tick", (state(m, tensor, "now", t.type),), per_tick(m, t.type.shape))
@@ -201,8 +210,25 @@ class Nodes:
         m = plan.memory
         self.rule(plan, tensor)
         rate = self.folded.get((m.name, tensor))
-        args = (x, h, a, b) if rate is None else (x, h, a, b, times(ops.const(-1.0), rate))
+        looks = (self.channels(plan, tensor, x, h, "before"),) if m.retain_on == "key" else (x, h)
+        args = (*looks, a, b) if rate is None else (*looks, a, b, times(ops.const(-1.0), rate))
         return make("solved", args, per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
+
+    def channels(self, plan: MemoryPlan, tensor: str, x: Node, h: Node, place: str) -> Node:
+        """x and h with the gates of a memory whose retain is a vector."""
+        gate = self.rule(plan, tensor).carries[0].decay
+        turns, type_ = len(plan.woven), per_tick(plan.memory, h.type.shape)
+        made = make("channels", (x, h, gate), type_, before=place == "before", turns=turns)
+        self.left.setdefault((plan.memory.name, h), made)
+        return made
+
+    def leaves(self, plan: MemoryPlan, tensor: str) -> list[tuple[Node, Node]]:
+        """What the errors of such a memory leave in it: channels, e. Any reading of an input tells what it leaves."""
+        pairs = self.errors[plan.memory.name][tensor]
+        for h, _ in pairs:
+            if (plan.memory.name, h) not in self.left:
+                self.channels(plan, tensor, h, h, "after")
+        return [(self.left[plan.memory.name, h], e) for h, e in pairs]
 
     def rule(self, plan: MemoryPlan, tensor: str) -> LinearRule:
         """The closed form of a tensor with its rates as loop expressions. A rate that depends on the state and

@@ -15,7 +15,7 @@ from nestflow.ir.node import Node
 from nestflow.lowering.linear_rule import Carry, LinearRule
 from nestflow.lowering.plan import MemoryPlan
 
-COEFFICIENTS, RECURRENCE = "nestflow.ops.coefficients", "nestflow.ops.recurrence"
+COEFFICIENTS = "nestflow.ops.coefficients"
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,6 @@ class Rows:
             return self.names[key]
         starts = starts_of(key.rule, m.every)
         one = RowsWriter(self, em, m, starts, ticks, pieces)
-        if m.retain_on == "key":
-            self.names[key] = one.channels(key.rule.carries[0])
-            return self.names[key]
         if (
             not pieces
             and len(starts) == 1
@@ -109,9 +106,7 @@ class Rows:
             return names.of[""]
         if names.before is None:
             if names.decays:
-                vector = plan.memory.retain_on == "key"
-                word = (RECURRENCE, "channels_before") if vector else (COEFFICIENTS, "running_before")
-                before = self.writer.use(*word)
+                before = self.writer.use(COEFFICIENTS, "running_before")
                 names.before = self.fresh("before")
                 self.writer.line(f"{names.before} = {before}({names.decays})")
                 return names.before
@@ -161,15 +156,6 @@ class RowsWriter:
             call = f"{self.word('decays')}({text}, {self.ticks}, c.dtype, c.device)"
             self.rows.decays[key] = self.line("kept", call)
         return self.rows.decays[key]
-
-    def channels(self, carry: Carry) -> RowsNames:
-        """A gate for every key channel; errors carry their rates themselves."""
-        word = self.rows.writer.use(RECURRENCE, "channels")
-        self.em.expression(carry.decay)
-        width = carry.decay.type.shape
-        gate = tensor(self.em, carry.decay, per_tick(self.memory, width).with_(dtype="float")).text
-        name = self.line("w_at", f"{word}({gate}, {self.ticks})", self.meaning("w", carry))
-        return RowsNames({"": name}, decays=name)
 
     def running(self, carry: Carry) -> RowsNames:
         """The plainest rule: a decaying sum of errors that carry their rates themselves."""

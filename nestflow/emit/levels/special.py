@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from nestflow.emit.expr import ATOM, Expr
+from nestflow.emit.expr import ATOM, Emitter, Expr
 from nestflow.emit.layout import axes, tick_axis
 from nestflow.emit.levels.nodes import state
 from nestflow.emit.ops import tensor
@@ -16,10 +16,18 @@ from nestflow.ir.node import Type as NodeType
 if TYPE_CHECKING:
     from nestflow.emit.levels.level import LevelCode
 
+RECURRENCE = "nestflow.ops.recurrence"
 _BACKWARD = {
     "gelu_backward": "torch.ops.aten.gelu_backward({}, {})",
     "gelu_tanh_backward": 'torch.ops.aten.gelu_backward({}, {}, approximate="tanh")',
 }
+
+
+def channels_text(em: Emitter, n: Node, word: str, ticks: str) -> str:
+    """x, h and the gate of every key channel, made ready to read: of one piece, or of all (`ticks`: their sizes)."""
+    em.writer.use(RECURRENCE, word)
+    parts = [tensor(em, a, n.type.with_(shape=a.type.shape, dtype="float"), 1).text for a in n.args]
+    return f"{word}({', '.join([*parts, ticks, *(['before=True'] if n['before'] else [])])})"
 
 
 class Special:
@@ -34,6 +42,7 @@ class Special:
             "tensor_at": self.tensor_at,
             "matrix_at": self.matrix_at,
             "solved": self.solved,
+            "channels": self.channels,
             "woven": self.woven,
             "unwoven": self.unwoven,
             "each_tick": self.each_tick,
@@ -52,7 +61,7 @@ class Special:
         text = write(n)
         if n.op == "state" or (self.em.uses[n] <= 1 and n not in self.em.names and len(text) < 60):
             return text
-        base = {"linear_at": "h", "solved": "u"}.get(n.op)
+        base = {"linear_at": "h", "solved": "u", "channels": "w_at"}.get(n.op)
         return self.em.assign(n, Expr(text, ATOM), base)
 
     def state(self, n: Node) -> str:
@@ -71,10 +80,28 @@ class Special:
 
     def linear_at(self, n: Node) -> str:
         self.em.writer.use("nestflow.ops.chunk", "linear_at")
+        if n.args[0].op == "channels":
+            return self.by_channels("channels_at", n["memory"], n["tensor"], list(zip(n.args[::2], n.args[1::2])))
         rows, starts = self.starts(n)
         x, *factors = n.args
         pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(factors[::2], factors[1::2])]
         return f"linear_at({', '.join([self.operand(x, n, 1), rows, starts, *pairs])})"
+
+    def by_channels(self, word: str, memory: str, tensor_path: str, factors: list[tuple[Node, Node]]) -> str:
+        """A memory whose key channels have gates of their own: what is read of it, or what it is after the piece."""
+        self.em.writer.use(RECURRENCE, word)
+        pairs = [f"({self.em.value(at)}, {self.em.value(e)})" for at, e in factors]
+        return f"{word}({', '.join([self.start(memory, tensor_path), *pairs])})"
+
+    def start(self, memory: str, tensor_path: str) -> str:
+        """The variable that holds a tensor as the piece begins."""
+        p = self.level.nodes.plans[memory]
+        (name,) = self.level.state.starts(p, next(t for t in state_tensors(p.memory) if t.path == tensor_path))
+        return name
+
+    def channels(self, n: Node) -> str:
+        """In a piece: x, h or the gate come from what a memory recalls in it."""
+        return channels_text(self.em, n, "channels", "n" if n["turns"] == 1 else f"{n['turns']} * n")
 
     def tensor_at(self, n: Node) -> str:
         self.em.writer.use("nestflow.ops.chunk", "tensor_at")
@@ -82,12 +109,22 @@ class Special:
         return f"tensor_at({rows}, {starts}, {self.operand(n.args[0], n)}, {len(n.type.shape)})"
 
     def matrix_at(self, n: Node) -> str:
+        if len(n.args) % 2:  # a gate for each key channel comes first
+            self.em.writer.use("nestflow.ops.chunk", "matrix_by_channels")
+            gate, *factors = n.args
+            pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(factors[::2], factors[1::2])]
+            more = ["before=True"] if n["place"] == "before" else []
+            vectors = n.type.with_(shape=gate.type.shape, dtype="float")
+            parts = [tensor(self.em, gate, vectors).text, self.start(n["memory"], n["tensor"]), *pairs, *more]
+            return f"matrix_by_channels({', '.join(parts)})"
         self.em.writer.use("nestflow.ops.chunk", "matrix_at")
         rows, starts = self.starts(n)
         pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(n.args[::2], n.args[1::2])]
         return f"matrix_at({', '.join([rows, starts, *pairs])})"
 
     def solved(self, n: Node) -> str:
+        if n.args[0].op == "channels":
+            return self.solved_by_channels(n)
         self.em.writer.use("nestflow.ops.delta", "solve_errors")
         self.em.writer.use("nestflow.ops.delta", "delta_system")
         rows, starts = self.starts(n)
@@ -104,6 +141,14 @@ class Special:
             self.em.writer.line(f"{self.systems[text]} = {text}")
         values = ", ".join([self.systems[text], look, scale, self.operand(b, n), rows, starts])
         return f"solve_errors({values}{self.first_look(n)}{rate})"
+
+    def solved_by_channels(self, n: Node) -> str:
+        self.em.writer.use("nestflow.ops.delta", "errors_by_channels")
+        at, a, b, *eta = n.args
+        number = NodeType(batch=True, clock="T", heads=n.type.heads)
+        parts = [self.em.value(at), self.start(n["memory"], n["tensor"]), tensor(self.em, a, number).text]
+        rate = [f"rate={tensor(self.em, eta[0], number).text}"] if eta else []
+        return f"errors_by_channels({', '.join([*parts, self.operand(b, n), *rate])})"
 
     def first_look(self, n: Node) -> str:
         """x W where the errors have computed it already: the piece begins its chunk, so both see one state."""

@@ -54,6 +54,8 @@ def reads_memories(m: Memory) -> bool:
 
 def linear_rules(m: Memory, errors: Errors) -> dict[str, LinearRule] | str:
     """The closed form of each tensor's update, or why there is none."""
+    if m.retain_on == "key" and (errors.dense or any(t.path not in errors.factors for t in state_tensors(m))):
+        return "its gate is a vector, and its errors are no outer products"
     rules: dict[str, LinearRule] = {}
     for t in state_tensors(m):
         try:
