@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_any_split_and_any_block(objective: str) -> None:
         (level,) = lower(compiled.graph).levels.values()
         assert level.size == block
         cuts = [0, *sorted(rng.sample(range(1, 75), 4)), 75]
-        same(compiled(x, {}, [b - a for a, b in zip(cuts, cuts[1:])]), loop(x, objective, True, "after"), x)
+        same(compiled(x, {}, [b - a for a, b in pairwise(cuts)]), loop(x, objective, True, "after"), x)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +130,9 @@ def test_gates_that_another_memory_recalls() -> None:
     """Nothing can be prepared before the loop: x, h and gates are joined piece by piece."""
     source = (
         f"nestflow 1\n{INPUTS}output mem({', '.join(NAMES)})\n"
-        f"level mem({', '.join(NAMES)}) {{ chunk 4; memory gates : matrix {{ key k; value v; objective dot; update gd(0.1) }}\n"
-        "  memory m : matrix { key k; value v; query gates(q); objective dot; update gd(lr); retain a }\n  return m }\n"
+        f"level mem({', '.join(NAMES)}) {{ chunk 4; objective dot\n"
+        "  memory gates : matrix { key k; value v; update gd(0.1) }\n"
+        "  memory m : matrix { key k; value v; query gates(q); update gd(lr); retain a }\n  return m }\n"
     )
     closed, scanned = Compiled(source), Compiled(source, ("frozen", "scan"))
     assert "channels(" in closed.source

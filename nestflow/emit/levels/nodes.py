@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from nestflow.emit.levels.facts import reads_new
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import keeps_anchor, state_tensors
 from nestflow.ir import ops
@@ -219,7 +220,8 @@ class Nodes:
         gate = self.rule(plan, tensor).carries[0].decay
         turns, type_ = len(plan.woven), per_tick(plan.memory, h.type.shape)
         made = make("channels", (x, h, gate), type_, before=place == "before", turns=turns)
-        self.left.setdefault((plan.memory.name, h), made)
+        if not reads_new(made):  # what is left in the memory does not wait for what others learn
+            self.left.setdefault((plan.memory.name, h), made)
         return made
 
     def leaves(self, plan: MemoryPlan, tensor: str) -> list[tuple[Node, Node]]:

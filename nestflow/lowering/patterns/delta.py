@@ -1,7 +1,7 @@
 """A matrix whose error looks at its own state of the tick before, linearly: the delta rule in WY form.
 
-DeltaNet and Gated DeltaNet, with any linear rule (momentum too) and dgd: the errors of a block solve one triangular
-system.
+DeltaNet and Gated DeltaNet, with any linear rule (momentum too) and dgd; KDA: the errors of a block solve one
+triangular system.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Errors that do not read the state, a linear rule: a linear recurrence, a block of ticks at once, whatever the chunk.
 
-Linear attention, RetNet, gated linear attention with one gate per head, any momentum on top of them.
+Linear attention, RetNet, gates of heads (Mamba-2) with any momentum on top of them, gates of key channels (GLA, HGRN2:
+`nestflow.ops.recurrence`).
 """
 
 from __future__ import annotations
