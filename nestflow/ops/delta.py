@@ -22,9 +22,7 @@ from nestflow.ops.coefficients import At
 from nestflow.ops.recurrence import Channels
 
 
-def delta_system(
-    x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: Tensor | float | None = None
-) -> Tensor:
+def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: Tensor | float | None = None) -> Tensor:
     """The matrix of the system, unit triangular (its diagonal is not written): −a ⊙ (x hᵀ ⊙ L⁻). [..., n, n]
 
     x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a
@@ -69,9 +67,7 @@ def errors_by_channels(
     return _solved(_system(before.scores, scale, rate), before.old @ start.mT, scale, error, rate)
 
 
-def _solved(
-    system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, rate: Tensor | float | None
-) -> Tensor:
+def _solved(system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, rate: Tensor | float | None) -> Tensor:
     right = scaled(scale, seen) + error
     if rate is not None:
         right = -scaled(rate, right)
