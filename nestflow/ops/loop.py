@@ -88,7 +88,7 @@ def _in_turn(
         return state, _joined(parts, axes, masked)
     found: list[Recalls] = []
     if compiled:
-        tensors, form = flat(state)
+        tensors, form = flattened(state)
         state = built(form, [x.contiguous() for x in tensors])
     for a, b in segments(sizes, t, c.how.segment, period if compiled else 0):
         ticks, even = tuple(sizes[a:b]), b - a > 1 or len(sizes) < TOGETHER
@@ -183,7 +183,7 @@ def _recomputed(
     inputs: Inputs,
 ) -> tuple[State, list[Recalls]]:
     outside = Outside(c, piece)
-    values, form = flat((state, inputs, outside.values))
+    values, form = flattened((state, inputs, outside.values))
     count = len(set(map(id, state)))
 
     care = careful()
@@ -192,7 +192,7 @@ def _recomputed(
         state, inputs, values = built(form, tensors)
         token = CARE.set(care)  # the backward pass runs outside of what asked for care
         try:
-            return flat(run(outside.bound(values), t, sizes, state, inputs))
+            return flattened(run(outside.bound(values), t, sizes, state, inputs))
         finally:
             CARE.reset(token)
 
@@ -260,7 +260,7 @@ class Outside:
         return types.FunctionType(code, around, self.piece.__name__, self.piece.__defaults__, closure)
 
 
-def flat(tree: Any) -> tuple[list[Tensor], Any]:
+def flattened(tree: Any) -> tuple[list[Tensor], Any]:
     """The distinct tensors in nested tuples, lists and dicts, and the form that `built` puts them back into."""
     places: dict[int, int] = {}
     tensors: list[Tensor] = []
@@ -287,7 +287,7 @@ class _Place(int):
 
 
 def built(form: Any, tensors: Sequence[Tensor]) -> Any:
-    """The tree that `flat` took apart, with these tensors."""
+    """The tree that `flattened` took apart, with these tensors."""
     if isinstance(form, _Place):
         return tensors[form]
     if isinstance(form, tuple):

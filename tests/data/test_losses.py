@@ -92,7 +92,7 @@ def test_metrics_are_hits_of_how_many() -> None:
 WRONG = {
     "cross_entropy(model(x), x)": ("NF301", "an integer"),
     "cross_entropy(mean(model(x), axis = 0), kind)": ("NF301", "last axis"),
-    "cross_entropy(model(x), kind, smoothing = 2)": ("NF301", "between 0 and 1"),
+    "cross_entropy(model(x), kind, smoothing = 2)": ("NF325", "is in [0, 1]"),
     "cross_entropy(model(x), kind, mask = x)": ("NF301", "a mask is"),
     "cross_entropy(stack(model(x), model(x)), kind)": ("NF301", "one class for each row"),
     "cross_entropy(model(x), kind, reduce = sum)": ("NF309", "cannot be reduced"),

@@ -47,7 +47,7 @@ def test_of_several_the_one_that_is_called_as_the_file(tmp_path) -> None:
 
 REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
     "several": ("NF242.*`up`, `down`", lambda: nestflow.optimizer(TWO, [weight()], lr=0.1)),
-    "none": ("NF242", lambda: nestflow.optimizer("hope", [weight()])),
+    "none": ("NF242", lambda: nestflow.optimizer("titans", [weight()])),
     "nothing": ("NF544", lambda: nestflow.optimizer("adam", None)),  # type: ignore[arg-type]
     "a module": ("NF544", lambda: nestflow.optimizer("adam", torch.nn.Linear(2, 2))),  # type: ignore[arg-type]
     "a mean that is divided by nothing": ("NF325", lambda: nestflow.optimizer("adam", [weight()], beta1=1.0)),

@@ -333,7 +333,7 @@ class RuleBuilder:
             if self.memory is None:
                 raise self.elab.not_yet("the rate of `dgd` as a vector on the step clock", stage.span)
             if not lr.type.like:
-                check_axis(self.memory, lr)
+                check_axis(self.memory, lr, stage.span)
         scale = None
         if head is not None:
             self.gradient = self.elab.as_node(evaluate(head, env), head)
