@@ -191,7 +191,8 @@ def boundary_between(memory: Memory, pattern: str, setting: Setting) -> int | No
         return None
     if pattern == "scan":
         return memory.every if memory.reset_where is None else 1  # rows learn at ticks of their own
-    if pattern == "chunk" or keeps_anchor(memory) or memory.name in setting.recalled:
+    recalled = pattern != "delta" and memory.name in setting.recalled  # a delta rule opens recalls in its own error
+    if pattern == "chunk" or keeps_anchor(memory) or recalled:
         return shorter(memory.chunk) if keeps_anchor(memory) else memory.chunk
     return None
 

@@ -101,11 +101,14 @@ def _cut(at: Channels, ticks: int) -> Channels:
     return Channels(at.scores[..., :ticks, :ticks], at.old[..., :ticks, :], at.new[..., :ticks, :], at.kept)
 
 
-def channels_at(start: Tensor, *factors: Factor) -> Tensor:
-    """What x reads at every tick. start [..., out, d]; factors: (at, e [..., n, out]) for each outer product e hᵀ."""
-    y = factors[0][0].old @ start.mT
-    for at, e in factors:
-        y = y + earlier(at.scores, e)
+def channels_at(start: Tensor | None, *factors: Factor) -> Tensor:
+    """What x reads at every tick. start [..., out, d] (None: it does not enter); factors: (at, e [..., n, out]) for
+    each outer product e hᵀ."""
+    terms = [] if start is None else [factors[0][0].old @ start.mT]
+    terms += [earlier(at.scores, e) for at, e in factors]
+    y = terms[0]
+    for term in terms[1:]:
+        y = y + term
     return y
 
 

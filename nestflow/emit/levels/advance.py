@@ -31,7 +31,7 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
     for t in state_tensors(m):
         if m.retain_on == "key":
             (name,) = code.state.starts(p, t)
-            text = code.special.by_channels("channels_after", m.name, t.path, code.nodes.leaves(p, t.path))
+            text = code.special.by_channels("channels_after", name, code.nodes.leaves(p, t.path))
             target = code.variable(f"new_{name}") if wait else name
             waiting += [f"{name} = {target}"] if wait else []
             code.writer.line(f"{target} = {text}")

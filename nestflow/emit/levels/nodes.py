@@ -3,7 +3,8 @@
 Leaves of a loop, besides what the level's context gives:
   state(memory, tensor, when)    a tensor [B, H, *shape]. when: "now" as the piece began, "chunk" as the chunk began,
                                  "error" where errors are taken, "new" as the piece ends; rule leaves: see level_rule
-  linear_at(x, h, e, ...)        W_t x_t for every tick (closed forms); place: "after" or "before" the tick's update
+  linear_at(x, h, e, ...)        W_t x_t for every tick (closed forms); place: "after" or "before" the tick's update;
+                                 without a place: what these errors of ticks before leave of it, its starts apart
   tensor_at(g)                   the tensor itself at every tick; matrix_at(h, e, ...): from the factors of its errors
   solved(x, h, a, b)             errors u_t = a_t W_{t−1} x_t + b_t of a delta rule
   channels(x, h, gate)           what x reads of each error at each tick where every key channel has a gate: then it is
@@ -132,10 +133,7 @@ class Nodes:
             pairs = self.errors[m.name].get(tensor)
             if pairs is None or m.link is not None or len(x.args[0].type.shape) != 1:
                 return ops.linear(x.args[0], theta(x.args[1]))
-            look = again(plan, x.args[0])
-            args = (look, *(f for pair in pairs for f in pair))
-            if m.retain_on == "key":
-                args = tuple(f for h, e in pairs for f in (self.channels(plan, tensor, look, h, place), e))
+            args = self._looking(plan, tensor, again(plan, x.args[0]), place)
             return seen("linear_at", args, x.type.shape, tensor)
 
         def theta(t: Node) -> Node:
@@ -157,10 +155,8 @@ class Nodes:
 
         def seen(op: str, args: tuple[Node, ...], shape: tuple[int, ...], tensor: str) -> Node:
             """At every tick: of several rounds, as the last has left it or the first found it."""
-            found, turns = (
-                make(op, args, per_tick(m, shape), memory=m.name, tensor=tensor, place=place),
-                len(plan.woven),
-            )
+            found = make(op, args, per_tick(m, shape), memory=m.name, tensor=tensor, place=place)
+            turns = len(plan.woven)
             if turns == 1:
                 return found
             return make("unwoven", (found,), found.type, rounds=turns, which=turns - 1 if place == "after" else 0)
@@ -176,9 +172,16 @@ class Nodes:
             return
         if plan.pattern == "delta":
             (tensor,) = plan.rules
-            parts = [self._at(p.memory, system(p.memory, p.errors, p.rules[tensor])[1:]) for p in plan.woven]
-            x, h, a, b = (weave(m, values) for values in zip(*parts, strict=True))
-            self.errors[m.name], self.dense[m.name] = {tensor: ((h, self._solved(plan, tensor, x, h, a, b)),)}, {}
+            parts = [self._at(p.memory, system(p.memory, p.errors, p.rules[tensor]).nodes()) for p in plan.woven]
+            x, h, a, b, *known = (weave(m, values) for values in zip(*parts, strict=True))
+            self.errors[m.name], self.dense[m.name] = {tensor: tuple(zip(known[::2], known[1::2]))}, {}
+            self._fold(plan, tensor)
+            if known:  # the state of the tick before is made of these too
+                args = self._looking(plan, tensor, x, "before")
+                seen = make("linear_at", args, per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
+                b = ops.binary("add", b, times(a, seen))
+            solved = (h, self._solved(plan, tensor, x, h, a, b))
+            self.errors[m.name][tensor] = (solved, *self.errors[m.name][tensor])
             self._stop(m)
             return
         flat = [self._at(p.memory, p.errors.nodes()) for p in plan.woven]
@@ -192,12 +195,17 @@ class Nodes:
     def _learn_by(self, plan: MemoryPlan, tensor: str) -> None:
         """Put a delta rule's own look at the weight, and a folded rate, into the errors of a tensor."""
         m, rule = plan.memory, plan.rules[tensor]
-        self.rule(plan, tensor)
         if rule.dgd is not None:
             ((h, e),) = self.errors[m.name][tensor]
             (a,) = self._at(m, [erasing(m, tensor)])
             self.errors[m.name][tensor] = ((h, self._solved(plan, tensor, h, h, a, e)),)
             return
+        self._fold(plan, tensor)
+
+    def _fold(self, plan: MemoryPlan, tensor: str) -> None:
+        """A rate that multiplies the errors instead of their coefficients."""
+        m = plan.memory
+        self.rule(plan, tensor)
         rate = self.folded.get((m.name, tensor))
         if rate is None:
             return
@@ -214,6 +222,13 @@ class Nodes:
         looks = (self.channels(plan, tensor, x, h, "before"),) if m.retain_on == "key" else (x, h)
         args = (*looks, a, b) if rate is None else (*looks, a, b, times(ops.const(-1.0), rate))
         return make("solved", args, per_tick(m, b.type.shape), memory=m.name, tensor=tensor)
+
+    def _looking(self, plan: MemoryPlan, tensor: str, x: Node, place: str) -> tuple[Node, ...]:
+        """What `linear_at` takes for x: x and the factors of all errors, or these made ready for gates of channels."""
+        pairs = self.errors[plan.memory.name][tensor]
+        if plan.memory.retain_on == "key":
+            return tuple(f for h, e in pairs for f in (self.channels(plan, tensor, x, h, place), e))
+        return (x, *(f for pair in pairs for f in pair))
 
     def channels(self, plan: MemoryPlan, tensor: str, x: Node, h: Node, place: str) -> Node:
         """x and h with the gates of a memory whose retain is a vector."""

@@ -81,17 +81,19 @@ class Special:
     def linear_at(self, n: Node) -> str:
         self.em.writer.use("nestflow.ops.chunk", "linear_at")
         if n.args[0].op == "channels":
-            return self.by_channels("channels_at", n["memory"], n["tensor"], list(zip(n.args[::2], n.args[1::2])))
+            start = self.start(n["memory"], n["tensor"]) if n.get("place") else "None"
+            return self.by_channels("channels_at", start, list(zip(n.args[::2], n.args[1::2])))
         rows, starts = self.starts(n)
+        starts = starts if n.get("place") else "()"
         x, *factors = n.args
         pairs = [f"({self.em.done[h].text}, {self.em.done[e].text})" for h, e in zip(factors[::2], factors[1::2])]
         return f"linear_at({', '.join([self.operand(x, n, 1), rows, starts, *pairs])})"
 
-    def by_channels(self, word: str, memory: str, tensor_path: str, factors: list[tuple[Node, Node]]) -> str:
+    def by_channels(self, word: str, start: str, factors: list[tuple[Node, Node]]) -> str:
         """A memory whose key channels have gates of their own: what is read of it, or what it is after the piece."""
         self.em.writer.use(RECURRENCE, word)
         pairs = [f"({self.em.value(at)}, {self.em.value(e)})" for at, e in factors]
-        return f"{word}({', '.join([self.start(memory, tensor_path), *pairs])})"
+        return f"{word}({', '.join([start, *pairs])})"
 
     def start(self, memory: str, tensor_path: str) -> str:
         """The variable that holds a tensor as the piece begins."""

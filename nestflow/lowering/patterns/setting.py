@@ -31,6 +31,18 @@ class Setting:
             roots += context_of(m)
         return frozenset(n["memory"] for n in walk(*roots) if n.op == "recall" and n["mode"] == "chunk")
 
+    def reads_beside_errors(self, m: Memory) -> bool:
+        """Whether the level asks for this memory's state at a tick, or the memory for that of any, elsewhere than in
+        the objective (which key and value are parts of)."""
+        own = [
+            n for r in (m, *m.rounds) for n in context_of(replace(r, rounds=(), key=None, value=None, objective=None))
+        ]
+        if any(n.op == "recall" and n["mode"] in ("chunk", "gradient") for n in walk(*own)):
+            return True
+        others = [n for o in self.instance.memories if o.name != m.name for n in context_of(o)]
+        roots = others if self.instance.result is None else [*others, self.instance.result]
+        return any(n.op == "recall" and n["memory"] == m.name and n["mode"] == "chunk" for n in walk(*roots))
+
     @cached_property
     def taken(self) -> frozenset[str]:
         """The memories whose gradients something in the level reads."""
