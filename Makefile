@@ -17,7 +17,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make test-all   run the tests, slow ones too"
 	@echo "make check      lint, format and types"
-	@echo "make bench      time Titans' memory against the matmul floor and a peer"
+	@echo "make bench      time all architectures, peers and decoding (docs/speed.md)"
 	@echo "make wheel      build dist/nestflow-*.whl"
 
 venv: $(STAMP)

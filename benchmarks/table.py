@@ -1,11 +1,11 @@
-"""The results as Markdown, and the marked block of the README that they fill."""
+"""The results of Titans' memory as Markdown, and marked blocks of pages that tables fill."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench:titans -->", "<!-- /bench:titans -->"
+from benchmarks.machine import caption
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -25,11 +25,10 @@ def markdown(result: dict[str, Any]) -> str:
                     f"| chunk {chunk}: {case} | {_ratios(rows, lengths, 'forward')} | "
                     f"{_ratios(rows, lengths, 'training')} | {_peak(rows, lengths[-1])} |"
                 )
-    machine = result["machine"]
     lines += [
         "",
-        f"Multiples of the matmul floor: median of interleaved rounds (lowest–highest), {machine['threads']} thread, "
-        f"torch {machine['torch']}, {result['device']}. A dash: not run.",
+        "Multiples of the matmul floor: median of interleaved rounds (lowest–highest). A dash: not run. "
+        + caption(result),
     ]
     return "\n".join(lines)
 
@@ -52,11 +51,16 @@ def _peak(rows: list[dict[str, Any]], length: int) -> str:
     return f"{found[0]:,.0f}" if found else "–"
 
 
-def write_block(readme: Path, table: str) -> bool:
-    """Replace what stands between the marks; False if the file has no such marks."""
-    text = readme.read_text(encoding="utf-8") if readme.exists() else ""
-    if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
-        return False
-    head, rest = text.split(BEGIN, 1)
-    readme.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")
-    return True
+def marks(name: str) -> tuple[str, str]:
+    """What stands before and after a block."""
+    return f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+
+
+def write_block(page: Path, name: str, text: str) -> None:
+    """Replace what stands between the marks of that name. Raises ValueError where the page has none."""
+    begin, end = marks(name)
+    old = page.read_text(encoding="utf-8") if page.exists() else ""
+    if begin not in old or end not in old.split(begin, 1)[1]:
+        raise ValueError(f"{page.name} has no block between {begin} and {end}")
+    head, rest = old.split(begin, 1)
+    page.write_text(f"{head}{begin}\n{text}\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")

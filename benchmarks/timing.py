@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+
+Summary = dict[str, float | int]
+Run = Callable[[], object]
 
 
 @dataclass
@@ -21,20 +24,30 @@ class Times:
         """Multiples of the floor, round by round; a training step counts as three passes."""
         return [s / (passes * f) for s, f in zip(self.seconds, self.floor, strict=True)]
 
-    def summary(self, passes: int) -> dict[str, float | int]:
+    def summary(self, passes: int) -> Summary:
         """Median and spread of the ratios first, then the seconds."""
-        ratios = self.ratios(passes)
+        return {**spread(self.ratios(passes)), **self.plain()}
+
+    def plain(self) -> Summary:
+        """Seconds alone."""
         return {
-            "ratio": statistics.median(ratios),
-            "ratio_low": min(ratios),
-            "ratio_high": max(ratios),
             "seconds": statistics.median(self.seconds),
             "seconds_best": min(self.seconds),
-            "rounds": len(ratios),
+            "rounds": len(self.seconds),
         }
 
+    def over(self, other: Times) -> Summary:
+        """How many times as long as the other case, round by round; the one that left first ends the rounds."""
+        ratios = [a / b for a, b in zip(self.seconds, other.seconds)]
+        return {**spread(ratios), "rounds": len(ratios)}
 
-def once(run: Callable[[], None], device: str) -> float:
+
+def spread(ratios: Sequence[float]) -> Summary:
+    """The median, the lowest and the highest."""
+    return {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+
+
+def once(run: Run, device: str) -> float:
     """Seconds of one call."""
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -45,19 +58,22 @@ def once(run: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def floor_seconds(run: Callable[[], None], device: str, repeats: int = 3) -> float:
+def floor_seconds(run: Run, device: str, repeats: int = 3) -> float:
     """The fastest of a few: a floor is a floor."""
     return min(once(run, device) for _ in range(repeats))
 
 
 def interleave(
-    floor: Callable[[], None], cases: dict[str, Callable[[], None]], rounds: int, budget: float, device: str
+    floor: Run | None, cases: Mapping[str, Run], rounds: int, budget: float, device: str
 ) -> dict[str, Times]:
-    """Run every case once a round, in turn; a case that has used its ``budget`` of seconds leaves after the round."""
+    """Run every case once a round, in turn; a case that has used its ``budget`` of seconds leaves after the round.
+
+    floor: run anew before each; None where there is none."""
     times = {name: Times() for name in cases}
     for _ in range(rounds):
         for name, run in cases.items():
             if sum(times[name].seconds) < budget:
-                times[name].floor.append(floor_seconds(floor, device))
+                if floor is not None:
+                    times[name].floor.append(floor_seconds(floor, device))
                 times[name].seconds.append(once(run, device))
     return times

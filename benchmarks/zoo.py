@@ -23,7 +23,10 @@ from typing import Any
 import torch
 
 import nestflow
-from benchmarks.zoo_table import markdown, picture, write_block
+from benchmarks.options import RESULTS
+from benchmarks.options import write as keep
+from benchmarks.table import write_block
+from benchmarks.zoo_table import markdown, picture
 from nestflow.language.shipped import shipped_files
 from nestflow.lowering.explain import explanations
 from nestflow.train.data import corpus, validation_windows
@@ -167,8 +170,9 @@ def paper(doc: str) -> str:
     return found[1] if found else ""
 
 
-def results(run: Run, chosen: list[str], mode: str, out: Path | None) -> dict[str, Any]:
-    """All rows. out: written after each of them; those of an earlier call with the same settings are kept."""
+def results(run: Run, chosen: list[str], mode: str, out: Path | None, resume: bool = False) -> dict[str, Any]:
+    """All rows. out: written after each of them; there rows of earlier calls with the same settings stay until their
+    spec is measured again. resume: it is not."""
     text, target = corpus("shakespeare"), size_of(REFERENCE, run, run.dim)
     found = {
         "mode": mode,
@@ -184,13 +188,12 @@ def results(run: Run, chosen: list[str], mode: str, out: Path | None) -> dict[st
         if before["run"] == found["run"]:
             found["rows"] = before["rows"]
     for name in chosen:
-        if name in {r["name"] for r in found["rows"]}:
+        if resume and name in {r["name"] for r in found["rows"]}:
             continue
         r = measure(name, run, target)
-        found["rows"].append(r)
+        found["rows"] = [x for x in found["rows"] if x["name"] != name] + [r]
         if out is not None:
-            out.parent.mkdir(parents=True, exist_ok=True)
-            out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            keep(out, found)
         off = "" if r["without"] is None else f", {r['without']:.3f} without its memory"
         pace = f"{r['tokens_per_cpu_s']:,.0f} tokens/s, {r['seconds']:.0f} s"
         longer = "" if r["long"] is None else ", windows {} times as long: {:.3f} and {:.3f}".format(LONGER, *r["long"])
@@ -206,8 +209,9 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--only", nargs="+", metavar="SPEC", help="these alone")
     p.add_argument("--steps", type=int, help="steps of each")
     p.add_argument("--write", action="store_true", help="fill docs/zoo.md and draw docs/zoo.svg")
-    p.add_argument("--out", type=Path, help="the results as JSON, row by row; a call that finds rows there goes on")
-    p.add_argument("--read", type=Path, help="results of an earlier --out, instead of a run")
+    p.add_argument("--out", type=Path, help="where rows are kept, one by one (benchmarks/results/zoo.json)")
+    p.add_argument("--resume", action="store_true", help="what is kept is not measured again")
+    p.add_argument("--read", type=Path, help="kept results, instead of a run")
     p.add_argument("--threads", type=int, default=1)
     a = p.parse_args(argv)
     unknown = [n for n in a.only or () if n not in names()]
@@ -219,12 +223,15 @@ def main(argv: list[str] | None = None) -> int:
     if a.read:
         found = json.loads(a.read.read_text(encoding="utf-8"))
     else:
-        found = results(run, a.only or names(), "quick" if a.quick else "full", a.out)
+        kind = ("-quick" if a.quick else "") + (f"-{a.steps}" if a.steps else "")  # other settings, another file
+        found = results(
+            run, a.only or names(), "quick" if a.quick else "full", a.out or RESULTS / f"zoo{kind}.json", a.resume
+        )
     table = markdown(found)
     print(table)
     if a.write:
         picture(found, ROOT / "docs" / "zoo.svg")
-        write_block(ROOT / "docs" / "zoo.md", table + "\n\n![Training curves](zoo.svg)")
+        write_block(ROOT / "docs" / "zoo.md", "zoo", table + "\n\n![Training curves](zoo.svg)")
     return 0
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench:zoo -->", "<!-- /bench:zoo -->"
 HEAD = (
     "| spec | paper | lines | lowering | compiled − interpreted | width | parameters | bits per byte | with rate 0 |"
     " recall moves scores by | tokens/s |"
@@ -87,12 +86,3 @@ def picture(result: dict[str, Any], path: Path) -> None:
     figure.supxlabel("step")
     figure.supylabel("bits per byte while training, running mean")
     figure.savefig(path, metadata={"Date": None})
-
-
-def write_block(page: Path, table: str) -> None:
-    """Replace what stands between the marks. Raises ValueError where the page has none."""
-    text = page.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text.split(BEGIN, 1)[1]:
-        raise ValueError(f"{page.name} has no block between {BEGIN} and {END}")
-    head, rest = text.split(BEGIN, 1)
-    page.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.split(END, 1)[1]}", encoding="utf-8")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from benchmarks import cases
 from benchmarks.floor import chunk_products, floor, multiply_adds
 from benchmarks.plain_titans import PlainTitans, decay
-from benchmarks.table import BEGIN, END, markdown, write_block
+from benchmarks.table import markdown, marks, write_block
 from benchmarks.timing import Times, interleave
 from tests.oracles import titans_memory
 from tests.oracles.cases import merge, split
@@ -92,9 +92,12 @@ def test_table_prints_ratios_and_replaces_only_its_block(tmp_path: Path) -> None
     assert "| chunk 16: plain torch | – | **2.0** (1.0–3.0) | 12 |" in table
     readme = tmp_path / "README.md"
     readme.write_text("no marks\n")
-    assert not write_block(readme, table)
-    readme.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n")
-    assert write_block(readme, table) and write_block(readme, table)
+    with pytest.raises(ValueError, match="no block"):
+        write_block(readme, "titans_memory", table)
+    begin, end = marks("titans_memory")
+    readme.write_text(f"above\n{begin}\nold\n{end}\nbelow\n")
+    write_block(readme, "titans_memory", table)
+    write_block(readme, "titans_memory", table)
     text = readme.read_text()
     assert (
         text.startswith("above\n")
