@@ -8,6 +8,7 @@ from typing import Any
 
 from nestflow.graph.model import LevelGraph, Memory
 from nestflow.graph.state import state_tensors
+from nestflow.lowering.advice import Advice, advice
 from nestflow.lowering.cost import half_life, multiply_adds, states
 from nestflow.lowering.explain_slow import pieces_texts, reading_text, step_level_text
 from nestflow.lowering.plan import LevelPlan, MemoryPlan, Plan, lower
@@ -25,8 +26,9 @@ MEANING = {
 @dataclass(frozen=True)
 class Explanation:
     """One memory. row: its name in the level table. pattern: how it is lowered (`how` in words), always exact.
-    reasons: why the faster patterns did not apply. half_life: ticks until half of what is stored is left, at the
-    start (None: not known). multiply_adds: per token and head, forward. state: numbers kept per sequence."""
+    reasons: why the faster patterns did not apply. faster: edits of the spec after which one would.
+    half_life: ticks until half of what is stored is left, at the start (None: not known). multiply_adds: per token and
+    head, forward. state: numbers kept per sequence."""
 
     row: str
     count: int
@@ -38,6 +40,7 @@ class Explanation:
     state: int
     note: str | None
     per: str = "sequence"
+    faster: tuple[Advice, ...] = ()
 
 
 def explanations(target: Any) -> list[Explanation]:
@@ -78,6 +81,7 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
         numbers,
         note_of(m, p),
         m.per,
+        advice(p, level.instance),
     )
 
 
@@ -85,9 +89,7 @@ def note_of(m: Memory, p: MemoryPlan) -> str | None:
     """What a user may want to change."""
     if p.pattern == "scan" and m.every == 1 and m.per == "model":
         return "each token updates the one copy by what all rows bring: `every 16 tokens` makes it one update of 16"
-    if p.pattern == "scan" and m.every == 1:
-        if m.chunk == 1:
-            return "one update per token, in order: with `chunk 16` the errors of 16 tokens are taken together"
+    if p.pattern == "scan" and m.every == 1 and m.chunk > 1:
         return "the rule is not linear in g, so each token updates the tensors: `every 16 tokens` makes it one of 16"
     return None
 
@@ -115,6 +117,7 @@ def text_of(e: Explanation) -> str:
     times = f" (× {e.count})" if e.count > 1 else ""
     lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
     lines += [f"  not        {r}" for r in e.reasons]
+    lines += [f"  faster     {a}" for a in e.faster]
     if e.multiply_adds is not None:
         whose = "for the model" if e.per == "model" else f"a {e.per}"
         lines.append(
