@@ -23,8 +23,6 @@ from nestflow.bundle.candidates import drawn
 
 SYNCS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique")
 """Operations for which the program waits until a device has computed all that is before them."""
-LARGEST = 2 * 10**7  # weights of a spec that is still run to be explained
-LONGEST = 64  # ticks of a piece up to which pieces are run
 
 
 @dataclass
@@ -69,8 +67,10 @@ def counted(bundle: Bundle, rows: int, ticks: int, backward: bool = False) -> di
         if backward:
             values = list(out.values()) if isinstance(out, Mapping) else [out]
             watch.fixed = "backward"
-            with watch:
-                sum(y.float().square().mean() for y in values).backward()
+            loss = torch.stack([y.float().square().mean() for y in values]).sum()
+            if loss.requires_grad:
+                with watch:
+                    loss.backward()
     return watch.found
 
 

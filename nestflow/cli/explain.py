@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import textwrap
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,14 +21,19 @@ _CODE = re.compile(r"NF\d{3}", re.IGNORECASE)
 
 @click.command("explain", epilog="Examples: nestflow explain dgd; nestflow explain NF201; nestflow explain hope")
 @click.argument("what", metavar="[WORD|CODE|SPEC]", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Of a spec: the same as records.")
 @yes_option
 @set_option
-def command(what: str | None, yes: bool, overrides: dict[str, str]) -> None:
+def command(what: str | None, as_json: bool, yes: bool, overrides: dict[str, str]) -> None:
     """Say what a word means, what an error code means, or how each level of a spec is lowered and what it costs.
 
     Without an argument, list all words.
     """
-    if what is None:
+    if as_json:
+        if what is None or _CODE.fullmatch(what) or word(what):
+            raise click.UsageError("--json explains specs: give a shipped name or a file")
+        spec(what, overrides, yes, as_json=True)
+    elif what is None:
         click.echo(overview())
     elif _CODE.fullmatch(what):
         click.echo(page(what.upper()))
@@ -76,7 +85,7 @@ def _template(name: str) -> str | None:
     return f"{doc}{found.span.text}\n\n({type(found).__name__.lower()} in {Path(found.span.source.name).name})"
 
 
-def spec(name: str, overrides: dict[str, str], yes: bool = False) -> None:
+def spec(name: str, overrides: dict[str, str], yes: bool = False, as_json: bool = False) -> None:
     """How a spec is computed, and where the time and memory go."""
     try:
         bundle = bundle_of(name, overrides, yes)
@@ -87,10 +96,27 @@ def spec(name: str, overrides: dict[str, str], yes: bool = False) -> None:
         if codes != ["NF560"]:
             raise
         bundle = graph_of(name, overrides)  # without its network: what is known of its levels
-    from nestflow.lowering.explain import explain
+    from nestflow.bundle.bundle import Bundle
+    from nestflow.bundle.pricing import prices
+    from nestflow.lowering.explain import explain, explanations
 
+    counts = prices(bundle) if isinstance(bundle, Bundle) else None
+    if as_json:
+        click.echo(json.dumps(records(explanations(bundle), counts), indent=2, ensure_ascii=False))
+        return
+    text = explain(bundle) + (f"\n\n{counts}" if counts else "")
     out = console()
-    out.print(hanging(explain(bundle), out.width), soft_wrap=True)
+    out.print(hanging(text, out.width), soft_wrap=True)
+
+
+def records(memories: list[Any], counts: Any) -> dict[str, Any]:
+    """What `--json` prints: the memories, and what was counted (null where that would take long). JSON has no infinity:
+    a half-life without end is "inf"."""
+    found = [asdict(e) for e in memories]
+    for e in found:
+        if e["half_life"] is not None and math.isinf(e["half_life"]):
+            e["half_life"] = "inf"
+    return {"memories": found, "counted": None if counts is None else asdict(counts)}
 
 
 def hanging(text: str, width: int) -> str:
