@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.state import keeps_anchor
 from nestflow.ir import ops
 from nestflow.ir.choices import chosen, for_tensor
 from nestflow.ir.construct import number, rewrite
@@ -31,14 +32,17 @@ def is_zero(n: Node) -> bool:
     return ops.is_const(n, 0)
 
 
+AS_CHUNK_BEGAN = "@chunk"
+
+
 class NotLinear(Exception):
     """A plain sentence: why the rule has no closed form."""
 
 
 @dataclass(frozen=True)
 class Carry:
-    """One state of the rule: slot name ("" is the memory itself), its decay, and what drives it: pairs of a source
-    ("g", "new:SLOT", "old:SLOT") and a coefficient."""
+    """One state of the rule: slot name ("" is the memory itself, "@chunk" what it was as the chunk began), its decay,
+    and what drives it: pairs of a source ("g", "new:SLOT", "old:SLOT") and a coefficient."""
 
     slot: str
     decay: Node
@@ -183,8 +187,13 @@ def linear_rule(memory: Memory, tensor: MemoryTensor) -> LinearRule:
     if memory.when is not None and memory.every > 1:
         raise NotLinear("`when` leaves out updates, and errors are summed between them")
     test = BasisTest(gradient)
-    retain = ONE if memory.retain is None else gate_of(memory, tensor.path)
     carries: list[Carry] = []
+    read = [gradient, *(s.value for s in program if not isinstance(s, DgdStep))]
+    if any(n.op == "w_chunk" for n in walk(*read)):
+        if not keeps_anchor(memory) or memory.retain_on == "key":
+            raise NotLinear("it reads `w_chunk`")
+        carries.append(Carry(AS_CHUNK_BEGAN, ONE, ()))  # one more start, which stays as it is to the chunk's end
+    retain = ONE if memory.retain is None else gate_of(memory, tensor.path)
     weight: Form | None = None
     dgd: DgdStep | None = None
     for s in program:
@@ -269,6 +278,8 @@ class BasisTest:
                 decay = c
             elif key.op == "g":
                 drive.append(("g", c))
+            elif key.op == "w_chunk":
+                drive.append(("new:" + AS_CHUNK_BEGAN, c))
             elif key.op == "w":
                 raise NotLinear(f"its memory `{slot}` reads the weight it changes")
             elif key["name"] not in self.known:
@@ -294,9 +305,9 @@ class BasisTest:
         """The form of a node whose arguments are known; None where it is free of the basis."""
         if n.op == "g" and hasattr(self, "gradient"):
             return self.gradient
-        if n.op in ("g", "w", "slot_old", "slot_new"):
+        if n.op in ("g", "w", "w_chunk", "slot_old", "slot_new"):
             return {n: ONE}
-        if n.op in ("w0", "w_chunk"):
+        if n.op == "w0":
             raise NotLinear(f"it reads `{n.op}`")
         forms = [self.memo[a] for a in n.args]
         if all(f is None for f in forms):

@@ -9,6 +9,7 @@ from nestflow.emit.levels.rows import starts_of
 from nestflow.emit.levels.rule import RuleCode
 from nestflow.emit.ops import tensor as as_tensor
 from nestflow.graph.state import UPDATES, state_tensors
+from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN
 from nestflow.lowering.plan import MemoryPlan
 
 if TYPE_CHECKING:
@@ -44,15 +45,18 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
         extra = [f"gradient={code.inner.value(g)}"] if g is not None else []
         extra += [f"rank={len(t.shape)}"] if len(t.shape) != 2 else []
         order, kernel = starts_of(rule, m.every), code.writer.use("nestflow.ops.chunk", "advance")
-        news = []
-        for slot in order:
+        news, moving = [], []
+        for slot, own in zip(order, names):
+            if slot == AS_CHUNK_BEGAN:  # it stays
+                continue
+            moving.append(own)
             support = rule.support(slot, m.every > 1)
             starts = [name if other in support else "None" for name, other in zip(names, order)]
             text = f"({starts[0]},)" if len(starts) == 1 else f"({', '.join(starts)})"
             news.append(f"{kernel}({', '.join([rows.of[slot], text, *pairs, *extra])})")
-        targets = [code.variable(f"new_{name}") for name in names] if wait else names
+        targets = [code.variable(f"new_{name}") for name in moving] if wait else moving
         if wait:
-            waiting += [f"{name} = {new}" for name, new in zip(names, targets)]
+            waiting += [f"{name} = {new}" for name, new in zip(moving, targets)]
         if len(news) == 1:
             code.writer.line(f"{targets[0]} = {news[0]}")
         else:

@@ -12,10 +12,11 @@ from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.model import Memory
 from nestflow.ir import ops
 from nestflow.ir.node import Node
-from nestflow.lowering.linear_rule import Carry, LinearRule
+from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN, Carry, LinearRule
 from nestflow.lowering.plan import MemoryPlan
 
 COEFFICIENTS = "nestflow.ops.coefficients"
+STARTS = {"": "w", AS_CHUNK_BEGAN: "w_chunk"}  # how they are called in what is written
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class RowsWriter:
         return RowsNames({"": name}, decays=kept)
 
     def carry(self, carry: Carry) -> None:
-        base = identifier(carry.slot) if carry.slot else "w"
+        base = STARTS.get(carry.slot) or identifier(carry.slot)
         decay = self.number(carry.decay, stop=self.memory.gradient == "stop" and carry.slot != "")
         at = self.starts.index(carry.slot)
         if self.learns is not None:
@@ -182,7 +183,7 @@ class RowsWriter:
         """`s_t = beta s_(t−1) − lr g_t`, for a comment."""
         parts = [] if ops.is_const(carry.decay, 0) else [(carry.decay, f"{name}_(t−1)")]
         for where, c in carry.drive:
-            slot = where.partition(":")[2]
+            slot = STARTS.get(where.partition(":")[2]) or where.partition(":")[2]
             parts.append((c, "g_t" if where == "g" else f"{slot}_t" if where.startswith("new") else f"{slot}_(t−1)"))
         text = ""
         for c, what in parts:

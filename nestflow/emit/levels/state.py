@@ -24,6 +24,7 @@ from nestflow.graph.state import (
 )
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
+from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN
 from nestflow.lowering.plan import MemoryPlan
 
 if TYPE_CHECKING:
@@ -116,12 +117,8 @@ class StateNames:
         m, type_ = p.memory, Type(shape=t.shape, heads=p.memory.heads)
         found = []
         for slot in starts_of(p.rules[t.path], m.every):
-            leaf = (
-                state(m, t.path, "now", type_)
-                if slot == ""
-                else (state(m, t.path, PENDING, type_) if slot == PENDING else slot_leaf(m, t, slot))
-            )
-            found.append(self.names[leaf])
+            when = {"": "now", PENDING: PENDING, AS_CHUNK_BEGAN: "chunk"}.get(slot)
+            found.append(self.names[slot_leaf(m, t, slot) if when is None else state(m, t.path, when, type_)])
         return found
 
     def decay(self, p: MemoryPlan) -> None:
