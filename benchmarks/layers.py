@@ -15,12 +15,14 @@ from torch import Tensor, nn
 
 from benchmarks.models import DIM, HEADS, difference, lowering, one_layer, per_token, some_tokens
 from benchmarks.options import Options
+from benchmarks.peak import available, needed
 from benchmarks.plain_blocks import PlainAttention, PlainBlock, PlainLinear
 from benchmarks.products import multiply_adds, recorded, replay
 from benchmarks.timing import Run, interleave
 
 CLOSE = 1e-8  # in float64, of outputs of order one
-LENGTHS = (2048, 256)  # of a full run and of a quick one
+LENGTHS = (2048, 128)  # of a full run and of a quick one
+CHECKED = (70, 24)  # ticks on which the numbers are compared, likewise
 GROWTH = 4  # the short sequence is so many times shorter
 YARDSTICKS: dict[str, tuple[str, type[PlainBlock]]] = {
     "linear attention": ("linear_attention", PlainLinear),
@@ -78,7 +80,7 @@ def measured(name: str, length: int, plain: dict[str, nn.Module], options: Optio
     """One spec at `length` and at a quarter of it, where its loop is timed too."""
     bundle = one_layer(name).to(options.device)
     ours, loop = bundle.module, per_token(bundle)
-    error = difference(ours, loop)
+    error = difference(ours, loop, CHECKED[options.quick])
     if not error < CLOSE:
         return {"spec": name, "failed": f"compiled and per-token loop differ by {error:.1e} in float64"}
     tokens = some_tokens(length, options.batch, options.device)
@@ -95,17 +97,27 @@ def measured(name: str, length: int, plain: dict[str, nn.Module], options: Optio
     for mode, make, passes in (("forward", forward_pass, 1), ("training", training_pass, 3)):
         runs = {"ours": make(ours, tokens), **{n: make(m, tokens) for n, m in plain.items()}}
         runs |= {"short": make(ours, short), "loop": make(loop, short)}
-        make(loop, tokens[:, :8])()
+        few = tokens[:, : length // GROWTH**2]
+        for case, module, times_longer in (("loop", loop, GROWTH), ("ours", ours, GROWTH**2)):
+            make(module, few)()
+            bytes_ = times_longer * needed(make(module, few))
+            if not fits(bytes_):
+                del runs[case]
+                row.setdefault("left_out", []).append(f"{case}, {mode}: {bytes_ / 2**30:.0f} GB")
         for warm in ("short", *plain):
             runs[warm]()
-        times = interleave(floor, runs, options.rounds, options.budget, options.device)
-        row[mode] = {
-            "floor": times["ours"].summary(passes),
-            "loop": times["loop"].over(times["short"]),
-            "growth": times["ours"].over(times["short"]),
-            **{n: times["ours"].over(times[n]) for n in plain},
-        }
+        times = interleave(floor, runs, options.rounds, options.budget, options.device, against=("ours",))
+        pairs = {"loop": ("loop", "short"), "growth": ("ours", "short"), **{n: ("ours", n) for n in plain}}
+        row[mode] = {name: times[a].over(times[b]) for name, (a, b) in pairs.items() if a in times}
+        if "ours" in times:
+            row[mode]["floor"] = times["ours"].summary(passes)
     return row
+
+
+def fits(bytes_: int) -> bool:
+    """Whether so much is there to be had, with a fifth to spare: what does not fit would end the whole run."""
+    free = available()
+    return free is None or bytes_ < 0.8 * free
 
 
 def line(row: dict[str, Any]) -> str:
@@ -114,11 +126,9 @@ def line(row: dict[str, Any]) -> str:
         return f"{row['spec']:22s} {row['failed']}"
     parts = []
     for mode in ("forward", "training"):
-        r = row[mode]
-        parts.append(
-            f"{mode} {r['floor']['ratio']:6.2f} × floor, loop {r['loop']['ratio']:6.1f} × as long, "
-            f"T × {GROWTH} {r['growth']['ratio']:.1f}"
-        )
+        floor, loop, growth = (median(row[mode], n) for n in ("floor", "loop", "growth"))
+        parts.append(f"{mode} {floor} × floor, loop {loop} × as long, T × {GROWTH} {growth}")
+    parts += row.get("left_out", [])
     return f"{row['spec']:22s} {';  '.join(parts)}"
 
 
@@ -152,12 +162,16 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(f"| {name} | not timed: {r['failed']} | – | – | – | – | – | – |")
             continue
         modes = [r["forward"], r["training"]]
-        cells = [bold(m["floor"]) for m in modes]
-        cells.append(" / ".join(f"{m['loop']['ratio']:.1f}" for m in modes))
-        cells += [" / ".join(f"{m[n]['ratio']:.1f}" for m in modes) for n in YARDSTICKS]
-        cells.append(" / ".join(f"{m['growth']['ratio']:.1f}" for m in modes))
+        cells = [bold(m["floor"]) if "floor" in m else "–" for m in modes]
+        cells += [" / ".join(median(m, n) for m in modes) for n in ("loop", *YARDSTICKS, "growth")]
         lines.append(f"| {name} | {', '.join(r['lowering'])} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    out = [f"{r['spec']} ({', '.join(r['left_out'])})" for r in result["rows"] if r.get("left_out")]
+    return "\n".join(lines) + (f"\n\nLeft out, for want of memory: {'; '.join(out)}." if out else "")
+
+
+def median(mode: dict[str, Any], name: str) -> str:
+    """Of one of a row's ratios; a dash where it was left out."""
+    return f"{mode[name]['ratio']:.1f}" if name in mode else "–"
 
 
 def bold(s: dict[str, float]) -> str:

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,6 +35,22 @@ def settle() -> int:
     except (OSError, AttributeError):
         pass  # then the peak so far is where the pass begins
     return resident_peak()
+
+
+def needed(run: Callable[[], object]) -> int:
+    """Bytes that a call needs at its highest, above what stands before it (on a CPU; elsewhere 0)."""
+    before = settle()
+    run()
+    return resident_peak() - before
+
+
+def available() -> int | None:
+    """Bytes that this machine could still give; None where it does not say."""
+    facts = Path("/proc/meminfo")
+    if not facts.exists():
+        return None
+    line = next(s for s in facts.read_text().splitlines() if s.startswith("MemAvailable"))
+    return int(line.split()[1]) * 1024
 
 
 def measure(case: str, chunk: int, length: int, batch: int, device: str) -> float:

@@ -15,12 +15,13 @@ def picture(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "speed"
-    rows = [r for r in result["rows"] if "failed" not in r]
+    modes = ("forward", "training")
+    rows = [r for r in result["rows"] if "failed" not in r and all({"floor", "loop"} <= set(r[m]) for m in modes)]
     rows.sort(key=lambda r: r["forward"]["floor"]["ratio"])
     figure = Figure(figsize=(11, 1.6 + 0.22 * len(rows)), layout="constrained")
     FigureCanvasSVG(figure)
     at = list(range(len(rows)))
-    for axis, mode in zip(figure.subplots(1, 2, sharey=True), ("forward", "training")):
+    for axis, mode in zip(figure.subplots(1, 2, sharey=True), modes):
         ours = [r[mode]["floor"]["ratio"] for r in rows]
         loop = [o * r[mode]["loop"]["ratio"] for o, r in zip(ours, rows)]
         spread = [[r[mode]["floor"][f"ratio_{end}"] for r in rows] for end in ("low", "high")]

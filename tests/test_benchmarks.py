@@ -15,13 +15,14 @@ from benchmarks import decode, layers, peers, run, zoo
 from benchmarks.models import depth_of, difference, lowering, one_layer, per_token
 from benchmarks.options import Options
 from benchmarks.pair import Pair, measured
+from benchmarks.peak import available, needed
 from benchmarks.peer_memories import both_modes, compared, fla, head_first, level, streams
 from benchmarks.picture import picture
 from benchmarks.plain_blocks import PlainAttention, PlainLinear
 from benchmarks.products import Product, multiply_adds, recorded, replay
 from benchmarks.same import apart
 from benchmarks.table import write_block
-from benchmarks.timing import Times
+from benchmarks.timing import Times, interleave
 
 FEW = {"rounds": 1, "budget": 0.0}
 
@@ -134,6 +135,24 @@ def test_ratios_of_two_cases_are_taken_round_by_round() -> None:
     assert (s["ratio"], s["ratio_low"], s["ratio_high"], s["rounds"]) == (2.5, 2.0, 3.0, 2)
 
 
+def test_the_floor_is_taken_before_those_that_are_held_against_it() -> None:
+    order: list[str] = []
+    runs = {n: (lambda n=n: order.append(n)) for n in ("ours", "other")}
+    times = interleave(lambda: order.append("floor"), runs, 2, 1e9, "cpu", against=("ours",))
+    assert order == ["floor", "floor", "floor", "ours", "other"] * 2
+    assert len(times["ours"].floor) == 2 and not times["other"].floor
+
+
+def test_what_a_call_needs_is_seen() -> None:
+    def run() -> None:
+        torch.ones(2**24)  # 64 MB
+
+    if available() is None:
+        pytest.skip("this system does not say")
+    assert 48 * 2**20 < needed(run) < 256 * 2**20
+    assert layers.fits(0) and not layers.fits(2**60)
+
+
 def test_levels_alone_are_torchs_attention_and_the_delta_rule() -> None:
     x = streams(128, "cpu")
 
@@ -177,24 +196,31 @@ def test_streams_of_the_decoding_suite_equal_the_whole() -> None:
 def small_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, names: list[str]) -> dict[str, object]:
     monkeypatch.setattr(layers, "one_layer", lambda name: one_layer(name, dim=16, heads=2))
     monkeypatch.setattr(layers, "HEADS", 2)
-    monkeypatch.setattr(layers, "LENGTHS", (16, 16))
+    monkeypatch.setattr(layers, "LENGTHS", (32, 32))
     return layers.results(names, Options(quick=True, resume=True, folder=tmp_path, **FEW))
 
 
 def test_layers_are_measured_kept_resumed_and_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(layers, "interleave", lambda floor, runs, *_: {n: Times([2.0], [1.0]) for n in runs})
+    monkeypatch.setattr(layers, "interleave", lambda floor, runs, *_, **__: {n: Times([2.0], [1.0]) for n in runs})
     first = small_rows(monkeypatch, tmp_path, ["gla"])
     (row,) = first["rows"]  # type: ignore[misc]
     assert row["lowering"] == ["recurrence"] and row["forward"]["floor"]["ratio"] == 2.0
     assert row["training"]["floor"]["ratio"] == pytest.approx(2 / 3) and row["forward"]["loop"]["ratio"] == 1.0
     kept = json.loads((tmp_path / "layers-cpu-quick.json").read_text())
     assert kept["rows"] == [row] and kept["machine"]["torch"] == torch.__version__
+    real = layers.per_token
     monkeypatch.setattr(layers, "per_token", lambda b: one_layer("deltanet", dim=16, heads=2).module)
     both = small_rows(monkeypatch, tmp_path, ["gla", "titans"])
     assert both["rows"][0] == row, "it is not measured again"  # type: ignore[index]
     assert "differ" in both["rows"][1]["failed"]  # type: ignore[index]
     text = run.text_of("layers", both)
     assert "| recurrence | **2.0** (1 run) | **0.7** (1 run) |" in text and "not timed: compiled and" in text
+    monkeypatch.setattr(layers, "per_token", real)
+    monkeypatch.setattr(layers, "needed", lambda run: 1)
+    monkeypatch.setattr(layers, "available", lambda: 1)
+    tight = small_rows(monkeypatch, tmp_path / "tight", ["swa"])["rows"][0]  # type: ignore[index]
+    assert "floor" not in tight["training"] and any(x.startswith("ours, training") for x in tight["left_out"])
+    assert "Left out, for want of memory: swa" in layers.markdown({"rows": [tight]})
     drawn = []
     for ratio in (2.0, 3.0, 2.0):
         both["rows"][0]["forward"]["floor"]["ratio"] = ratio  # type: ignore[index]
