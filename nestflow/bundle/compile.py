@@ -109,6 +109,7 @@ def compile_program(
     from nestflow.bundle.settings import device_of, dtype_of
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
+    from nestflow.graph.execution import fitting
     from nestflow.language.printer import print_nl
     from nestflow.language.resolve import load
     from nestflow.lowering.plan import lower
@@ -119,7 +120,7 @@ def compile_program(
     graph = build(program, facts_of(networks))
     needed(graph, networks)
     said = {**dict(graph.execution), **(execution or {})}
-    graph = replace(graph, execution=tuple(said.items()))
+    graph = fitting(replace(graph, execution=tuple(said.items())))
     if not saved:
         dtype = dtype or (dtype_of(said["dtype"]) if "dtype" in said else None)
         device = device or device_of(said.get("device"))

@@ -220,13 +220,15 @@ class Module(Branch):
         published: dict[str, Tensor] | None = None,
         beside: Mapping[str, Tensor] | None = None,
         entry: str | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Tensor:
         """One objective of a step that learns, on checked inputs. published: takes what `emit` gives. beside: tensors
-        by path that stand before the module's own. entry: another function of the generated code."""
+        by path that stand before the module's own. entry: another function of the generated code. rows: which rows of
+        the batch these are (what is drawn depends on it); None: the whole batch."""
         entry = entry or objective_name(name)
         if hasattr(self.__dict__["_program"], entry):
-            return self._fresh(entry, dict(inputs), True, published, beside)
-        return self._fresh("losses", dict(inputs), True, published, beside)[name]
+            return self._fresh(entry, dict(inputs), True, published, beside, rows)
+        return self._fresh("losses", dict(inputs), True, published, beside, rows)[name]
 
     def emitted(self, *args: Any, **inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The output, and what `emit` publishes on the way: name -> the sum over the instances, [B, T, ...]."""
@@ -313,11 +315,13 @@ class Module(Branch):
         training: bool | None,
         published: dict[str, Tensor] | None = None,
         beside: Mapping[str, Tensor] | None = None,
+        rows: Sequence[int] | None = None,
     ) -> Any:
         """Fresh streams, whose state is dropped. The number of rows stays symbolic for `torch.export`."""
         batch = next((x.shape[0] for x in bound.values() if x is not None), 1)
-        start = self._begin(batch)
-        return self._compute(entry, bound, start, 0, training, published, beside)[0]
+        start = self._begin(batch, rows)
+        which = None if rows is None else torch.tensor(rows, device=self.device)
+        return self._compute(entry, bound, start, 0, training, published, beside, rows=which)[0]
 
     def _compute(
         self,

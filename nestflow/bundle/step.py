@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -105,24 +106,51 @@ class Ticker:
         """The objective's value, of a level with copies one for each; the gradients of the levels' tensors are then in
         `.grad`. curved: levels whose rule reads the curvature now."""
         module = self.module
-        group = dict(self.groups)[name]
+        given = self.needed(dict(self.groups)[name][0], inputs)
         own = {p: w.detach().requires_grad_() for x in levels for p, w in module.kept.items() if p in x.weights}
-        value = module.objective(name, self.needed(group[0], inputs), published, {**self.beside, **own})
         tensors = {**module.weights, **module.kept}
         paths = [p for x in levels for p in x.weights if p in own or tensors[p].requires_grad]
-        if paths and value.requires_grad:
-            wanted = [own.get(p, tensors[p]) for p in paths]
-            found = torch.autograd.grad(value.sum(), wanted, allow_unused=True, create_graph=bool(curved))
-            at = {p: (w, g) for p, w, g in zip(paths, wanted, found, strict=True) if g is not None}
+        wanted = [own.get(p, tensors[p]) for p in paths]
+        total: Tensor | None = None
+        sums: dict[str, Tensor] = {}
+        seen: dict[str, Tensor] = {}
+        for rows, share, part in self.parts(given):
+            now: dict[str, Tensor] = {}
+            value = module.objective(name, part, now, {**self.beside, **own}, rows=rows)
+            value = value if rows is None else share * value
+            if paths and value.requires_grad:
+                found = torch.autograd.grad(value.sum(), wanted, allow_unused=True, create_graph=bool(curved))
+                for p, g in zip(paths, found, strict=True):
+                    if g is not None:
+                        sums[p] = sums[p] + g if p in sums else g
+            total = value.detach() if total is None else total + value.detach()
+            for n, v in now.items():  # of parts, what the report shows of it: its mean
+                mean = v if rows is None else share * v.detach().float().mean()
+                seen[n] = seen[n] + mean if n in seen else mean
+        assert total is not None
+        published.update(seen)
+        if sums:
             self.optimizer.curvatures = {}
             for level in levels:
                 if level.name in curved:
-                    mine = {p: at[p] for p in level.weights if p in at}
+                    at = dict(zip(paths, wanted, strict=True))
+                    mine = {p: (at[p], sums[p]) for p in level.weights if p in sums}
                     steps = {p: self.optimizer.state[tensors[p]]["step"] + 1 for p in mine}
                     self.optimizer.curvatures |= curvatures(mine, steps, module.__dict__["_origin"][3])
-            for p in paths:
-                tensors[p].grad = at[p][1].detach() if p in at else None
-        return value.detach()
+        for p in paths:
+            tensors[p].grad = sums[p].detach() if p in sums else None
+        return total
+
+    def parts(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Sequence[int] | None, float, Mapping[str, Any]]]:
+        """The batch, or what `microbatch` makes of it: (its rows, their share, its inputs), None for all rows."""
+        count = next((x.shape[0] for x in inputs.values() if x is not None), 1)
+        parts = min(dict(self.module.__dict__["_graph"].execution).get("microbatch", 1), count)
+        if parts == 1:
+            yield None, 1.0, inputs
+            return
+        ends = [i * count // parts for i in range(parts + 1)]
+        for a, b in pairwise(ends):
+            yield range(a, b), (b - a) / count, {n: x if x is None else x[a:b] for n, x in inputs.items()}
 
     def needed(self, level: StepLevel, inputs: Mapping[str, Tensor] | None) -> Mapping[str, Any]:
         """The inputs, or none where the level's objective reads none. Raises NF502 where it does."""

@@ -12,7 +12,7 @@ from nestflow.graph.body import items_of
 from nestflow.graph.declarations import input_, param
 from nestflow.graph.elaborate import Elaborator
 from nestflow.graph.evolution import is_es, misplaced
-from nestflow.graph.execution import settings
+from nestflow.graph.execution import fitting, settings
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.levels.resets import one_copy
 from nestflow.graph.model import InputSpec, Instance, LevelGraph, Network, StateSlot, StepLevel, TokenLevel, WeightSpec
@@ -42,7 +42,7 @@ def build(program: Any, given: Mapping[str, NetworkFacts] | None = None) -> Leve
     """
     top = _Top(Elaborator(program, given))
     try:
-        return top.build()
+        return fitting(top.build())
     except (Quiet, Abort):
         unknown = Diagnostic("NF299", "this spec cannot be built, and nothing says why: please report it")
         raise NestflowError(in_order(top.elab.collector.errors) or [unknown]) from None

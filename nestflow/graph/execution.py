@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nestflow.diagnostics.core import fail
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.microbatch import whole_batch
+from nestflow.graph.model import LevelGraph
 from nestflow.language import tree
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-LATER = ("backend", "microbatch")
+LATER = ("backend",)
 LARGEST_BLOCK = 1024
+MOST_PARTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ SETTINGS: Mapping[str, Setting] = {
     "block": Setting(
         lambda x: _whole(x, 1, LARGEST_BLOCK), f"a whole number of ticks from 1 to {LARGEST_BLOCK}", "block 32"
     ),
+    "microbatch": Setting(lambda x: _whole(x, 1, MOST_PARTS), "a whole number of parts, at least 1", "microbatch 4"),
 }
 
 
@@ -76,6 +81,16 @@ def _value(elab: Any, f: tree.Field) -> Any:
         help_ = did_you_mean(str(value), setting.names) or f"`{setting.example}`"
         raise elab.failure("NF325", f"`{f.name}` of `execution` is {setting.what}", e.span, help_)
     return value
+
+
+def fitting(graph: LevelGraph) -> LevelGraph:
+    """The graph, if its settings fit what it computes. Raises NF549 where `microbatch` cannot."""
+    if dict(graph.execution).get("microbatch", 1) > 1:
+        found = whole_batch(graph)
+        if found is not None:
+            message = f"`microbatch` cuts the batch, and {found[0]}"
+            raise fail("NF549", message, found[1], "leave `microbatch` out; `checkpointing` saves memory too")
+    return graph
 
 
 def problem(given: Mapping[str, Any]) -> tuple[str, str | None] | None:

@@ -292,7 +292,7 @@ _statement(
 )
 _statement(
     "execution",
-    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS }",
+    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS; microbatch N }",
     "How it is computed, never what: nothing in it changes a result beyond rounding. What `nestflow.compile` is told "
     "comes first, then a file of settings (`execution = FILE`, `--execution FILE`), then the spec.",
     "execution { dtype float32; checkpointing auto }",
@@ -331,6 +331,13 @@ _setting(
     "block TICKS",
     "Ticks of a piece, 1 to 1024, where the memories of a level leave that open. Default 64, and 32 with a delta rule.",
     "block 32",
+)
+_setting(
+    "microbatch",
+    "microbatch N",
+    "A step of the bundle takes its gradients from N parts of the batch's rows, one after the other, and sums them by "
+    "their share of the rows: the whole batch's, for objectives that are means over rows. Default 1.",
+    "microbatch 4",
 )
 
 # --- given names --------------------------------------------------------------------------------------------

@@ -62,13 +62,16 @@ def test_the_edit_makes_the_pattern(text: str, edit: str, old: str, new: str) ->
 
 
 def test_a_shipped_page() -> None:
-    """RWKV-7 is scanned, and its level says `chunk 16` when it is told to."""
-    text = (specs_dir() / "architectures" / "rwkv7.nl").read_text(encoding="utf-8")
-    advised = [a for e in explanations(nestflow.check(text)) for a in e.faster]
-    assert [(a.edit, a.pattern) for a in advised] == [("`chunk 16`", "chunk")]
-    edited = text.replace("  every 1 token\n", "  every 1 token\n  chunk 16\n", 1)
-    edited = edited if edited != text else text.replace("  memory ", "  chunk 16\n  memory ", 1)
-    assert {e.pattern for e in explanations(nestflow.check(edited))} == {"chunk"}
+    """The wide memory of TNT learns once a chunk, and is scanned; its page says `chunk 16` when it is told to."""
+    text = (specs_dir() / "architectures" / "tnt.nl").read_text(encoding="utf-8")
+    params = {"dim": 16, "n_heads": 2, "depth": 1, "chunk": 2, "span": 4}
+    (wide,) = (e for e in explanations(nestflow.check(text, **params)) if e.pattern == "scan")
+    told = {a.edit: a.pattern for a in wide.faster}
+    assert told["`chunk 16`"] == "chunk"
+    assert "every span tokens; read" in text
+    edited = text.replace("every span tokens; read", "every span tokens; chunk 16; read")
+    found = {e.row: e.pattern for e in explanations(nestflow.check(edited, **params))}
+    assert found[wide.row] == "chunk"
 
 
 def test_what_is_not_scanned_is_not_advised() -> None:
