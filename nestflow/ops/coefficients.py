@@ -90,12 +90,12 @@ def lag(rows: Tensor, start: int) -> Tensor:
 
 
 def pieces(x: Tensor, sizes: list[int], size: int) -> Tensor:
-    """Numbers per tick [..., T] (or [..., 1]: the same at all ticks) cut in pieces of one length: [..., n, size].
+    """Numbers per tick [..., T] cut in pieces of one length: [..., n, size]. Numbers that are the same at all ticks,
+    [..., 1], are so in all pieces: [..., 1, 1], and rows that are made of such alone are made once.
 
     The first and last piece may be short: they are filled up with ones, which `split_rows` cuts off again.
     """
-    x = x.expand(*x.shape[:-1], sum(sizes))
-    if len(sizes) == 1:
+    if len(sizes) == 1 or x.shape[-1] == 1:
         return x[..., None, :]
     first, middle, last = sizes[0], sum(sizes[1:-1]), sizes[-1]
     head, body, end = x.split([first, middle, last], -1)
@@ -148,10 +148,11 @@ def running_before(decay: Decays) -> At:
 
 
 def split_rows(rows: Tensor, sizes: list[int], starts: int) -> tuple[At, ...]:
-    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size]), ready to read, one
-    for each."""
-    if rows.dim() == 2:
-        made = {n: reading(rows[:n, : starts + n], starts) for n in set(sizes)}
+    """Rows of all pieces [..., pieces, size, p + size] (or the same for all: [size, p + size], [..., 1, size,
+    p + size]), ready to read, one for each."""
+    if rows.dim() == 2 or rows.shape[-3] == 1:
+        whole = rows if rows.dim() == 2 else rows.squeeze(-3)
+        made = {n: reading(whole[..., :n, : starts + n], starts) for n in set(sizes)}
         return tuple(made[n] for n in sizes)
     length = rows.shape[-2]
     at = reading(rows, starts)

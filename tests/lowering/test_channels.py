@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import nestflow
 from nestflow.lowering.plan import lower
 from nestflow.ops.recurrence import Channels, channels, channels_after, channels_at, channels_in_pieces
 from tests.lowering.compiled import Compiled, gradients
@@ -222,3 +223,35 @@ def test_what_is_not_finite_stays_with_later_ticks(objective: str, number: float
         assert torch.equal(got[0, :bad], clean[0, :bad]), name
         assert torch.equal(got[1], clean[1]), name
         assert not (got.isfinite() & ~want.isfinite()).any(), name
+
+
+@pytest.mark.parametrize("ticks", [7, 11, 40])
+@pytest.mark.parametrize("objective", ["dot", "l2"])
+def test_gradients_before_what_is_not_finite(objective: str, ticks: int) -> None:
+    """Those of a clean run to the bit, in pieces that are not filled too."""
+    module, bad = nestflow.compile(text(objective), dtype="float64").module, 5
+    x = inputs(ticks, "zeros", 3)
+
+    def of(x: Inputs) -> list[Tensor]:
+        y = module(**x)
+        early = torch.cat([y[0, :bad].flatten(), y[1].flatten()])
+        return list(torch.autograd.grad((early * early.detach().cos()).sum(), list(x.values()), materialize_grads=True))
+
+    want = of(x)
+    for name in NAMES[:5]:
+        given = {n: y.detach().clone() for n, y in x.items()}
+        given[name][0, bad, 0] = torch.nan
+        for a, b in zip(of({n: y.requires_grad_() for n, y in given.items()}), want, strict=True):
+            assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("rule", ["gd(0.3)", "momentum(0.3, 0.5)", "momentum(lr, 0.5)"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_constant_gates_are_made_once(rule: str, every: int) -> None:
+    """Rows of numbers that are the same at all ticks are those of every piece: long calls, cut anywhere."""
+    source = text("dot", "1 - 2 ^ (-3 - head)", level=f"heads 2; every {every} tokens").replace("gd(lr)", rule)
+    source = source.replace("key k; value v; query q", "key split_heads(k); value split_heads(v); query split_heads(q)")
+    closed, scanned = Compiled(source), Compiled(source, ("frozen", "scan"))
+    assert closed.patterns == ["recurrence"]
+    x = inputs(150, "near 1", 2)
+    same(closed(x, {}, [30, 120]), scanned(x, {}), x)
