@@ -36,10 +36,25 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     try:
         found = yaml.safe_load(text) or {}
+        twice = _twice(yaml.compose(text))
     except yaml.YAMLError as e:
-        raise fail("NF325", f"`{path}` is no YAML: {str(e).splitlines()[0]}") from None
+        mark = getattr(e, "problem_mark", None)
+        where = "" if mark is None else f" in line {mark.line + 1}"
+        why = getattr(e, "problem", None) or str(e).splitlines()[0]
+        raise fail("NF325", f"`{path}` is no YAML{where}: {why}", help="one setting a line: `compile: true`") from None
+    if twice is not None:
+        raise fail("NF325", f"`{twice}` stands twice in `{path}`", help="delete one of the two")
     if isinstance(found, dict) and set(found) == {"execution"}:
         found = found["execution"] or {}
     if not isinstance(found, dict) or not all(isinstance(n, str) for n in found):
         raise fail("NF325", f"`{path}` holds no settings of `execution`", help="one a line: `compile: true`")
     return found
+
+
+def _twice(node: yaml.Node | None) -> str | None:
+    """A key that one mapping has two times, of which YAML would take the last without a word."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    keys = [key.value for key, _ in node.value]
+    below = (_twice(value) for _, value in node.value)
+    return next((k for k in keys if isinstance(k, str) and keys.count(k) > 1), None) or next(filter(None, below), None)

@@ -69,7 +69,8 @@ def command(spec: str, output: Path | None, yes: bool, overrides: dict[str, str]
     click.echo(f"fastest: {found.best.name}")
     if output is not None:
         _put(output, str(found))
-        click.echo(f"next: nestflow train {spec} --execution {output}")
+        sets = "".join(f" --set {name}={value}" for name, value in overrides.items())
+        click.echo(f"next: nestflow train {spec}{sets} --execution {output}")
     return 0
 
 

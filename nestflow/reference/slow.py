@@ -3,7 +3,7 @@ what each sees, and how it learns. Functional: nothing is changed in place but t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -142,7 +142,7 @@ class Slow:
             loss = self.value(x.objective, {**self.tensors, **own}, batch, held)
             if not x.texts.value and x.clock.name == "step":
                 self.losses.setdefault(x.name, float(loss.detach()))
-            grads = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
+            grads = gradients(loss, list(own.values()))
         return dict(zip(own, grads))
 
     def by_copy(self, x: StepLevel, batch: Mapping[str, Tensor] | None) -> Tensors:
@@ -156,7 +156,7 @@ class Slow:
             with torch.enable_grad():
                 rows = batch if batch is None else part(batch, i, x)
                 loss = self.value(x.objective, {**self.tensors, **here}, rows)
-                grads = torch.autograd.grad(loss, list(own.values()), allow_unused=True, materialize_grads=True)
+                grads = gradients(loss, list(own.values()))
             losses.append(float(loss.detach()))
             found |= dict(zip(own, grads))
         if not x.texts.value and x.clock.name == "step":
@@ -226,3 +226,10 @@ class Slow:
             self.tensors |= {p: w.detach() for p, w in new.items()}
             kept.slots = {**kept.slots, **slots}
         self.mark(x.name)
+
+
+def gradients(loss: Tensor, tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Zeros where nothing that is learned reaches the loss (a memory under `gradient stop` takes its steps as constants)."""
+    if not loss.requires_grad:
+        return [torch.zeros_like(x) for x in tensors]
+    return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)

@@ -166,6 +166,7 @@ def test_the_file_is_read_again_and_says_where_it_is_from(here: Path, monkeypatc
     monkeypatch.setattr(tune, "__kwdefaults__", {**tune.__kwdefaults__, "clock": clock})
     out = run("tune", "free.nl", *FEW, "--set", "dim=4", "-o", "fast.yaml").stdout
     assert "fastest: block 16" in out and "0.33" in out
+    assert "next: nestflow train free.nl --set dim=4 --execution fast.yaml" in out
     assert read("fast.yaml") == {"block": 16}
     text = (here / "fast.yaml").read_text(encoding="utf-8")
     for part in (f"torch {torch.__version__}", "batch 1, length 40, float64", "as the spec says", "held"):

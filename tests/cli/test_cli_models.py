@@ -160,7 +160,9 @@ def test_execution_comes_from_a_file_and_is_not_saved(here):
         ("checkpointing: often", "NF325", "in `fast.yaml`"),
         ("blok: 8", "NF325", "did you mean `block`"),
         ("- 8", "NF325", "holds no settings"),
-        ("a: [", "NF325", "is no YAML"),
+        ("compile: false\na: [", "NF325", "is no YAML in line 2"),
+        ("block: 16\nblock: 32", "NF325", "`block` stands twice"),
+        ("execution:\n  block: 16\n  block: 16", "NF325", "`block` stands twice"),
     ],
 )
 def test_a_wrong_file_of_settings_is_told(here, text, code, said):

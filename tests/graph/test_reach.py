@@ -40,7 +40,14 @@ def reading(objective: str) -> str:
 
 LEVEL = "nestflow 1\ninput x : float[T, 8]\noutput m(x)\nlevel m(x) { memory matrix; key x; value x; query x; "
 
+CRITIC = (
+    HEAD + "flow critic(p) { return mean(square(p |> linear(2))) }\n" + TASK.replace("rounds 2", "rounds 2; gradient HOW")
+    .replace("OBJECTIVE", "critic(task(x))").replace("RULE", "gd(0.1)") + META
+    + "level c { every 1 step; memory weights(critic); objective cross_entropy(task(x), label); update gd(1) }\n"
+)  # fmt: skip
+
 NEVER = {
+    "what steps under gradient stop are made of": (CRITIC.replace("HOW", "stop"), "`c`", "`critic`"),
     "a copy that its objective does not recall": (task("cross_entropy(net(x), label)"), "task", "task(…)"),
     "a copy recalled under stop": (task("mean(stop(task(x))) + mean(net(x))"), "task", "outside `stop(…)`"),
     "weights of another flow": (own("weights(other)", "mean(net(x)) + 0 * mean(stop(other(x)))"), "b", "`other`"),
@@ -63,6 +70,8 @@ def test_what_never_learns_is_told(name: str) -> None:
 
 
 LEARNS = {
+    "what steps are made of": CRITIC.replace("HOW", "through"),
+    "what the last step is made of": CRITIC.replace("HOW", "truncate(1)"),
     "the copy in its own objective": task("cross_entropy(task(x), label)"),
     "a rule that asks for no gradient": task("mean(net(x))", "-0.1 * w"),
     "through an optimiser": own("weights(other)", "mean(other(x))").replace("update gd(1) }\n", "update adam(1) }\n"),

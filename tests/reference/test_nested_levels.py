@@ -381,3 +381,28 @@ def test_tasks_are_trained_on() -> None:
     assert len(history.records) == 2
     with pytest.raises(nestflow.NestflowError, match=r"NF533.*examples"):
         nestflow.train.train(b, data | {"support.x": data["support.x"][:, 1:]}, steps=1, batch=3, show=False)
+
+
+def test_the_interpreter_where_no_gradient_comes_through() -> None:
+    """Under `gradient stop` the weights of a rate are constants in the result; compiled code gives them a zero too."""
+    b = nestflow.compile(
+        """nestflow 1
+input x : float[T, 4]
+output net(x)
+flow net(x) { return store(x) }
+level store(x) {
+  memory m : matrix {
+    key x |> l2norm; value x; objective l2; update gd(sigmoid(linear(x, 1))); gradient stop
+  }
+  return m(x)
+}
+level outer { every 1 step; memory weights(net); objective mean(square(net(x) - x)); update gd(1) }
+""",
+        dtype="float64",
+    )
+    slow, before = b.reference_steps(), {p: w.detach().clone() for p, w in b.module.weights.items()}
+    x = {"x": torch.randn(2, 5, 4, dtype=torch.float64)}
+    loss = b.step(x)["loss"]
+    assert slow.step(x)["outer"] == pytest.approx(loss, rel=1e-12)
+    for p, w in b.module.weights.items():
+        assert torch.equal(w, before[p]) and torch.equal(slow.tensors[p], before[p])

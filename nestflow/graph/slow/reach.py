@@ -73,7 +73,8 @@ def _reached(
             level = table.get(name)
             if level is not None:
                 found |= {*level.weights, *(source for _, source in level.start)}
-                if level.inner is not None and level.objective is not None:
+                # under `gradient stop` its steps are constants: only what it began at is reached
+                if level.inner is not None and level.objective is not None and level.inner.gradient != "stop":
                     stack.append(level.objective)
     return found
 
