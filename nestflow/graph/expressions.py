@@ -178,7 +178,7 @@ def _attribute(expr: tree.Attribute, env: Env) -> Any:
     value = evaluate(expr.value, env)
     of_level = isinstance(value, Partial) and value.kind == "level"
     if expr.name == "g" and (of_level or isinstance(value, SharedValue)):
-        what = "the gradient of a memory outside its level (in it, `memory.g`, or `m.g` of a memory m, can be emitted or returned)"
+        what = "the gradient of a memory outside its level (in it, `emit` or `return` gives `memory.g`)"
         raise env.elab.not_yet(what, expr.span)
     if isinstance(value, SharedValue):
         return env.elab.templates.shared_weight(value, expr.name, env, expr)

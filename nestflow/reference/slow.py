@@ -229,7 +229,7 @@ class Slow:
 
 
 def gradients(loss: Tensor, tensors: list[Tensor]) -> Sequence[Tensor]:
-    """Zeros where nothing that is learned reaches the loss (a memory under `gradient stop` takes its steps as constants)."""
+    """Zeros where nothing that is learned reaches the loss: under `gradient stop` a memory's steps are constants."""
     if not loss.requires_grad:
         return [torch.zeros_like(x) for x in tensors]
     return torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)

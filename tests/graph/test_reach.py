@@ -40,11 +40,14 @@ def reading(objective: str) -> str:
 
 LEVEL = "nestflow 1\ninput x : float[T, 8]\noutput m(x)\nlevel m(x) { memory matrix; key x; value x; query x; "
 
+BY_CRITIC = TASK.replace("OBJECTIVE", "critic(task(x))").replace("RULE", "gd(0.1)")
 CRITIC = (
-    HEAD + "flow critic(p) { return mean(square(p |> linear(2))) }\n" + TASK.replace("rounds 2", "rounds 2; gradient HOW")
-    .replace("OBJECTIVE", "critic(task(x))").replace("RULE", "gd(0.1)") + META
+    HEAD
+    + "flow critic(p) { return mean(square(p |> linear(2))) }\n"
+    + BY_CRITIC.replace("rounds 2", "rounds 2; gradient HOW")
+    + META
     + "level c { every 1 step; memory weights(critic); objective cross_entropy(task(x), label); update gd(1) }\n"
-)  # fmt: skip
+)
 
 NEVER = {
     "what steps under gradient stop are made of": (CRITIC.replace("HOW", "stop"), "`c`", "`critic`"),
