@@ -78,7 +78,6 @@ def _solved(system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, 
 
 
 def _substituted(system: Tensor, right: Tensor) -> Tensor:
-    system = system.contiguous()  # as its copy below is: what lies otherwise may be rounded otherwise
     if not careful():
         return torch.linalg.solve_triangular(system, right, upper=False, unitriangular=True)
     below = system.clone().tril_(-1)  # solvers work in blocks, where a row meets later ones
