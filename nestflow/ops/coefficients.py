@@ -95,6 +95,7 @@ def pieces(x: Tensor, sizes: list[int], size: int) -> Tensor:
 
     The first and last piece may be short: they are filled up with ones, which `split_rows` cuts off again.
     """
+    x = torch.atleast_1d(x)  # a weight of one number
     if len(sizes) == 1 or x.shape[-1] == 1:
         return x[..., None, :]
     first, middle, last = sizes[0], sum(sizes[1:-1]), sizes[-1]
