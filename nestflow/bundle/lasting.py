@@ -29,7 +29,7 @@ def parameters(
     first call, which begins with the starts."""
     slots = lasting_slots(graph)
     made = [
-        (s.path, torch.zeros(*([s.heads] if s.heads else []), *s.shape, dtype=KINDS.get(s.dtype, dtype), device=device))
+        (s.path, torch.zeros(((s.heads,) if s.heads else ()) + s.shape, dtype=KINDS.get(s.dtype, dtype), device=device))
         for s in slots
     ]
     made += [(AGE, torch.zeros((), dtype=torch.int64, device=device))] if slots else []

@@ -20,7 +20,7 @@ from nestflow.bundle.state import Group, State
 from nestflow.bundle.unread import computed
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
-from nestflow.graph.model import LevelGraph, StepLevel, WeightSpec
+from nestflow.graph.model import LevelGraph, StateSlot, StepLevel, WeightSpec
 from nestflow.graph.slow.state import beginning
 from nestflow.ops.runtime import Context
 from nestflow.ops.weights import Branch, draw, plant
@@ -340,7 +340,7 @@ class Module(Branch):
         mode = self.training if training is None else training
         known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
         if lasting := self.__dict__["_lasting"]:
-            tensors, age = enter(lasting, self.kept, known, tensors)
+            tensors, age = enter(lasting, self.kept, self._starts(lasting, known), tensors)
         c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)
         c.how = how(self.__dict__["_graph"])
         if self.__dict__["_draws_at_random"]:
@@ -365,6 +365,12 @@ class Module(Branch):
             c.publish()
             published.update(c.published)
         return result, {**tensors, **c.n}
+
+    def _starts(self, lasting: tuple[StateSlot, ...], known: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The weights, and what memories start from that is computed from them."""
+        if all(s.init is None or s.init in known for s in lasting):
+            return known
+        return {**known, **self.__dict__["_program"].starts(Context(known, {}, 0, False, *self._kind()))}
 
     def _ticks(self, bound: Mapping[str, Tensor]) -> int:
         """How many ticks a call brings."""

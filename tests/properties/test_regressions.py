@@ -42,6 +42,10 @@ LEVELS = {
       memory store : mlp(depth = 2, expand = 1) { read before }
       memory seen : cache(window = 3) { key store(x); value store(x |> linear) }
       return store(x) + seen(x)""",
+    "one copy for the model of a number": "chunk 2; per model; reset never; memory scalar; value mean(x); objective l2;"
+    " update gd(0.1); return y * x",
+    "one copy for the model with a start that is computed": "per model; reset never; memory matrix(5, 5);"
+    " key x |> l2norm; value x |> linear; query x; objective l2; update gd(0.1); init 0.3 * eye + learned(normal(0.3))",
 }
 
 NAMED = """every 1 token; {}; key x; objective l2; update momentum(0.1, 0.5)
