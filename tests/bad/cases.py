@@ -304,6 +304,11 @@ TEXTS: list[tuple[str, str]] = [
         "level task { memory net; init meta; reset each(step); objective mean(net(x)); update gd(0.1) }\n"
         "level meta { every 1 step; memory weights(net); objective mean(task(x)); update gd(0.1) }\n",
     ),
+    (
+        "slow weights in a level that begins anew",
+        "nestflow 1\ninput x : float[8]\noutput net(x)\nflow net(x) { return linear(x) }\n"
+        "level task { memory weights(net); reset each(step); objective mean(net(x)); update gd(0.1) }\n",
+    ),
     ("an input called like an axis", "nestflow 1\ninput T : float[T]\noutput T\n"),
     ("an axis that a param hides", "nestflow 1\nparam T = 4\ninput x : float[T]\noutput x\n"),
     ("python by no string", "nestflow 1\ninput x : float[T, 8]\noutput py(x)\n"),

@@ -336,9 +336,13 @@ def inner_of(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], re
     return gradient_of(s, fields["gradient"], inner) if "gradient" in fields else inner
 
 
-def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field]) -> None:
-    """What a level that begins anew in every step cannot do."""
+def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], owns: bool) -> None:
+    """What a level that begins anew in every step cannot do. owns: slow weights, where it should hold tensors."""
     elab, name = s.elab, level.name
+    if owns:
+        message = f"`{name}` begins anew in every step, and slow weights live on"
+        help_ = f"`memory m; init outer` with a flow `m` keeps copies, which `{name}(…)` recalls; `outer` owns `weights(m)`"
+        raise elab.failure("NF231", message, fields["memory"].span if "memory" in fields else level.span, help_)
     if every_of(s, fields.get("every")) != (STEP, 1):
         message = f"`{name}` begins anew in every step, and learns in every step"
         raise elab.failure("NF231", message, fields["every"].span, "leave `every` out: `rounds` says how often")

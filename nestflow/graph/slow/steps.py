@@ -377,7 +377,7 @@ class StepLevels:
             raise self.elab.failure("NF232", f"level `{level.name}` needs an `objective`", level.span, help_)
         rule = self.rule(fields, level, owned, own)
         if inner is not None:
-            check_inner(self, level, fields)
+            check_inner(self, level, fields, owns=not state)
         missing = check_inner_rule(rule) if inner is not None else None
         if missing is not None:
             raise self.elab.not_yet(f"{missing} in a level that begins anew in every step", fields["update"].span)
