@@ -341,7 +341,7 @@ def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field],
     elab, name = s.elab, level.name
     if owns:
         message = f"`{name}` begins anew in every step, and slow weights live on"
-        help_ = f"`memory m; init outer` with a flow `m` keeps copies, which `{name}(…)` recalls; `outer` owns `weights(m)`"
+        help_ = f"`memory m; init outer` with a flow `m` keeps copies, and `{name}(…)` recalls them"
         raise elab.failure("NF231", message, fields["memory"].span if "memory" in fields else level.span, help_)
     if every_of(s, fields.get("every")) != (STEP, 1):
         message = f"`{name}` begins anew in every step, and learns in every step"
