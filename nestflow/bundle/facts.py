@@ -14,7 +14,7 @@ def how(graph: LevelGraph) -> How:
     """What the spec's `execution` says of its loops."""
     said = dict(graph.execution)
     kept = said.get("checkpointing", "none")
-    return How({"none": 0, "auto": -1}.get(kept, kept), said.get("compile", False))
+    return How(0 if kept == "none" else -1 if kept == "auto" else kept, said.get("compile", False))
 
 
 def draws_at_random(graph: LevelGraph) -> bool:

@@ -27,7 +27,7 @@ def bounds(elab: Elaborator, domain: tree.Domain) -> Bounds:
     ends: list[float | None] = []
     for e in (domain.low, domain.high):
         end = None if e is None or _endless(e) else plain(elab, e)
-        if end is not None and (isinstance(end, bool) or not isinstance(end, (int, float))):
+        if e is not None and end is not None and (isinstance(end, bool) or not isinstance(end, (int, float))):
             raise elab.failure("NF302", f"a bound is a number, and this is {end!r}", e.span, "`in [1, 64]`")
         ends.append(end)
     low, high = ends

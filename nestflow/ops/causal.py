@@ -33,7 +33,9 @@ def careful() -> bool:
 def sound(y: Tensor) -> bool:
     """Whether all numbers of y are finite (False too if they are so large that their sum is not); True where a tensor
     cannot be asked."""
-    if torch.compiler.is_compiling() or y.device.type == "meta" or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or y.device.type == "meta":
+        return True
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage]  # public, but not in torch's list
         return True
     if y.is_cuda and torch.cuda.is_current_stream_capturing():
         return True

@@ -66,7 +66,8 @@ def in_turn(
     (`nestflow.ops.causal`, which raises NotFinite).
     """
     if len(sizes) > UNROLLED and torch.compiler.is_dynamo_compiling():
-        return _apart(c, piece, t, sizes, state, lists, axes, period, masked)
+        given = (c, piece, t, sizes, state, lists, axes, period, masked)
+        return _apart(*given)  # pyright: ignore[reportCallIssue]  # torch's decorator hides what it decorates
     return _in_turn(c, piece, t, sizes, state, lists, axes, period, masked)
 
 
@@ -218,7 +219,7 @@ class Segment(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         needed = ctx.needs_input_grad[3:]
         # the state of the first segment needs none; computed all the same, all segments are one compiled function
         wanted = [

@@ -63,8 +63,8 @@ def channels_in_pieces(
     if len(sizes) == 1:
         return [channels(x, h, gate, sizes[0], before)]
     x, h, gate = (y.expand(*y.shape[:-2], sum(sizes), y.shape[-1]) for y in (x, h, gate))
-    cut = (_pieces(y, sizes, size, fill) for y, fill in ((x, 0.0), (h, 0.0), (gate, 1.0)))
-    found = channels(*cut, size, before)
+    x, h, gate = (_pieces(y, sizes, size, fill) for y, fill in ((x, 0.0), (h, 0.0), (gate, 1.0)))
+    found = channels(x, h, gate, size, before)
     parts = zip(*(y.unbind(-3) for y in found), strict=True)
     return [Channels(*p) if n == size else _cut(Channels(*p), n) for p, n in zip(parts, sizes, strict=True)]
 

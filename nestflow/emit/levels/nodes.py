@@ -269,12 +269,12 @@ class Nodes:
         places = [(i, j) for i, c in enumerate(carries) for j, (where, _) in enumerate(c.drive) if where == "g"]
         if len(places) == 1 and m.every == 1:
             ((i, j),) = places
-            rate = carries[i].drive[j][1]
-            if looped_nodes([rate]) or m.retain_on == "key":
+            factor = carries[i].drive[j][1]
+            if looped_nodes([factor]) or m.retain_on == "key":
                 drive = list(carries[i].drive)
                 drive[j] = ("g", ops.const(1.0))
                 carries[i] = replace(carries[i], drive=tuple(drive))
-                self.folded[key] = rate
+                self.folded[key] = factor
         self.rules[key] = LinearRule(tuple(carries))
         return self.rules[key]
 
