@@ -91,10 +91,10 @@ def test_smallest(spec: Spec) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(20))
 def test_sweep(block: int) -> None:
-    sweep(range(SLOW + 50 * block, SLOW + 50 * block + 50))
+    sweep(range(SLOW + 15 * block, SLOW + 15 * block + 15))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 def test_long_sweep(block: int) -> None:
-    sweep(range(SLOW + 10 * block, SLOW + 10 * block + 10), long=True)
+    sweep(range(SLOW + 5 * block, SLOW + 5 * block + 5), long=True)
