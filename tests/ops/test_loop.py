@@ -240,14 +240,14 @@ def test_the_period_of_a_piece() -> None:
 def test_a_whole_module_under_torch_compile_is_not_unrolled() -> None:
     b = nestflow.compile("titans", dim=16, n_heads=2, depth=1, chunk=2)
     x = torch.randint(0, 200, (1, 40), generator=torch.Generator().manual_seed(0))
-    nodes: list[int] = []
+    seen: list[str] = []
 
     def backend(graph: Any, example: Any) -> Any:
-        nodes.append(len(graph.graph.nodes))
+        seen.extend(str(n.target) for n in graph.graph.nodes)
         return graph.forward
 
     torch._dynamo.reset()
     with torch.no_grad():
         found = torch.compile(b.module, backend=backend)(x)
         assert (found - b.module(x)).abs().max() < 1e-5
-    assert sum(nodes) < 600
+    assert seen and sum("gelu" in name for name in seen) < 8  # 20 pieces have 60 of them
