@@ -7,6 +7,7 @@ are timed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -29,7 +30,7 @@ def rope(x: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
-class PlainBlock(nn.Module):
+class PlainBlock(nn.Module, ABC):
     """Embedding, one pre-norm block of a mixer and SwiGLU, and the tied head. weights: those of the compiled spec."""
 
     def __init__(self, weights: Mapping[str, Tensor], heads: int) -> None:
@@ -48,8 +49,9 @@ class PlainBlock(nn.Module):
         """[B,H,T,d]."""
         return F.linear(x_BTD, self.of_mixer(path).flatten(0, 1)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
+    @abstractmethod
     def mix(self, x_BTD: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What the heads recall, side by side. x, result [B,T,dim]."""
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         """Scores [B,T,V]."""

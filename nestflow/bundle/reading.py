@@ -193,8 +193,8 @@ class Reader:
                     warnings.filterwarnings("ignore", message="There is a performance drop")
                     values, ended, sums = torch.vmap(row)(weights, before, x, y, ids)
                 return values, ended, {n: _over_rows(n, v) for n, v in sums.items()}
-            except (RuntimeError, NotImplementedError):
-                pass  # so vmap says that an operation cannot; a fault of the model's own is raised again below
+            except (RuntimeError, NotImplementedError):  # so vmap says that an operation cannot be run for all rows
+                pass  # a fault of the model's own is raised again below, row by row
         found = [
             row(
                 {p: w[b] for p, w in weights.items()},

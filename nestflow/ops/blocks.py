@@ -137,9 +137,9 @@ def hits(p: Tensor, y: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tens
 
 def triples(coefficients: Sequence[float] | Sequence[Sequence[float]], iters: int) -> list[tuple[float, float, float]]:
     """(a, b, c) of every iteration."""
-    first = coefficients[0]
-    rows = [coefficients] * iters if isinstance(first, (int, float)) else coefficients
-    return [(a, b, c) for a, b, c in rows]  # type: ignore[misc]
+    once = [c for c in coefficients if isinstance(c, (int, float))]
+    rows = [once] * iters if once else [c for c in coefficients if not isinstance(c, (int, float))]
+    return [(a, b, c) for a, b, c in rows]
 
 
 def newton_schulz(

@@ -68,20 +68,6 @@ def in_turn(
     if len(sizes) > UNROLLED and torch.compiler.is_dynamo_compiling():
         given = (c, piece, t, sizes, state, lists, axes, period, masked)
         return _apart(*given)  # pyright: ignore[reportCallIssue]  # torch's decorator hides what it decorates
-    return _in_turn(c, piece, t, sizes, state, lists, axes, period, masked)
-
-
-def _in_turn(
-    c: Context,
-    piece: Piece,
-    t: int,
-    sizes: Sequence[int],
-    state: State,
-    lists: Sequence[Any],
-    axes: Sequence[int],
-    period: int,
-    masked: bool,
-) -> tuple[State, Recalls]:
     inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
     compiled = c.how.compiled and period > 0 and len(sizes) > 1 and not careful()
     if (not compiled and not (c.how.segment and torch.is_grad_enabled())) or _as_it_stands():
@@ -106,8 +92,8 @@ def _in_turn(
 
 @torch.compiler.disable
 def _apart(*given: Any) -> tuple[State, Recalls]:
-    """Out of the graph of a `torch.compile` around the module."""
-    return _in_turn(*given)
+    """`in_turn` out of the graph of a `torch.compile` around the module, where it runs as it does without one."""
+    return in_turn(*given)
 
 
 def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:
@@ -164,7 +150,7 @@ def _compiled(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: 
         _code["several"] = torch.compile(several, dynamic=False)
     try:
         return _code["several"](piece, t, sizes, state, inputs)
-    except Exception as e:
+    except Exception as e:  # whatever torch, its compiler or the system's raises: the piece itself can still run
         result = several(piece, t, sizes, state, inputs)  # if the fault lies in the piece, it is raised here
         _code["failed"] = reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
         warnings.warn(f"`execution {{ compile true }}` has no effect: {reason:.200}", stacklevel=2)

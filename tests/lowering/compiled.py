@@ -16,6 +16,7 @@ from nestflow.language.resolve import load
 from nestflow.lowering.patterns import PATTERNS
 from nestflow.lowering.plan import Plan, lower
 from nestflow.ops.runtime import Context
+from nestflow.reference.model import Reference
 
 CPU = torch.device("cpu")
 
@@ -66,3 +67,29 @@ def gradients(y: Tensor, leaves: Sequence[Tensor], seed: int = 7) -> list[Tensor
 def error(a: Tensor, b: Tensor) -> float:
     """The largest difference, relative to the larger of 1 and the largest value."""
     return ((a - b).abs().max() / b.abs().max().clamp(min=1)).item() if a.numel() else 0.0
+
+
+def same(got: Tensor, want: Tensor, x: dict[str, Tensor], w: dict[str, Tensor]) -> None:
+    """Two ways to one output: equal values, and gradients in the inputs and weights."""
+    assert error(got, want) < 1e-10
+    leaves = [*x.values(), *w.values()]
+    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
+        assert error(a, b) < 1e-9, path
+
+
+def as_interpreted(fast: Compiled, x: dict[str, Tensor]) -> None:
+    """The compiled level is the interpreted one."""
+    w = fast.weights()
+    same(fast(x, w), Reference(fast.graph, w)(**x), x, w)
+
+
+def as_scanned(fast: Compiled, slow: Compiled, x: dict[str, Tensor], first: int) -> None:
+    """A closed form is the scan: outputs, gradients, and the state at the end, also of two calls (`first` ticks in the
+    first one)."""
+    w, ticks = fast.weights(), next(iter(x.values())).shape[1]
+    got = fast(x, w)
+    same(got, slow(x, w), x, w)
+    y, state = fast.run(x, w, [first, ticks - first])
+    assert error(y, got) < 1e-11
+    for key, kept in slow.run(x, w, [ticks])[1].items():
+        assert error(state[key], kept) < 1e-9, key

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestflow.reference.model import Reference
-from tests.lowering.compiled import Compiled, error, gradients
+from tests.lowering.compiled import Compiled, as_interpreted, error, same
 
 SELF_MODIFYING = """
   a = x |> linear |> short_conv(3) |> l2norm
@@ -122,11 +121,8 @@ def test_patterns_equal_scan_in_any_split(name: str) -> None:
     fast, slow = compiled(LEVELS[name]), compiled(LEVELS[name], ["cache", "scan"])
     x, rng = draw(2, 14), random.Random(name)
     w = fast.weights()
-    got, want = fast(x, w), slow(x, w)
-    assert error(got, want) < 1e-10
-    leaves = [*x.values(), *w.values()]
-    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
-        assert error(a, b) < 1e-9, path
+    got = fast(x, w)
+    same(got, slow(x, w), x, w)
     for _ in range(2):
         cuts = sorted(rng.sample(range(1, 14), rng.randint(1, 5)))
         sizes = [b - a for a, b in zip([0, *cuts], [*cuts, 14])]
@@ -136,13 +132,7 @@ def test_patterns_equal_scan_in_any_split(name: str) -> None:
 
 @pytest.mark.parametrize("name", LEVELS)
 def test_compiled_equals_the_interpreter(name: str) -> None:
-    fast, x = compiled(LEVELS[name]), draw(2, 9, 1)
-    w = fast.weights()
-    got, want = fast(x, w), Reference(fast.graph, w)(**x)
-    assert error(got, want) < 1e-10
-    leaves = [*x.values(), *w.values()]
-    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
-        assert error(a, b) < 1e-9, path
+    as_interpreted(compiled(LEVELS[name]), draw(2, 9, 1))
 
 
 def test_patterns_of_levels() -> None:

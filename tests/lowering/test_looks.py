@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestflow.reference.model import Reference
-from tests.lowering.compiled import Compiled, error, gradients
+from tests.lowering.compiled import Compiled, as_interpreted, as_scanned, error, gradients
 from tests.lowering.test_levels import compiled, draw
 
 NAMES = "gone = l2norm(linear(x)); erased = memory(gone); memory matrix"
@@ -80,28 +79,12 @@ def test_looks(name: str) -> None:
     text, pattern = LOOKS[name]
     fast, slow = compiled(text), compiled(text, ["cache", "scan"])
     assert fast.patterns == [pattern]
-    x, w = draw(2, 70), fast.weights()
-    got, want = fast(x, w), slow(x, w)
-    assert error(got, want) < 1e-10
-    leaves = [*x.values(), *w.values()]
-    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
-        assert error(a, b) < 1e-9, path
-    first = random.Random(name).randint(1, 69)
-    y, state = fast.run(x, w, [first, 70 - first])
-    assert error(y, got) < 1e-11
-    for key, kept in slow.run(x, w, [70])[1].items():
-        assert error(state[key], kept) < 1e-9, key
+    as_scanned(fast, slow, draw(2, 70), random.Random(name).randint(1, 69))
 
 
 @pytest.mark.parametrize("name", LOOKS)
 def test_the_interpreter(name: str) -> None:
-    fast, x = compiled(LOOKS[name][0]), draw(2, 9, 1)
-    w = fast.weights()
-    got, want = fast(x, w), Reference(fast.graph, w)(**x)
-    assert error(got, want) < 1e-10
-    leaves = [*x.values(), *w.values()]
-    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
-        assert error(a, b) < 1e-9, path
+    as_interpreted(compiled(LOOKS[name][0]), draw(2, 9, 1))
 
 
 RWKV = """nestflow 1

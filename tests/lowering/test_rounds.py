@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestflow.reference.model import Reference
-from tests.lowering.compiled import Compiled, error, gradients
+from tests.lowering.compiled import Compiled, as_interpreted, as_scanned, error, gradients
 from tests.lowering.test_levels import compiled, draw
 
 TWO = "memory matrix; key [l2norm(x), x |> linear |> l2norm]; value [x, linear(x)]; query linear(x)"
@@ -69,28 +68,12 @@ def test_rounds(name: str) -> None:
     text, pattern = ROUNDS[name]
     fast, slow = compiled(text), compiled(text, ["cache", "scan"])
     assert fast.patterns[0] == pattern
-    x, w = draw(2, 70), fast.weights()
-    got, want = fast(x, w), slow(x, w)
-    assert error(got, want) < 1e-10
-    leaves = [*x.values(), *w.values()]
-    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
-        assert error(a, b) < 1e-9, path
-    first = random.Random(name).randint(1, 69)
-    y, state = fast.run(x, w, [first, 70 - first])
-    assert error(y, got) < 1e-11
-    for key, kept in slow.run(x, w, [70])[1].items():
-        assert error(state[key], kept) < 1e-9, key
+    as_scanned(fast, slow, draw(2, 70), random.Random(name).randint(1, 69))
 
 
 @pytest.mark.parametrize("name", ROUNDS)
 def test_the_interpreter(name: str) -> None:
-    fast, x = compiled(ROUNDS[name][0]), draw(2, 9, 1)
-    w = fast.weights()
-    got, want = fast(x, w), Reference(fast.graph, w)(**x)
-    assert error(got, want) < 1e-10
-    leaves = [*x.values(), *w.values()]
-    for path, a, b in zip([*x, *w], gradients(got, leaves), gradients(want, leaves), strict=True):
-        assert error(a, b) < 1e-9, path
+    as_interpreted(compiled(ROUNDS[name][0]), draw(2, 9, 1))
 
 
 PRODUCT = """nestflow 1

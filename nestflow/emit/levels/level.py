@@ -31,16 +31,15 @@ from nestflow.emit.levels.facts import (
     written,
 )
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
+from nestflow.emit.levels.roots import early_rules, hoisted, is_late, roots_of
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
-from nestflow.emit.levels.rule import RuleCode, context_parts
+from nestflow.emit.levels.rule import RuleCode
 from nestflow.emit.levels.special import Special, channels_text
 from nestflow.emit.levels.state import StateNames
 from nestflow.emit.levels.turn import period_of, run_pieces
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
-from nestflow.graph.state import has_dgd
-from nestflow.ir.choices import for_tensor
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
 from nestflow.lowering.patterns.setting import context_of
@@ -147,11 +146,11 @@ class LevelCode:
             for r in (p, *p.apart):
                 self.nodes.learn(r)
         self.reads = self.nodes.context(self.front)
-        everything = self.roots()
-        loop = looped_nodes(everything)
-        rates = [n for p, t in self.early_rules(loop) for n in self.rows_of(p, t)]
-        roots = [*self.roots(early=self.early_rules(loop))]
-        outside = self.hoisted(roots, loop)
+        loop = looped_nodes(roots_of(self))
+        early = early_rules(self, loop)
+        rates = [n for p, t in early for n in self.nodes.rule(p, t).coefficients()]
+        roots = roots_of(self, early)
+        outside = hoisted(roots, loop)
         em.plan(*outside, *rates, result)
         for n in outside:
             for a in n.args if n.op == "channels" else (n,):
@@ -201,54 +200,6 @@ class LevelCode:
         writer.line()
         run_pieces(self, function, period)
         self.state.write()
-
-    def early_rules(self, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
-        """Closed rules whose rates do not depend on the state: their rows are made before the loop."""
-        return [(p, t) for p in self.plan.looped if p.closed for t in p.rules if not self.is_late(p, t, loop)]
-
-    def is_late(self, p: MemoryPlan, tensor: str, loop: set[Node]) -> bool:
-        """Whether the rows of a rule are made piece by piece."""
-        woven = p.memory.retain_on == "key" or len(p.woven) > 1
-        return woven or any(n in loop for n in self.rows_of(p, tensor))
-
-    def roots(self, early: Sequence[tuple[MemoryPlan, str]] = ()) -> list[Node]:
-        """Everything that the loop evaluates."""
-        roots, done = list(self.reads), {(p.memory.name, t) for p, t in early}
-        for p in (r for q in self.plan.looped for r in (q, *q.apart)):
-            m = p.memory
-            if m.retain_on == "key" and p.closed:
-                roots += [n for t in p.rules for pair in self.nodes.leaves(p, t) for n in pair]
-            else:
-                roots += [n for pairs in self.nodes.errors[m.name].values() for pair in pairs for n in pair]
-            roots += self.nodes.dense[m.name].values()
-            roots += [self.nodes.rate(m, n) for n in (m.when, m.reset_where) if n is not None]
-            if p.closed and m.retain_on == "key":
-                continue
-            if p.closed:
-                roots += [n for t in p.rules if (m.name, t) not in done for n in self.rows_of(p, t)]
-            elif m.rule is not None:
-                roots += [self.nodes.rate(m, n) for n in m.ages if has_dgd(m)]
-                probe = RuleCode(self.writer, self.nodes, self.outer, [p], {})
-                for t in probe.tensors:
-                    for s in probe.expressions(t):
-                        roots += [self.nodes.rate(m, n) for n in context_parts(s)]
-                    both = (for_tensor(n, t.path) for n in (m.retain, m.weight, m.when) if n is not None)
-                    roots += [self.nodes.rate(m, n) for n in both]
-        return roots
-
-    def rows_of(self, p: MemoryPlan, tensor: str) -> list[Node]:
-        return list(self.nodes.rule(p, tensor).coefficients())
-
-    def hoisted(self, roots: list[Node], loop: set[Node]) -> list[Node]:
-        """The largest expressions that no state enters: evaluated before the loop, for all ticks at once."""
-        found: dict[Node, None] = {}
-        for n in roots:
-            if n not in loop:
-                found[n] = None
-        for n in walk(*roots):
-            if n in loop:
-                found.update(dict.fromkeys(a for a in n.args if a not in loop))
-        return [n for n in found if n.op != "const"]
 
     def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
         named = [(n, x) for n, x in self.readable()]
@@ -302,7 +253,7 @@ class LevelCode:
             if not p.closed or p.memory.retain_on == "key":
                 continue
             for tensor in p.rules:
-                if self.is_late(p, tensor, loop):
+                if is_late(self, p, tensor, loop):
                     self.late.append((p, tensor))
                     continue
                 if self.rows.key(p, tensor) in self.rows.names:

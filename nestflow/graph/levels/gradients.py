@@ -5,36 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.model import Memory
-from nestflow.ir.choices import names_tensor
-from nestflow.ir.node import Node, Type, make, walk
-from nestflow.language import tree
+from nestflow.ir.node import Node, walk
 
 if TYPE_CHECKING:
-    from nestflow.graph.levels.memory import MemoryBuild
-
-
-def taken(m: MemoryBuild, tensor: str | None, site: tree.Node) -> Node:
-    """G_t of one tensor: a leaf like a recall, at every tick. Raises NF203, NF206, NF315."""
-    if m.preparing:
-        message = f"what `{m.name}` stores depends on its own gradient, and its shape is not known"
-        raise m.elab.failure("NF206", message, site.span, f"recall it: `{m.name}(...)`")
-    m.prepare()
-    if m.function is None:
-        message = f"`{m.name}` keeps pairs, and takes no gradient"
-        raise m.elab.failure("NF315", message, site.span, f"recall it: `{m.name}(q)`")
-    paths = [t.path for t in m.function.tensors]
-    if tensor is None and len(paths) > 1:
-        message = f"memory `{m.name}` stores {len(paths)} tensors, and the gradient of one is needed here"
-        listed = ", ".join(f"`{m.name}.g.{p}`" for p in paths)
-        raise m.elab.failure("NF315", message, site.span, f"one of {listed}")
-    found = next((t for t in m.function.tensors if tensor is None or names_tensor(tensor, t.path)), None)
-    if found is None:
-        help_ = did_you_mean(tensor or "", paths) or "its tensors are " + ", ".join(f"`{p}`" for p in paths)
-        raise m.elab.failure("NF203", f"memory `{m.name}` stores no `{tensor}`", site.span, help_)
-    type_ = Type(shape=found.shape, batch=True, clock="T", heads=m.level.env.heads)
-    return make("recall", (), type_, site.span, memory=m.name, mode="gradient", tensor=found.path)
+    pass
 
 
 def read(*nodes: Node | None) -> list[Node]:
@@ -85,4 +60,4 @@ def gradients_of(memories: Iterable[Memory], result: Node) -> list[Node]:
     return read(*nodes)
 
 
-__all__ = ["check_gradients", "taken"]
+__all__ = ["check_gradients"]

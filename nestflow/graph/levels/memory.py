@@ -13,7 +13,6 @@ from nestflow.graph.channels import channels
 from nestflow.graph.expressions import evaluate
 from nestflow.graph.levels import kinds, learning
 from nestflow.graph.levels.caches import learned_pairs, pairs, period_as_segment
-from nestflow.graph.levels.gradients import taken
 from nestflow.graph.levels.resets import Reset, check_one_copy, check_per, own_counts, reset_of, ticks
 from nestflow.graph.levels.rounds import check_rounds, in_rounds, turns_of
 from nestflow.graph.levels.starts import check_taken
@@ -238,22 +237,25 @@ class MemoryBuild:
         return make("recall", (), type_, site.span, memory=self.name, mode=mode)
 
     def state_of(self, tensor: str | None, mode: str, site: tree.Node) -> Node:
-        """The state itself, or `m.g`: of a memory with several tensors the one at a path."""
-        if mode == "gradient":
-            return taken(self, tensor, site)
-        if self.keyless:
+        """The state itself, or `m.g` (mode "gradient"): of a memory with several tensors the one at a path, at every
+        tick. Raises NF203, NF206, NF315."""
+        gradient = mode == "gradient"
+        if self.keyless and not gradient:
             return self.state_now([], mode, site)
         if self.preparing:
-            message = f"what `{self.name}` stores depends on its own state, and its shape is not known"
-            raise self.elab.failure("NF206", message, site.span, "recall it: `" + self.name + "(...)`")
+            message = f"what `{self.name}` stores depends on its own {'gradient' if gradient else 'state'}"
+            help_ = f"recall it: `{self.name}(...)`"
+            raise self.elab.failure("NF206", f"{message}, and its shape is not known", site.span, help_)
         self.prepare()
         if self.function is None:
-            message = f"`{self.name}` keeps pairs, and has no tensor that is its state"
-            raise self.elab.failure("NF315", message, site.span, f"recall it: `{self.name}(q)`")
+            lacks = "takes no gradient" if gradient else "has no tensor that is its state"
+            help_ = f"recall it: `{self.name}(q)`"
+            raise self.elab.failure("NF315", f"`{self.name}` keeps pairs, and {lacks}", site.span, help_)
         paths = [t.path for t in self.function.tensors]
         if tensor is None and len(paths) > 1:
-            message = f"memory `{self.name}` stores {len(paths)} tensors, and one is needed here"
-            listed = ", ".join(f"`{self.name}.{p}`" for p in paths)
+            one, inside = ("the gradient of one", "g.") if gradient else ("one", "")
+            message = f"memory `{self.name}` stores {len(paths)} tensors, and {one} is needed here"
+            listed = ", ".join(f"`{self.name}.{inside}{p}`" for p in paths)
             raise self.elab.failure("NF315", message, site.span, f"one of {listed}")
         found = next((t for t in self.function.tensors if tensor is None or names_tensor(tensor, t.path)), None)
         if found is None:
