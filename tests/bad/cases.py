@@ -309,6 +309,18 @@ TEXTS: list[tuple[str, str]] = [
         "nestflow 1\ninput x : float[8]\noutput net(x)\nflow net(x) { return linear(x) }\n"
         "level task { memory weights(net); reset each(step); objective mean(net(x)); update gd(0.1) }\n",
     ),
+    (
+        "the state of a cache",
+        "nestflow 1\ninput x : float[T, 8]\noutput f(x)\n"
+        "level f(x) {\n  memory seen : cache { key x; value x; query x }\n"
+        "  return x * sum(seen)\n}\n",
+    ),
+    (
+        "the gradient of a cache",
+        "nestflow 1\ninput x : float[T, 8]\noutput f(x)\n"
+        "level f(x) {\n  memory seen : cache { key x; value x; query x }\n"
+        "  return x * sum(seen.g)\n}\n",
+    ),
     ("an input called like an axis", "nestflow 1\ninput T : float[T]\noutput T\n"),
     ("an axis that a param hides", "nestflow 1\nparam T = 4\ninput x : float[T]\noutput x\n"),
     ("python by no string", "nestflow 1\ninput x : float[T, 8]\noutput py(x)\n"),
