@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from nestflow.ops.causal import CARE, careful, joined
 from nestflow.ops.runtime import Context
 
-State = tuple[Tensor, ...]
+State = tuple[Tensor | None, ...]
 Recalls = tuple[Tensor, ...]
 Piece = Callable[..., tuple[State, Recalls]]
 Inputs = list[tuple[Any, ...]]  # of each piece
@@ -171,7 +171,7 @@ def _recomputed(
 ) -> tuple[State, list[Recalls]]:
     outside = Outside(c, piece)
     values, form = flattened((state, inputs, outside.values))
-    count = len(set(map(id, state)))
+    count = len({id(x) for x in state if x is not None})
 
     care = careful()
 

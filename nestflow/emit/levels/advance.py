@@ -37,6 +37,12 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
             waiting += [f"{name} = {target}"] if wait else []
             code.writer.line(f"{target} = {text}")
             continue
+        if (m.name, t.path) in code.stacks.of:
+            name, text = code.stacks.of[m.name, t.path], code.stacks.advance(p, t)
+            target = code.variable(f"new_{name}") if wait else name
+            waiting += [f"{name} = {target}"] if wait else []
+            code.writer.line(f"{target} = {text}")
+            continue
         rule = p.rules[t.path]
         rows = code.rows.names[code.rows.key(p, t.path)]
         names = code.state.starts(p, t)

@@ -36,8 +36,9 @@ from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
 from nestflow.emit.levels.rule import RuleCode
 from nestflow.emit.levels.special import Special, channels_text
+from nestflow.emit.levels.stacks import Stacks
 from nestflow.emit.levels.state import StateNames
-from nestflow.emit.levels.turn import period_of, run_pieces
+from nestflow.emit.levels.turn import period_of, run_pieces, trimmed
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
 from nestflow.ir.construct import number
@@ -61,6 +62,7 @@ class LevelCode:
         self.instance, self.plan, self.writer, self.letters = instance, plan, writer, letters
         self.nodes = Nodes(plan)
         self.splits: list[tuple[str, str]] = []  # loop variable, iterable
+        self.whole: set[Node] = set()  # what is evaluated before the loop, of every tick
         self.recalled: list[str] = []  # variables of a piece that hold what `front` recalls in it
         # ticks before the call, as the level's memories count them
         self.t0 = "c.age0" if any(m.per != "sequence" for m in instance.memories) else "c.t0"
@@ -156,6 +158,7 @@ class LevelCode:
             for a in n.args if n.op == "channels" else (n,):
                 em.expression(a)
         self.state = StateNames(self)
+        self.stacks = Stacks(self, early)
         self.state.read()
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
         writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {plan.size})")
@@ -188,17 +191,24 @@ class LevelCode:
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
         self.split_context(outside)
         self.closed_rows(loop)
+        self.stacks.begin()
         function, state = self.variable("piece"), self.state.variables
-        with writer.block(f"def {function}({', '.join(['t', 'n', 'state', *(v for v, _ in self.splits)])}):"):
+        head = len(writer.lines)
+        with writer.block(function):
             if self.state.kept:
                 writer.line(f"{state} = state")
             self.inner.plan(*roots)
+            self.state.begin_piece()
             begin = len(writer.lines)
             self.piece()
-            period = period_of(writer.lines[begin:])
             writer.line(f"return {state}, {packed(self.recalled)}")
+        self.splits = trimmed(writer.lines, head, begin, self.splits)
+        arguments = ", ".join(["t", "n", "state", *(v for v, _ in self.splits)])
+        writer.lines[head] = writer.lines[head].replace(function, f"def {function}({arguments}):")
+        period = period_of(writer.lines[head:])
         writer.line()
         run_pieces(self, function, period)
+        self.stacks.end()
         self.state.write()
 
     def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
@@ -226,6 +236,7 @@ class LevelCode:
                 self.channels(n)
                 continue
             source = self.outer.variable(n)
+            self.whole.add(n)
             base = source.removesuffix(self.letters.suffix(n.type))
             name = self.inner.fresh(base, n.type)
             self.inner.bind(n, name)

@@ -32,9 +32,11 @@ class RowsKey:
 
 @dataclass
 class RowsNames:
-    """Variables that hold the rows of each state of a rule ("" is the memory), and those of the tick before."""
+    """Variables that hold the rows of each state of a rule ("" is the memory), and those of the tick before. whole: of
+    all pieces, where they are made before the loop."""
 
     of: dict[str, str]
+    whole: dict[str, str] = field(default_factory=dict)
     before: str | None = None
     raw: str = ""
     decays: str = ""
@@ -94,6 +96,7 @@ class Rows:
         names = self.names[key]
         count = len(starts_of(key.rule, key.every))
         self.writer.use(COEFFICIENTS, "split_rows")
+        names.whole = names.of
         names.of = {slot: loop(f"split_rows({v}, sizes, {count})", v) for slot, v in names.of.items()}
         if key in self.lagged:  # delta rules look at the state of the tick before
             self.writer.use(COEFFICIENTS, "lag")

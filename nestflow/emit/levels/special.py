@@ -79,6 +79,8 @@ class Special:
         return tensor(self.em, a, like.type, features).text
 
     def linear_at(self, n: Node) -> str:
+        if n.get("place") and (n["memory"], n["tensor"]) in self.level.stacks.of:
+            return self.level.stacks.recall(n)
         self.em.writer.use("nestflow.ops.chunk", "linear_at")
         if n.args[0].op == "channels":
             start = self.start(n["memory"], n["tensor"]) if n.get("place") else "None"

@@ -57,10 +57,22 @@ class StateNames:
 
     def begin(self) -> None:
         """A call that begins with a chunk takes its errors at the state itself, not at an equal copy."""
+        stacked = self.level.stacks.anchors()
         for chunk, pairs in self.anchors().items():
             with self.writer.block(f"if {self.level.t0} % {chunk} == 0:  # a chunk begins"):
                 for anchor, now in pairs:
-                    self.writer.line(f"{anchor} = {now}")
+                    self.writer.line(f"{anchor} = {'None' if (anchor, now) in stacked else now}")
+
+    def begin_piece(self) -> None:
+        """Starts that pass through the loop in stacks; a chunk that begins takes its errors at them."""
+        self.level.stacks.unpack()
+        stacked = self.level.stacks.anchors()
+        for chunk, pairs in self.anchors().items():
+            ours = [pair for pair in pairs if pair in stacked]
+            if ours:
+                with self.writer.block(f"if t % {chunk} == 0:  # a chunk begins: it takes its errors here"):
+                    for anchor, now in ours:
+                        self.writer.line(f"{anchor} = {now}")
 
     def again(self) -> None:
         """Further rounds of a tick find a memory where the one before has left it: in the same variables."""
@@ -220,10 +232,11 @@ class StateNames:
     def advance(self) -> None:
         """The end of a piece: chunks that end here begin anew."""
         self.writer.line("t += n")
+        stacked = self.level.stacks.anchors()
         for chunk, pairs in self.anchors().items():
             with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):
                 for anchor, now in pairs:
-                    self.writer.line(f"{anchor} = {now}")
+                    self.writer.line(f"{anchor} = {'None' if (anchor, now) in stacked else now}")
 
     def anchors(self) -> dict[int, list[tuple[str, str]]]:
         """Chunk length -> variables of the chunk's first state, each beside that of the state now."""
@@ -238,8 +251,10 @@ class StateNames:
 
     @property
     def variables(self) -> str:
-        """The state as a tuple of variables."""
-        return packed([name for name, _ in self.kept])
+        """The state as it passes through the loop: a tuple of variables."""
+        stacks = self.level.stacks
+        starts = {name for p, t in stacks.tensors() for name in self.starts(p, t)}
+        return packed([*stacks.of.values(), *(name for name, _ in self.kept if name not in starts)])
 
     def write(self) -> None:
         """Give the state back."""

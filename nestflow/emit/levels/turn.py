@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -27,6 +28,19 @@ def period_of(lines: list[str]) -> int:
                 moduli.append(n.right.value)
                 used += inside
     return math.lcm(*moduli) if used == sum(1 for _ in _uses(tree)) else 0
+
+
+def trimmed(lines: list[str], head: int, body: int, inputs: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The inputs of a piece that it uses. Its first lines, from `head` to `body`, give parts of its state a name:
+    those that nothing uses are dropped."""
+    used = set(re.findall(r"[^\W\d]\w*", "\n".join(lines[body:])))
+    for i in range(body - 1, head, -1):
+        name, sign, value = lines[i].strip().partition(" = ")
+        if sign and name.isidentifier() and name not in used:
+            del lines[i]
+        else:
+            used |= set(re.findall(r"[^\W\d]\w*", value or lines[i]))
+    return [(name, text) for name, text in inputs if name in used]
 
 
 def _uses(tree: ast.AST) -> Iterator[ast.Name]:
