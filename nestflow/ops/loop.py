@@ -2,8 +2,8 @@
 
 `in_turn` is where `execution` acts. Plainly, it is a Python loop under autograd. With `checkpointing` a segment of
 pieces keeps nothing for the backward pass but the state that it began with, and runs again there. With `compile`, a
-segment is one call of compiled code, forward and backward. Both give first derivatives, to plain autograd: where more
-is asked (`plainly`, transforms of `torch.func`) the loop is the plain one.
+few pieces are one call of compiled code, forward and backward. Both give first derivatives, to plain autograd: where
+more is asked (`plainly`, transforms of `torch.func`) the loop is the plain one.
 """
 
 from __future__ import annotations
@@ -76,18 +76,25 @@ def in_turn(
     found: list[Recalls] = []
     if compiled:
         tensors, form = flattened(state)
-        state = built(form, [x.contiguous() for x in tensors])
+        # all segments are one compiled function: the first one's state asks for gradients too
+        ask = torch.is_grad_enabled() and not c.how.segment
+        state = built(form, [_asking(x) if ask else x.contiguous() for x in tensors])
     for a, b in segments(sizes, t, c.how.segment, period if compiled else 0):
         ticks, even = tuple(sizes[a:b]), b - a > 1 or len(sizes) < TOGETHER
         run = _compiled if compiled and even else several
         start = t % period if run is _compiled else t
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and c.how.segment:
             state, parts = _recomputed(run, c, piece, start, ticks, state, inputs[a:b])
         else:
             state, parts = run(piece, start, ticks, state, inputs[a:b])
         found += parts
         t += sum(ticks)
     return state, _joined(found, axes, masked)
+
+
+def _asking(x: Tensor) -> Tensor:
+    x = x.contiguous()
+    return x if x.requires_grad or not x.is_floating_point() else x.detach().requires_grad_()
 
 
 @torch.compiler.disable

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from nestflow.emit.levels.facts import packed
 from nestflow.emit.levels.nodes import state
-from nestflow.emit.levels.rows import RowsKey, starts_of
+from nestflow.emit.levels.rows import COEFFICIENTS, RowsKey, starts_of
 from nestflow.emit.ops import tensor
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.graph.state import keeps_anchor, state_tensors
@@ -33,7 +33,7 @@ class Stacks:
     def __init__(self, level: LevelCode, early: Sequence[tuple[MemoryPlan, str]]) -> None:
         self.level, self.of = level, dict[Key, str]()
         self.made: dict[str, str] = {}  # what is made for every piece before the loop -> its variable in a piece
-        self.like: dict[RowsKey, str] = {}  # rows -> the first stack that is read by them
+        self.leads: dict[int | None, str] = {}  # heads -> the variable with the axes before a weight's own
         self.fit = {(p.memory.name, t) for p, t in early if self.fits(p, t)}
 
     def fits(self, p: MemoryPlan, tensor_path: str) -> bool:
@@ -42,7 +42,7 @@ class Stacks:
         begins = m.reset is not None or m.reset_where is not None
         known = rule.dgd is None and AS_CHUNK_BEGAN not in starts_of(rule, m.every)
         pairs = self.level.nodes.errors[m.name].get(tensor_path)
-        return p.pattern == "chunk" and len(spec.shape) == 2 and not begins and known and bool(pairs)
+        return p.pattern in ("chunk", "recurrence") and len(spec.shape) == 2 and not begins and known and bool(pairs)
 
     def tensors(self) -> list[tuple[MemoryPlan, MemoryTensor]]:
         """The stacked tensors, in the order of the state."""
@@ -62,25 +62,26 @@ class Stacks:
             stem = names[0].rpartition("_")[0] or names[0]
             name = self.of[p.memory.name, t.path] = self.level.variable(f"{stem}_stack")
             word = self.level.writer.use(STACK, "stacked")
+            if p.memory.heads not in self.leads:
+                self.leads[p.memory.heads] = lead = self.level.variable("lead")
+                self.level.writer.line(f"{lead} = tuple({names[0]}.shape[:-2])")
             self.level.writer.line(f"{name} = {word}({', '.join(names)})")
-            self.like.setdefault(self.row_key((p.memory.name, t.path)), name)
 
     def end(self) -> None:
         """Behind it: they are starts again."""
         for p, t in self.tensors():
             names = self.level.state.starts(p, t)
-            word = self.level.writer.use(STACK, "unstacked")
-            targets = ", ".join(names) + ("," if len(names) == 1 else "")
-            self.level.writer.line(f"{targets} = {word}({self.of[p.memory.name, t.path]})")
+            word, stack = self.level.writer.use(STACK, "unstacked"), self.of[p.memory.name, t.path]
+            self.level.writer.line(f"{packed(names)} = {word}({stack}, {self.lead(p.memory)}, {len(names)})")
         for chunk, now in self.anchors():
             self.level.writer.line(f"{chunk} = {now} if {chunk} is None else {chunk}")
 
-    def anchors(self, of: Memory | None = None) -> list[tuple[str, str]]:
+    def anchors(self) -> list[tuple[str, str]]:
         """Variables of the chunk's first state, each beside that of the state now."""
         found = []
         for p, t in self.tensors():
             m = p.memory
-            if keeps_anchor(m) and of in (None, m):
+            if keeps_anchor(m):
                 type_ = Type(shape=t.shape, heads=m.heads)
                 chunk, now = (self.level.state.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
                 found.append((chunk, now))
@@ -90,50 +91,53 @@ class Stacks:
         """At the beginning of a piece: the starts where they stand in their stacks. What is not used is dropped."""
         for p, t in self.tensors():
             word = self.level.writer.use(STACK, "slot")
-            for j, name in enumerate(self.level.state.starts(p, t)):
-                self.level.writer.line(f"{name} = {word}({self.of[p.memory.name, t.path]}, {j})")
+            names, stack = self.level.state.starts(p, t), self.of[p.memory.name, t.path]
+            for j, name in enumerate(names):
+                self.level.writer.line(f"{name} = {word}({stack}, {self.lead(p.memory)}, {j}, {len(names)})")
 
     # in a piece ----------------------------------------------------------------------------------------
 
     def recall(self, n: Node) -> str:
         """`linear_at` of a stacked tensor."""
-        key = n["memory"], n["tensor"]
+        level, key = self.level, (n["memory"], n["tensor"])
         x, *factors = n.args
         h, e = factors[::2], factors[1::2]
-        seen = self.look(n, x, h, key)
-        word = self.level.writer.use(STACK, "recalled")
-        return f"{word}({', '.join([seen, self.of[key], *(self.level.inner.done[y].text for y in e)])})"
-
-    def look(self, n: Node, x: Node, h: Sequence[Node], key: Key) -> str:
-        level, rows, like = self.level, self.rows(key, n["place"]), self.like[self.row_key(key)]
+        lead, rows = self.lead(level.nodes.plans[key[0]].memory), self.rows(key, n["place"])
+        word, wide = level.writer.use(STACK, "recalled"), n.type.with_(shape=x.type.shape)
+        later = [level.inner.done[y].text for y in e]
         if self.known(x, *h):
-            word = level.writer.use(STACK, "looks")
-            first = tensor(level.outer, x, n.type.with_(shape=x.type.shape), 1).text
-            more = [level.outer.done[y].text for y in h]
-            return self.before(f"{word}({', '.join([first, rows, 'sizes', like, *more])})", "look")
-        olds, word = level.writer.use(STACK, "olds"), level.writer.use(STACK, "look")
-        old = self.before(f"{olds}({rows}, sizes, {like})", "old")
-        first = tensor(level.inner, x, n.type.with_(shape=x.type.shape), 1).text
-        name = level.variable("look")
-        more = [level.inner.done[y].text for y in h]
-        level.writer.line(f"{name} = {word}({', '.join([first, old, self.of[key], *more])})")
-        return name
+            parts = [tensor(level.outer, x, wide, 1).text, rows, "sizes", lead, *(level.outer.done[y].text for y in h)]
+            if self.known(*e):
+                parts.append(f"errors={packed([level.outer.done[y].text for y in e])}")
+                later = []
+            look = self.before(f"{level.writer.use(STACK, 'looks')}({', '.join(parts)})", "look")
+        else:
+            old = self.before(f"{level.writer.use(STACK, 'olds')}({rows}, sizes, {lead})", "old")
+            parts = [tensor(level.inner, x, wide, 1).text, old, lead, *(level.inner.done[y].text for y in h)]
+            make = level.writer.use(STACK, "look")  # first: a variable may not have its name
+            look = level.variable("look")
+            level.writer.line(f"{look} = {make}({', '.join(parts)})")
+        return f"{word}({', '.join([look, self.of[key], lead, *later])})"
 
     def advance(self, p: MemoryPlan, t: MemoryTensor) -> str:
         """The stack after the piece."""
         level, key = self.level, (p.memory.name, t.path)
-        rows, stack, like = packed(self.all_rows(key)), self.of[key], self.like[self.row_key(key)]
-        pairs: list[str] = []
-        words = {w: level.writer.use(STACK, w) for w in ("ends", "advanced")}
-        ends = self.before(f"{words['ends']}({rows}, sizes, {like})", "ends")
+        rows, stack, lead = packed(self.all_rows(key)), self.of[key], self.lead(p.memory)
+        ends = self.before(f"{level.writer.use(STACK, 'ends')}({rows}, sizes, {lead})", "ends")
+        pairs, known = [], []
         for h, e in level.nodes.errors[p.memory.name][t.path]:
             if self.known(h):
-                word, whole = level.writer.use(STACK, "leavings"), level.outer.done[h].text
-                left = self.before(f"{word}({whole}, {rows}, sizes, {like})", "left")
+                parts = [level.outer.done[h].text, rows, "sizes", lead]
+                parts += [f"error={level.outer.done[e].text}"] if self.known(e) else []
+                left = self.before(f"{level.writer.use(STACK, 'leavings')}({', '.join(parts)})", "left")
             else:
-                left = f"{level.writer.use(STACK, 'leaving')}({level.inner.value(h)}, {ends}, {stack})"
-            pairs.append(f"({left}, {level.inner.value(e)})")
-        return f"{words['advanced']}({', '.join([stack, ends, *pairs])})"
+                left = f"{level.writer.use(STACK, 'leaving')}({level.inner.value(h)}, {ends}, {lead})"
+            if self.known(h, e):
+                known.append(left)
+            else:
+                pairs.append(f"({left}, {level.inner.value(e)})")
+        pairs += [f"known={packed(known)}"] if known else []
+        return f"{level.writer.use(STACK, 'advanced')}({', '.join([stack, ends, lead, *pairs])})"
 
     def known(self, *nodes: Node) -> bool:
         """Whether they are numbers of every tick that no state enters."""
@@ -146,15 +150,17 @@ class Stacks:
         return self.made[text]
 
     def rows(self, key: Key, place: str) -> str:
-        names = self.level.rows.names[self.row_key(key)]
-        if place == "after":
-            return names.raw
-        self.level.writer.use("nestflow.ops.coefficients", "lag")
-        return f"lag({names.raw}, 0)"
+        """The weight's rows after each tick, or before it, of all pieces."""
+        raw = self.level.rows.names[self.row_key(key)].raw
+        return raw if place == "after" else f"{self.level.writer.use(COEFFICIENTS, 'lag')}({raw}, 0)"
 
     def all_rows(self, key: Key) -> list[str]:
         names, row_key = self.level.rows.names[self.row_key(key)], self.row_key(key)
         return [names.whole[slot] for slot in starts_of(row_key.rule, row_key.every)]
+
+    def lead(self, m: Memory) -> str:
+        """The variable with the axes of rows and heads."""
+        return self.leads[m.heads]
 
     def row_key(self, key: Key) -> RowsKey:
         plan = self.level.nodes.plans[key[0]]

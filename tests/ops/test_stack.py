@@ -1,0 +1,117 @@
+"""Stacks against a loop over ticks: momentum and retention with a gate for each row, head and tick, written out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from nestflow.ops.causal import CARE
+from nestflow.ops.coefficients import accumulate, carry, chunk_sizes, decays, lag, piece_length, pieces
+from nestflow.ops.stack import (
+    advanced,
+    ends,
+    leaving,
+    leavings,
+    look,
+    looks,
+    olds,
+    recalled,
+    slot,
+    stacked,
+    unstacked,
+)
+
+F64 = torch.float64
+B, H, IN, OUT = 2, 3, 4, 5
+
+
+def rand(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=F64).requires_grad_()
+
+
+def by_ticks(case: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W_t x_t, W_{t−1} x_t, the last W and S; S_t = β_t S_{t−1} + η_t e hᵀ, W_t = α_t W_{t−1} + S_t."""
+    w, s = case["w"], case["s"]
+    after, before = [], []
+    for t in range(case["x"].shape[2]):
+        beta, eta, alpha = (case[n].expand(B, H, case["x"].shape[2])[..., t, None, None] for n in ("b", "r", "a"))
+        x, h, e = (case[n][:, :, t, :, None] for n in "xhe")
+        before.append((w @ x)[..., 0])
+        s = beta * s + eta * (e @ h.mT)
+        w = alpha * w + s
+        after.append((w @ x)[..., 0])
+    return torch.stack(after, 2), torch.stack(before, 2), w, s
+
+
+def case_of(ticks: int, same: bool = False) -> dict[str, Tensor]:
+    """same: the rates are the same at all ticks and in all rows."""
+    shape = (H, 1) if same else (B, H, ticks)
+    case = {n: rand(*shape, seed=i) for i, n in enumerate("bra")}
+    case |= {
+        "x": rand(B, H, ticks, IN, seed=4),
+        "h": rand(B, H, ticks, IN, seed=5),
+        "e": rand(B, H, ticks, OUT, seed=6),
+    }
+    return case | {"w": rand(B, H, OUT, IN, seed=7), "s": rand(B, H, OUT, IN, seed=8)}
+
+
+def by_stacks(case: dict[str, Tensor], before: int, early: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same in pieces of 4. early: what is known before the loop: nothing, inputs, or errors too."""
+    ticks = case["x"].shape[2]
+    sizes = chunk_sizes(ticks, before, 4)
+    size = piece_length(sizes, 4)
+    s = accumulate(decays(pieces(case["b"], sizes, size), size, F64, "cpu"), pieces(case["r"], sizes, size), 1, 2)
+    w = carry(decays(pieces(case["a"], sizes, size), size, F64, "cpu"), s, 0)
+    lead, x, h, e = (B, H), case["x"], case["h"], case["e"]
+    stack = stacked(case["w"], case["s"])
+    cut = [y.split(sizes, 2) for y in (x, h, e)]
+    errors = {"errors": (e,)} if early == "errors" else {}
+    error = {"error": e} if early == "errors" else {}
+    seen = [looks(x, rows, sizes, lead, h, **errors) for rows in (w, lag(w, 0))]
+    rows = [olds(y, sizes, lead) for y in (w, lag(w, 0))]
+    last, left = ends((w, s), sizes, lead), leavings(h, (w, s), sizes, lead, **error)
+    ys: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for i, (x_n, h_n, e_n) in enumerate(zip(*cut)):
+        for place in (0, 1):
+            its = look(x_n, rows[place][i], lead, h_n) if early == "nothing" else seen[place][i]
+            ys[place].append(recalled(its, stack, lead, *(() if early == "errors" else (e_n,))))
+        if early == "errors":
+            stack = advanced(stack, last[i], lead, known=(left[i],))
+        else:
+            its_h = leaving(h_n, last[i], lead) if early == "nothing" else left[i]
+            stack = advanced(stack, last[i], lead, (its_h, e_n))
+    torch.testing.assert_close(slot(stack, lead, 1, 2), unstacked(stack, lead, 2)[1], rtol=0, atol=0, equal_nan=True)
+    return (torch.cat(ys[0], 2), torch.cat(ys[1], 2), *unstacked(stack, lead, 2))
+
+
+@pytest.mark.parametrize("early", ["nothing", "inputs", "errors"])
+@pytest.mark.parametrize(("ticks", "before"), [(8, 0), (11, 0), (9, 3), (1, 2), (2, 1)])
+@pytest.mark.parametrize("same", [False, True])
+def test_stacks_equal_the_loop(early: str, ticks: int, before: int, same: bool) -> None:
+    case = case_of(ticks, same)
+    ours, theirs = by_stacks(case, before, early), by_ticks(case)
+    weights = [rand(*y.shape, seed=20 + i).detach() for i, y in enumerate(theirs)]
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    found = [
+        torch.autograd.grad(sum((y * g).sum() for y, g in zip(ys, weights)), list(case.values()), retain_graph=True)
+        for ys in (ours, theirs)
+    ]
+    for name, a, b in zip(case, *found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("early", ["nothing", "inputs", "errors"])
+def test_a_bad_number_reaches_no_earlier_tick(early: str) -> None:
+    case = {n: y.detach() for n, y in case_of(8).items()}
+    good = by_stacks(case, 0, early)
+    bad = {**case, "e": case["e"].clone()}
+    bad["e"][:, :, 6] = torch.nan
+    token = CARE.set(True)
+    try:
+        found = by_stacks(bad, 0, early)
+    finally:
+        CARE.reset(token)
+    assert torch.equal(found[0][:, :, :6], good[0][:, :, :6])
+    assert found[0][:, :, 6:].isnan().all()
