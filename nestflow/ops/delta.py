@@ -28,10 +28,11 @@ def delta_system(x: Tensor, h: Tensor, scale: Tensor | float, before: At, rate: 
     x, h [..., n, in]: what the error looks at the weight with, and the input of its outer product u hᵀ; scale a
     [..., n] or a number; before: the rows of W_{t−1}; rate η: errors are −η (a W x + b) and not a W x + b.
     """
-    return _system(scores(x, h, before), scale, rate)
+    return system_of(scores(x, h, before), scale, rate)
 
 
-def _system(looks: Tensor, scale: Tensor | float, rate: Tensor | float | None) -> Tensor:
+def system_of(looks: Tensor, scale: Tensor | float, rate: Tensor | float | None) -> Tensor:
+    """The same from what each look meets of each error, x hᵀ ⊙ L⁻."""
     system = scaled(scale, looks)
     return -system if rate is None else scaled(rate, system)
 
@@ -64,13 +65,16 @@ def errors_by_channels(
 ) -> Tensor:
     """U where every key channel has a gate of its own. before: of x and h (`channels(x, h, ..., before=True)`); start
     [..., out, in]; the rest as above. [..., n, out]"""
-    return _solved(_system(before.scores, scale, rate), before.old @ start.mT, scale, error, rate)
+    return _solved(system_of(before.scores, scale, rate), before.old @ start.mT, scale, error, rate)
 
 
 def _solved(system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, rate: Tensor | float | None) -> Tensor:
     right = scaled(scale, seen) + error
-    if rate is not None:
-        right = -scaled(rate, right)
+    return solution(system, right if rate is None else -scaled(rate, right))
+
+
+def solution(system: Tensor, right: Tensor) -> Tensor:
+    """What solves the unit triangular system. system [..., n, n], right [..., n, width]"""
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
     exact = torch.float32 if right.dtype in (torch.float16, torch.bfloat16) else right.dtype
     system, exactly = (x.to(exact).expand(*lead, *x.shape[-2:]) for x in (system, right))

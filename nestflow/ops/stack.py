@@ -25,6 +25,7 @@ from torch import Tensor
 
 from nestflow.ops.causal import careful, earlier, lower
 from nestflow.ops.chunk import summed
+from nestflow.ops.delta import scaled, solution, system_of
 
 Lead = tuple[int, ...]
 
@@ -100,6 +101,39 @@ def looks(
             met = [earlier(a, _ticks(e, lead, run)) for a, e in zip(made.scores, errors, strict=True)]
             made = Look(made.x, (), (summed(met),))
         found += _each(made, run.count)
+    return found
+
+
+class Solution(NamedTuple):
+    """The errors of a delta rule, u = error + x W, as what solves its system for both parts: error [G, n, out], x
+    [G, n, p·in]."""
+
+    error: Tensor
+    x: Tensor
+
+
+def solutions(
+    x: Tensor,
+    h: Tensor,
+    scale: Tensor | float,
+    rows: Tensor,
+    sizes: Sequence[int],
+    lead: Lead,
+    error: Tensor,
+    rate: Tensor | float | None = None,
+) -> list[Solution]:
+    """The systems of `nestflow.ops.delta`, solved for all pieces before the state is known that they look at. The
+    arguments are those of `delta_system` and `solve_errors`, of all ticks; rows: those of W_{t−1}."""
+    found: list[Solution] = []
+    for own, run in _alike(rows, sizes, lead):
+        old, x_t, h_t, b = _old(own), *(_ticks(y, lead, run) for y in (x, h, error))
+        a, eta = (_ticks(y[..., None], lead, run)[..., 0] if isinstance(y, Tensor) else y for y in (scale, rate))
+        looks = scaled(a, _weighed(x_t, old.old))
+        ticks = torch.broadcast_shapes(looks.shape[:-1], b.shape[:-1])
+        right = torch.cat([b.expand(*ticks, b.shape[-1]), looks.expand(*ticks, looks.shape[-1])], -1)
+        right = right if eta is None else -scaled(eta, right)
+        system = system_of(lower((x_t @ h_t.mT) * old.new), a, eta)
+        found += _each(Solution(*solution(system, right).split([b.shape[-1], looks.shape[-1]], -1)), run.count)
     return found
 
 
@@ -208,6 +242,11 @@ def recalled(seen: Look, stack: Tensor, lead: Lead, *e: Tensor) -> Tensor:
         met = summed([earlier(a, b) if careful() else torch.bmm(a, b) for a, b in zip(scores, flat, strict=True)])
         y = met.baddbmm_(x, stack)  # into the sum, which is no view and which no gradient asks for: a copy less
     return y.unflatten(0, lead)
+
+
+def errors_at(solved: Solution, stack: Tensor, lead: Lead) -> Tensor:
+    """The errors of a delta rule: [*lead, n, out]"""
+    return torch.baddbmm(solved.error, solved.x, stack).unflatten(0, lead)
 
 
 def advanced(

@@ -15,7 +15,7 @@ LAYER = {"dim": 16, "n_heads": 2, "depth": 1}
 # of one piece, forward and backward, as they were when this was written: fewer is progress, and then these are lowered
 PIECES = {
     "linear_attention": ({}, 2, 5),
-    "gated_deltanet": ({}, 19, 48),
+    "gated_deltanet": ({}, 5, 14),
     "titans": ({"chunk": 4}, 21, 63),
 }
 

@@ -11,6 +11,7 @@ from nestflow.ops.coefficients import accumulate, carry, chunk_sizes, decays, la
 from nestflow.ops.stack import (
     advanced,
     ends,
+    errors_at,
     leaving,
     leavings,
     look,
@@ -18,6 +19,7 @@ from nestflow.ops.stack import (
     olds,
     recalled,
     slot,
+    solutions,
     stacked,
     unstacked,
 )
@@ -115,3 +117,71 @@ def test_a_bad_number_reaches_no_earlier_tick(early: str) -> None:
         CARE.reset(token)
     assert torch.equal(found[0][:, :, :6], good[0][:, :, :6])
     assert found[0][:, :, 6:].isnan().all()
+
+
+KEYS = {
+    "drawn": lambda n, d: torch.randn(H, n, d, generator=torch.Generator().manual_seed(30), dtype=F64),
+    "nearly equal": lambda n, d: torch.ones(H, n, d, dtype=F64) + 1e-4 * KEYS["drawn"](n, d),
+    "zero at times": lambda n, d: KEYS["drawn"](n, d) * (torch.arange(n) % 3 != 0)[:, None],
+}
+
+
+def delta_by_ticks(k: Tensor, v: Tensor, q: Tensor, a: Tensor, rate: Tensor, w: Tensor) -> Tensor:
+    """W_t = a_t W_{t−1} − β_t (a_t W_{t−1} k_t − v_t) k_tᵀ, read by q_t."""
+    ys = []
+    for t in range(k.shape[1]):
+        w = a[:, t, None, None] * w
+        u = (w @ k[:, t, :, None])[..., 0] - v[:, t]
+        w = w - rate[:, t, None, None] * u[..., :, None] * k[:, t, None, :]
+        ys.append((w @ q[:, t, :, None])[..., 0])
+    return torch.stack(ys, 1)
+
+
+def delta_by_stacks(
+    k: Tensor, v: Tensor, q: Tensor, a: Tensor, rate: Tensor, w: Tensor, size: int, before: int
+) -> Tensor:
+    sizes = chunk_sizes(k.shape[1], before, size)
+    length = piece_length(sizes, size)
+    kept = decays(pieces(a, sizes, length), length, k.dtype, "cpu")
+    rows, lead = accumulate(kept, pieces(-rate, sizes, length), 0, 1), (H,)
+    solved = solutions(k, k, a, lag(rows, 0), sizes, lead, -v)
+    seen, last, left = looks(q, rows, sizes, lead, k), ends((rows,), sizes, lead), leavings(k, (rows,), sizes, lead)
+    stack, ys = stacked(w), []
+    for i in range(len(sizes)):
+        u = errors_at(solved[i], stack, lead)
+        ys.append(recalled(seen[i], stack, lead, u))
+        stack = advanced(stack, last[i], lead, (left[i], u))
+    return torch.cat(ys, 1)
+
+
+def delta_case(kind: str, ticks: int) -> tuple[Tensor, ...]:
+    k = torch.nn.functional.normalize(KEYS[kind](ticks, IN), dim=-1)
+    v, q = (torch.randn(H, ticks, n, generator=torch.Generator().manual_seed(n), dtype=F64) for n in (OUT, IN))
+    gate = torch.rand(H, ticks, generator=torch.Generator().manual_seed(31), dtype=F64)
+    gate[:, 1::7], gate[:, 2::5] = 0, 1
+    rate = torch.rand(H, ticks, generator=torch.Generator().manual_seed(32), dtype=F64)
+    rate[:, ::3] = 1
+    return k, v, q, gate, rate, torch.randn(H, OUT, IN, generator=torch.Generator().manual_seed(33), dtype=F64)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize(("ticks", "before"), [(12, 0), (13, 2), (1, 1)])
+def test_delta_errors_are_known_but_for_the_state(kind: str, ticks: int, before: int) -> None:
+    case = [x.requires_grad_() for x in delta_case(kind, ticks)]
+    ours, theirs = delta_by_stacks(*case, 4, before), delta_by_ticks(*case)  # type: ignore[call-arg]
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+    found = [torch.autograd.grad((y * y.detach().sin()).sum(), case, retain_graph=True) for y in (ours, theirs)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", KEYS)
+@pytest.mark.parametrize("gated", [True, False])
+def test_delta_in_float32_over_8192_ticks(kind: str, gated: bool) -> None:
+    """Nearly equal keys without decay are what text has, and what a Neumann series loses all digits at."""
+    k, v, q, gate, rate, w = delta_case(kind, 8192)
+    gate = gate if gated else torch.ones_like(gate)
+    exact = delta_by_ticks(k, v, q, gate, rate, w)
+    with torch.no_grad():
+        found = delta_by_stacks(*(x.float() for x in (k, v, q, gate, rate, w)), 32, 0)  # type: ignore[call-arg]
+    assert (found - exact).abs().max() < 3e-4 * exact.abs().max()

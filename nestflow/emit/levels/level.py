@@ -158,7 +158,7 @@ class LevelCode:
             for a in n.args if n.op == "channels" else (n,):
                 em.expression(a)
         self.state = StateNames(self)
-        self.stacks = Stacks(self, early)
+        self.stacks = Stacks(self, early, loop)
         self.state.read()
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
         writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {plan.size})")

@@ -129,6 +129,8 @@ class Special:
     def solved(self, n: Node) -> str:
         if n.args[0].op == "channels":
             return self.solved_by_channels(n)
+        if (n["memory"], n["tensor"]) in self.level.stacks.of:
+            return self.level.stacks.solve(n)
         self.em.writer.use("nestflow.ops.delta", "solve_errors")
         self.em.writer.use("nestflow.ops.delta", "delta_system")
         rows, starts = self.starts(n)

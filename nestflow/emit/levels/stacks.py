@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from nestflow.emit.levels.facts import packed
-from nestflow.emit.levels.nodes import state
+from nestflow.emit.levels.nodes import per_tick, state
 from nestflow.emit.levels.rows import COEFFICIENTS, RowsKey, starts_of
 from nestflow.emit.ops import tensor
 from nestflow.graph.model import Memory, MemoryTensor
 from nestflow.graph.state import keeps_anchor, state_tensors
-from nestflow.ir.node import Node, Type
+from nestflow.ir.node import Node, Type, walk
 from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN
 from nestflow.lowering.plan import MemoryPlan
 
@@ -30,8 +30,8 @@ Key = tuple[str, str]  # memory, tensor
 class Stacks:
     """of: memory and tensor -> the variable of the stack. whole: nodes evaluated before the loop."""
 
-    def __init__(self, level: LevelCode, early: Sequence[tuple[MemoryPlan, str]]) -> None:
-        self.level, self.of = level, dict[Key, str]()
+    def __init__(self, level: LevelCode, early: Sequence[tuple[MemoryPlan, str]], loop: set[Node]) -> None:
+        self.level, self.of, self.loop = level, dict[Key, str](), loop
         self.made: dict[str, str] = {}  # what is made for every piece before the loop -> its variable in a piece
         self.leads: dict[int | None, str] = {}  # heads -> the variable with the axes before a weight's own
         self.fit = {(p.memory.name, t) for p, t in early if self.fits(p, t)}
@@ -41,8 +41,10 @@ class Stacks:
         spec = next(t for t in state_tensors(m) if t.path == tensor_path)
         begins = m.reset is not None or m.reset_where is not None
         known = rule.dgd is None and AS_CHUNK_BEGAN not in starts_of(rule, m.every)
-        pairs = self.level.nodes.errors[m.name].get(tensor_path)
-        return p.pattern in ("chunk", "recurrence") and len(spec.shape) == 2 and not begins and known and bool(pairs)
+        pairs = self.level.nodes.errors[m.name].get(tensor_path, ())
+        solved = [n for pair in pairs for n in walk(*pair) if n.op == "solved"]
+        ahead = all(a.op == "const" or (a.type.clock and a not in self.loop) for n in solved for a in n.args)
+        return len(spec.shape) == 2 and not begins and known and bool(pairs) and ahead
 
     def tensors(self) -> list[tuple[MemoryPlan, MemoryTensor]]:
         """The stacked tensors, in the order of the state."""
@@ -118,6 +120,20 @@ class Stacks:
             look = level.variable("look")
             level.writer.line(f"{look} = {make}({', '.join(parts)})")
         return f"{word}({', '.join([look, self.of[key], lead, *later])})"
+
+    def solve(self, n: Node) -> str:
+        """The errors of a delta rule."""
+        level, (x, h, a, b, *eta) = self.level, n.args
+        memory = level.nodes.plans[n["memory"]].memory
+        lead, number = self.lead(memory), per_tick(memory)
+        for y in n.args:  # all are known: this writes nothing
+            level.outer.expression(y)
+        numbers = [tensor(level.outer, y, number).text for y in (a, *eta)]
+        vectors = [tensor(level.outer, y, per_tick(memory, y.type.shape), 1).text for y in (x, h, b)]
+        rows, word = self.rows((n["memory"], n["tensor"]), "before"), level.writer.use(STACK, "solutions")
+        parts = [*vectors[:2], numbers[0], rows, "sizes", lead, vectors[2], *(f"rate={y}" for y in numbers[1:])]
+        solved = self.before(f"{word}({', '.join(parts)})", "solved")
+        return f"{level.writer.use(STACK, 'errors_at')}({solved}, {self.of[n['memory'], n['tensor']]}, {lead})"
 
     def advance(self, p: MemoryPlan, t: MemoryTensor) -> str:
         """The stack after the piece."""
