@@ -106,7 +106,7 @@ def compile_program(
     from nestflow.bundle.budget import check_size
     from nestflow.bundle.bundle import Bundle
     from nestflow.bundle.networks import facts_of, kind_of, needed, same_kind, settle
-    from nestflow.bundle.settings import device_of, dtype_of
+    from nestflow.bundle.settings import backend_of, device_of, dtype_of
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
     from nestflow.graph.execution import fitting
@@ -133,7 +133,9 @@ def compile_program(
         check_size(graph, (dtype or torch.float32).itemsize)
     if name is not None:
         graph = replace(graph, name=name)
-    plan = lower(graph)
+    told = not saved or "backend" in (execution or {})  # what a saved spec asks for may not be on this machine
+    backend = backend_of(said.get("backend", "auto"), device, strict=told)
+    plan = lower(replace(graph, execution=tuple({**said, "backend": backend}.items())))
     source = emit_model(graph, plan)
     # used parts are printed in place of `use`, so that the text needs no other file
     text = print_nl(replace(program.spec, body=program.body))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nestflow.diagnostics.core import fail
+from nestflow.ops.backends import BACKENDS, usual
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -50,3 +51,18 @@ def device_of(device: Any) -> torch.device | None:
             help="cpu is always there; cuda, cuda:1, … where torch was built for them and finds one",
         ) from None
     return found
+
+
+def backend_of(asked: str, device: torch.device | None, strict: bool = True) -> str:
+    """What computes the matrix memories of a module whose weights are on a device (None: a CPU). strict: raises NF550
+    where what is asked for cannot be used; else that is `auto`."""
+    here = device or torch.device("cpu")
+    if asked == "auto":
+        return usual(here)
+    reason = BACKENDS[asked].not_here(here) if asked in BACKENDS else None
+    if reason is not None and not strict:
+        return usual(here)
+    if reason is not None:
+        message = f"`backend {asked}` of `execution` cannot be used here: {reason}"
+        raise fail("NF550", message, help="`backend auto` takes it where it can be used, and torch elsewhere")
+    return asked

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
+from dataclasses import replace
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 from nestflow.emit.model import emit_model
 from nestflow.graph.model import LevelGraph
+from nestflow.lowering.plan import Plan
 
 _MODEL = '''class Model(nn.Module):
     """{title}
@@ -45,9 +46,10 @@ _MODEL = '''class Model(nn.Module):
 '''
 
 
-def emit_standalone(graph: LevelGraph, plan: Any, seed: int = 0) -> str:
+def emit_standalone(graph: LevelGraph, plan: Plan, seed: int = 0) -> str:
     """The source of the file. Its numbers are those of the bundle."""
-    source = emit_model(graph, plan)
+    levels = {path: replace(level, by=None) for path, level in plan.levels.items()}  # kernels need more than torch
+    source = emit_model(graph, replace(plan, levels=levels))
     tree = ast.parse(source)
     wanted: list[tuple[str, str]] = [
         ("nestflow.ops.runtime", "Context"),

@@ -13,7 +13,7 @@ from nestflow.graph.model import LevelGraph
 from nestflow.language import tree
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-LATER = ("backend",)
+BACKENDS = ("auto", "torch", "triton", "fla")
 LARGEST_BLOCK = 1024
 MOST_PARTS = 2**20
 
@@ -47,6 +47,7 @@ SETTINGS: Mapping[str, Setting] = {
     "block": Setting(
         lambda x: _whole(x, 1, LARGEST_BLOCK), f"a whole number of ticks from 1 to {LARGEST_BLOCK}", "block 32"
     ),
+    "backend": Setting(lambda x: x in BACKENDS, "one of " + ", ".join(BACKENDS), "backend triton", BACKENDS),
     "microbatch": Setting(lambda x: _whole(x, 1, MOST_PARTS), "a whole number of parts, at least 1", "microbatch 4"),
 }
 
@@ -57,8 +58,6 @@ def settings(elab: Any, s: tree.Execution) -> list[tuple[str, Any]]:
     for f in s.body:
         if not isinstance(f, tree.Field):
             raise elab.failure("NF217", "this statement cannot stand in `execution`", f.span, "it has fields only")
-        if f.name in LATER:
-            raise elab.not_yet(f"`{f.name}` of `execution`", f.span)
         if f.name not in SETTINGS:
             help_ = did_you_mean(f.name, SETTINGS) or "its fields are " + ", ".join(SETTINGS)
             raise elab.failure("NF221", f"`execution` has no field `{f.name}`", f.name_span or f.span, help_)
@@ -96,8 +95,6 @@ def fitting(graph: LevelGraph) -> LevelGraph:
 def problem(given: Mapping[str, Any]) -> tuple[str, str | None] | None:
     """What is wrong with settings that were told in Python or a file: a sentence and its help, or None."""
     for name, value in given.items():
-        if name in LATER:
-            return f"`{name}` of `execution` is not built yet", "`ROADMAP.md` says what is to come"
         if name not in SETTINGS:
             return f"`execution` has no field `{name}`", did_you_mean(str(name), SETTINGS) or (
                 "its fields are " + ", ".join(SETTINGS)

@@ -27,6 +27,7 @@ MEANING = {
 class Explanation:
     """One memory. row: its name in the level table. pattern: how it is lowered (`how` in words), always exact.
     reasons: why the faster patterns did not apply. faster: edits of the spec after which one would.
+    kernel: which backend computes it, or why the one that `execution` names does not (None: it names none).
     half_life: ticks until half of what is stored is left, at the start (None: not known). multiply_adds: per token and
     head, forward. state: numbers kept per sequence."""
 
@@ -41,6 +42,7 @@ class Explanation:
     note: str | None
     per: str = "sequence"
     faster: tuple[Advice, ...] = ()
+    kernel: str | None = None
 
 
 def explanations(target: Any) -> list[Explanation]:
@@ -82,7 +84,15 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
         note_of(m, p),
         m.per,
         advice(p, level.instance),
+        None if m.kind == "cache" else kernel_of(level),
     )
+
+
+def kernel_of(level: LevelPlan) -> str | None:
+    """What `execution { backend … }` has come to."""
+    if level.by is not None:
+        return f"{level.by}, all ticks of a call at once"
+    return None if level.not_by is None else f"none: {level.not_by}"
 
 
 def note_of(m: Memory, p: MemoryPlan) -> str | None:
@@ -116,6 +126,7 @@ def explain(target: Any) -> str:
 def text_of(e: Explanation) -> str:
     times = f" (× {e.count})" if e.count > 1 else ""
     lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
+    lines += [f"  kernel     {e.kernel}"] if e.kernel else []
     lines += [f"  not        {r}" for r in e.reasons]
     lines += [f"  faster     {a}" for a in e.faster]
     if e.multiply_adds is not None:

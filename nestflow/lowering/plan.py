@@ -56,11 +56,15 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """size: ticks of a piece of the level's loop, whose ends are multiples of it; 0 where there is no loop."""
+    """size: ticks of a piece of the level's loop, whose ends are multiples of it; 0 where there is no loop. by: the
+    backend whose kernel takes all ticks at once, where it can (None: the loop in torch alone); not_by: why no kernel
+    does, where one was asked for."""
 
     instance: Instance
     memories: tuple[MemoryPlan, ...]
     size: int
+    by: str | None = None
+    not_by: str | None = None
 
     @property
     def looped(self) -> tuple[MemoryPlan, ...]:
@@ -81,7 +85,8 @@ class Plan:
 
 def lower(graph: LevelGraph, patterns: Mapping[str, Pattern] = PATTERNS) -> Plan:
     """Choose a lowering for every token-level level, from the patterns that are given (all of them by default)."""
-    block = dict(graph.execution).get("block")
+    said = dict(graph.execution)
+    block, backend = said.get("block"), said.get("backend", "auto")
     known: dict[tuple[Any, ...], LevelPlan] = {}
     levels: dict[str, LevelPlan] = {}
     for instance in graph.root.walk():
@@ -89,8 +94,8 @@ def lower(graph: LevelGraph, patterns: Mapping[str, Pattern] = PATTERNS) -> Plan
             continue
         key = (instance.memories, instance.result, bodies(instance))
         if key not in known:
-            known[key] = lower_level(instance, patterns, block)
-        levels[instance.path] = LevelPlan(instance, known[key].memories, known[key].size)
+            known[key] = lower_level(instance, patterns, block, backend)
+        levels[instance.path] = replace(known[key], instance=instance)
     return Plan(graph, levels)
 
 
@@ -99,15 +104,23 @@ def bodies(instance: Instance) -> tuple[Any, ...]:
     return tuple((path, child.slots, child.result, bodies(child)) for path, child in instance.children)
 
 
-def lower_level(instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS, block: int | None = None) -> LevelPlan:
-    """The plan of one level. block: ticks of a piece where its memories leave that open (`execution { block 32 }`)."""
+def lower_level(
+    instance: Instance, patterns: Mapping[str, Pattern] = PATTERNS, block: int | None = None, backend: str = "torch"
+) -> LevelPlan:
+    """The plan of one level. block: ticks of a piece where its memories leave that open (`execution { block 32 }`).
+    backend: what computes its memories where it can; `auto` is chosen by device, in `compile`, and is torch here."""
     setting = Setting(instance)
     plans = tuple(lower_memory(m, setting, patterns) for m in instance.memories)
     bounds = [p.boundary for p in plans if p.pattern != "cache" and p.boundary]
     looped = any(p.pattern != "cache" for p in plans)
     free = block or min((together(p) for p in plans), default=BLOCK)
     size = math.gcd(*bounds) if bounds else free
-    return LevelPlan(instance, plans, size if looped else 0)
+    if not looped or backend in ("torch", "auto"):
+        return LevelPlan(instance, plans, size if looped else 0)
+    from nestflow.lowering.kernels import refused
+
+    reason = refused(instance, tuple(p for p in plans if p.pattern != "cache"), backend)
+    return LevelPlan(instance, plans, size, backend if reason is None else None, reason)
 
 
 def together(p: MemoryPlan) -> int:

@@ -43,7 +43,8 @@ def plainly() -> Iterator[None]:
         PLAIN.reset(token)
 
 
-def _as_it_stands() -> bool:
+def as_it_stands() -> bool:
+    """Whether more than first derivatives by plain autograd may be asked of what runs now."""
     return not torch.compiler.is_compiling() and (PLAIN.get() or torch._C._are_functorch_transforms_active())
 
 
@@ -70,7 +71,7 @@ def in_turn(
         return _apart(*given)  # pyright: ignore[reportCallIssue]  # torch's decorator hides what it decorates
     inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
     compiled = c.how.compiled and period > 0 and len(sizes) > 1 and not careful()
-    if (not compiled and not (c.how.segment and torch.is_grad_enabled())) or _as_it_stands():
+    if (not compiled and not (c.how.segment and torch.is_grad_enabled())) or as_it_stands():
         state, parts = several(piece, t, tuple(sizes), state, inputs)
         return state, _joined(parts, axes, masked)
     found: list[Recalls] = []

@@ -204,6 +204,7 @@ compile      top: execution { compile false }
 checkpointing top: execution { checkpointing auto }
 block        top: execution { block 32 }
 microbatch   top: execution { microbatch 2 }
+backend      top: execution { backend torch }
 extends      spec: extends titans { level titans { chunk 64 } }
 y            level: return y |> linear(8)
 M            level: objective sum(square(M(key) - value))

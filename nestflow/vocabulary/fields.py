@@ -292,7 +292,7 @@ _statement(
 )
 _statement(
     "execution",
-    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS; microbatch N }",
+    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS; microbatch N; backend NAME }",
     "How it is computed, never what: nothing in it changes a result beyond rounding. What `nestflow.compile` is told "
     "comes first, then a file of settings (`execution = FILE`, `--execution FILE`), then the spec.",
     "execution { dtype float32; checkpointing auto }",
@@ -338,6 +338,14 @@ _setting(
     "A step of the bundle takes its gradients from N parts of the batch's rows, one after the other, and sums them by "
     "their share of the rows: the whole batch's, for objectives that are means over rows. Default 1.",
     "microbatch 4",
+)
+_setting(
+    "backend",
+    "backend auto | torch | triton | fla",
+    "What computes a memory that is one matrix: the loop in torch, or kernels for a CUDA device, all ticks of a call "
+    "at once (Triton, flash-linear-attention). `nestflow explain SPEC` says where a kernel does not take a memory, and "
+    "why. Default auto: Triton on a CUDA device where it is installed, else torch.",
+    "backend torch",
 )
 
 # --- given names --------------------------------------------------------------------------------------------

@@ -186,7 +186,7 @@ def test_execution_is_read_and_nothing_in_it_is_ignored() -> None:
         ("dtpye float32", "NF221"),
         ("dtype float32; dtype float64", "NF222"),
         ("a = 3", "NF217"),
-        ("backend x", "NF490"),
+        ("backend x", "NF325"),
         ("microbatch 0", "NF325"),
         ("compile 1", "NF325"),
         ("checkpointing 0", "NF325"),

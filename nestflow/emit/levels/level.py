@@ -39,6 +39,7 @@ from nestflow.emit.levels.special import Special, channels_text
 from nestflow.emit.levels.stacks import Stacks
 from nestflow.emit.levels.state import StateNames
 from nestflow.emit.levels.turn import period_of, run_pieces, trimmed
+from nestflow.emit.levels.whole import beside_kernel
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
 from nestflow.ir.construct import number
@@ -160,8 +161,6 @@ class LevelCode:
         self.state = StateNames(self)
         self.stacks = Stacks(self, early, loop)
         self.state.read()
-        chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
-        writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {plan.size})")
         self.inner = Emitter(
             writer,
             letters=self.letters,
@@ -174,7 +173,16 @@ class LevelCode:
         )
         if self.t0 != "c.t0":  # look-back counts the sequence's ticks
             self.inner.sequence = f"(t - {self.t0} + c.t0)"
-        self.inner.holder.update(em.holder)
+        with beside_kernel(self, outside):
+            self.pieces(loop, roots, outside)
+        self.state.write()
+
+    def pieces(self, loop: set[Node], roots: list[Node], outside: list[Node]) -> None:
+        """The loop itself. loop: what the state enters; roots: all that it evaluates; outside: what it is given."""
+        writer = self.writer
+        chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
+        writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {self.plan.size})")
+        self.inner.holder.update(self.outer.holder)
         for n in walk(*roots):
             if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
                 self.state.tail(n["tail"])
@@ -209,7 +217,6 @@ class LevelCode:
         writer.line()
         run_pieces(self, function, period)
         self.stacks.end()
-        self.state.write()
 
     def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
         named = [(n, x) for n, x in self.readable()]
@@ -285,7 +292,7 @@ class LevelCode:
 
     def masked(self) -> bool:
         """Whether ticks of a piece are computed together, those before one masked from it."""
-        return self.plan.size > 1 and any(p.closed for p in self.plan.looped)
+        return self.plan.by is not None or (self.plan.size > 1 and any(p.closed for p in self.plan.looped))
 
     # one piece -------------------------------------------------------------------------------------
 

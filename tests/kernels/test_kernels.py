@@ -1,0 +1,170 @@
+"""`execution { backend … }`: what is chosen, what is refused and why; the kernels run in a process of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import nestflow
+from nestflow.bundle.settings import backend_of
+from nestflow.lowering.explain import explain
+from nestflow.lowering.plan import LevelPlan, lower
+from nestflow.ops import backends
+from nestflow.ops.whole import in_pieces
+from tests.kernels.memories import GATES, compared, drawn
+
+ROOT = Path(__file__).parents[2]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+@pytest.mark.parametrize("ticks", [1, 16, 37])
+@pytest.mark.parametrize("looks", [False, True], ids=["recurrence", "delta"])
+@pytest.mark.parametrize("gate", GATES)
+def test_all_at_once_is_the_recurrence(gate: str, looks: bool, ticks: int) -> None:
+    """What surrounds a kernel, and what stands in for it."""
+    m = drawn(ticks, gate, looks)
+    compared(m, in_pieces(m, 16, "torch"), 2e-6)
+
+
+def test_the_operation_is_one_to_torch() -> None:
+    m = drawn(20, "channel", True)
+    from nestflow.ops.whole import memory_pieces, prepared
+
+    p = prepared(m, 16)
+    given = [x if x is None else x.detach().requires_grad_() for x in (p.error, p.look, p.left, p.kept)]
+    given += [m.start.detach().requires_grad_(), *(x.detach().requires_grad_() for x in (p.read, p.scores))]
+    torch.library.opcheck(memory_pieces, (*given, "torch"))
+    torch.library.opcheck(memory_pieces, (given[0], None, *given[2:], "torch"))
+
+
+@needs_triton
+def test_interpreted_kernels() -> None:
+    """Triton reads TRITON_INTERPRET as it is imported: `interpreted.py` runs in another process."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/kernels/interpreted.py"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_without_a_gpu(capability: int) -> None:
+    """To machine code, with at most the 99 KiB of shared memory that a program has on the smaller of these GPUs."""
+    command = [sys.executable, "-m", "tests.kernels.compiled", str(capability), "99"]
+    environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+# ---- what is chosen
+
+
+def test_auto_is_torch_on_a_cpu_and_triton_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    assert (backend_of("auto", None), backend_of("auto", CPU), backend_of("auto", CUDA)) == ("torch", "torch", "triton")
+    assert (backend_of("fla", CUDA), backend_of("torch", CUDA)) == ("fla", "torch")
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    assert backend_of("auto", CUDA) == "torch"
+
+
+@pytest.mark.parametrize("asked", ["triton", "fla"])
+def test_what_cannot_be_used_is_told(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "find_spec", lambda name: None)
+    with pytest.raises(nestflow.NestflowError, match=f"NF550.*`{asked}` is not installed"):
+        backend_of(asked, CUDA)
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    with pytest.raises(nestflow.NestflowError, match=r"NF550.*run on a CUDA device, and the weights are on `cpu`"):
+        nestflow.compile("gated_deltanet", dim=16, n_heads=2, execution={"backend": asked})
+    with pytest.raises(nestflow.NestflowError, match=r"NF325.*one of auto, torch, triton, fla"):
+        nestflow.compile("gated_deltanet", execution={"backend": "cuda"})
+
+
+def test_a_saved_spec_that_asks_for_more_is_run_by_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(backends, "find_spec", lambda name: name)
+    text = "nestflow 1\nexecution { backend triton }\ninput k : float[T, 4]\noutput m(k)\n" + (
+        "level m(k) { memory matrix; key k; value k; query k; objective dot; update gd(1) }\n"
+    )
+    saved = nestflow.compile(text)
+    assert "at_once(" in saved.source and "at_once(" not in saved.standalone()
+    saved.save(tmp_path / "b")
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    assert "at_once(" not in nestflow.load(tmp_path / "b").source
+    with pytest.raises(nestflow.NestflowError, match="NF550"):
+        nestflow.load(tmp_path / "b", execution={"backend": "triton"})
+
+
+# ---- what is refused
+
+
+def level(lines: str, by: str = "triton") -> LevelPlan:
+    text = "nestflow 1\ninput k : float[T, 4]\ninput v : float[T, 4]\ninput b : float[T]\noutput m(k, v, b)\n"
+    graph = nestflow.check(f"{text}level m(k, v, b) {{ {lines} }}\n")
+    plan = lower(replace(graph, execution=(("backend", by),)))
+    (found,) = plan.levels.values()
+    assert (found.by is None) == (found.not_by is not None)
+    return found
+
+
+PLAIN = "memory matrix; key k; value v; query k; objective dot; update gd(b)"
+DELTA = "memory matrix; key k; value v; query k; objective l2; update gd(b)"
+
+
+@pytest.mark.parametrize(
+    "lines, reason",
+    [
+        (PLAIN, None),
+        (PLAIN + "; retain b", None),
+        (PLAIN + "; retain v", None),
+        (DELTA, None),
+        (DELTA + "; retain decay_first(b)", None),
+        (DELTA + "; retain b", None),
+        (PLAIN.replace("query k", "query v"), None),
+        (PLAIN.replace("gd(b)", "momentum(b, 0.9)"), "its rule keeps more than the matrix"),
+        (PLAIN.replace("gd(b)", "dgd(b)"), "its rule keeps more than the matrix"),
+        (PLAIN.replace("matrix", "mlp(depth = 2)"), "it is computed as `scan`"),
+        (PLAIN + "; every 4 tokens", "it does not learn once at every tick"),
+        (DELTA + "; chunk 4", "it is computed as `chunk`"),
+        (PLAIN + "; chunk 4; reset each(chunk)", "it is reset"),
+        (PLAIN + "; gradient stop", "its steps are constants (`gradient stop`)"),
+        (PLAIN + "; read before", "it is read before it learns"),
+        (PLAIN + "; return m_(k) + m_(v)".replace("m_", "memory"), "it is not read once, at one query"),
+        (PLAIN.replace("gd(b)", "muon(b)"), "it is computed as `scan`"),
+    ],
+)
+def test_a_level_that_no_kernel_takes_says_why(lines: str, reason: str | None) -> None:
+    assert level(lines).not_by == reason
+
+
+def test_fla_knows_the_usual_delta_rule_alone() -> None:
+    other = "its error does not look with its key at what its gate has left"
+    assert level(DELTA + "; retain decay_first(b)", by="fla").not_by is None
+    assert level(DELTA + "; retain decay_first(v)", by="fla").not_by is None
+    assert level(DELTA + "; retain b", by="fla").not_by == other
+    assert level(DELTA + "; retain v", by="fla").not_by == other
+
+
+def test_a_key_too_wide_for_a_kernel() -> None:
+    graph = nestflow.check("linear_attention", dim=1024, n_heads=2)
+    plan = lower(replace(graph, execution=(("backend", "triton"),)))
+    assert {x.not_by for x in plan.levels.values()} == {"its key has 512 numbers, and kernels take 256"}
+
+
+def test_explain_says_which_kernel_and_why_none() -> None:
+    def text(spec: str) -> str:
+        return explain(lower(replace(nestflow.check(spec), execution=(("backend", "triton"),))))
+
+    assert "kernel     triton, all ticks of a call at once" in text("gated_deltanet")
+    assert "kernel     none: it is computed as `chunk`" in text("titans")
+    assert "kernel" not in explain(lower(nestflow.check("gated_deltanet")))
