@@ -42,7 +42,7 @@ class Options:
         }
         if self.resume and self.file(suite).exists():
             before = json.loads(self.file(suite).read_text(encoding="utf-8"))
-            if before.get("settings") == settings:
+            if before.get("settings") == json.loads(json.dumps(settings)):
                 return {**fresh, "rows": before["rows"]}
         return fresh
 

@@ -1,7 +1,8 @@
-"""Peak memory of one pass, measured in a process of its own: python -m benchmarks.peak CASE CHUNK LENGTH DEVICE."""
+"""Peak memory of one pass, measured in a process of its own: python -m benchmarks.peak '[MAKER, ARGUMENTS, DEVICE]'."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -53,36 +55,34 @@ def available() -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def measure(case: str, chunk: int, length: int, batch: int, device: str) -> float:
-    """MB that a training pass needs above the built model, its input and one short pass (code that is compiled for
-    its shapes: one whole pass, after which freed memory is given back)."""
+def measure(maker: str, arguments: list[Any], device: str) -> float:
+    """MB that a pass needs above what stands before it.
+
+    maker: `module:function`; called with the arguments it gives what is run before (something short, or the whole pass
+    where code is compiled for its shapes) and the pass."""
     import torch
 
-    from benchmarks.cases import CASES, DIM, WARM, training_pass
-
+    module, function = maker.split(":")
     torch.manual_seed(0)
-    layer = CASES[case](chunk, device)
-    x = torch.randn(batch, length, DIM, device=device)
-    training_pass(layer, x if case in WARM else x[:, : 2 * chunk])()
+    before_it, run = getattr(importlib.import_module(module), function)(*arguments)
+    before_it()
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        training_pass(layer, x)()
+        run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
-    before = settle()
-    training_pass(layer, x)()
-    return (resident_peak() - before) / 2**20
+    return needed(run) / 2**20
 
 
-def in_a_process(case: str, chunk: int, length: int, batch: int, device: str) -> float | None:
+def in_a_process(maker: str, arguments: list[Any], device: str = "cpu") -> float | None:
     """The same, in a fresh process; None if that process fails (out of memory, say)."""
-    job = json.dumps([case, chunk, length, batch, device])
+    job = json.dumps([maker, arguments, device])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.peak", job], capture_output=True, text=True, cwd=ROOT, env=env, check=False
     )
     if done.returncode:
-        print(f"peak memory of {case}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
+        print(f"peak memory of {maker} {arguments}: {done.stderr.strip().splitlines()[-1:]}", file=sys.stderr)
         return None
     return float(done.stdout.strip().splitlines()[-1])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,16 @@ def run_setting(what: What, options: Options, chunk: int, length: int) -> list[d
         times = interleave(base, runs, options.rounds, options.budget, options.device)
         for row in rows:
             row[mode] = times[row["case"]].summary(passes)
+            if "nestflow" in times:
+                row[f"{mode}_over_ours"] = times[row["case"]].over(times["nestflow"])
             print(
                 f"chunk {chunk:3d}  T {length:6,d}  {mode:8s}  {row['case']:30s}  {row[mode]['ratio']:7.2f} × floor",
                 flush=True,
             )
     if what.peak:
         for row in rows:
-            row["peak_mb"] = in_a_process(row["case"], chunk, length, options.batch, options.device)
+            arguments = [row["case"], chunk, length, options.batch, options.device]
+            row["peak_mb"] = in_a_process("benchmarks.cases:passes_of", arguments, options.device)
             print(f"chunk {chunk:3d}  T {length:6,d}  peak      {row['case']:30s}  {row['peak_mb']} MB", flush=True)
     return rows
 
@@ -103,8 +106,8 @@ def same(what: What) -> None:
                 raise ValueError(f"nestflow and plain torch differ by {error:.1e}: nothing is timed")
 
 
-def results(what: What, options: Options) -> dict[str, Any]:
-    """All rows. Raises ValueError where what is compared is not the same."""
+def results(what: What, options: Options, keep: Callable[[dict[str, Any]], None] = lambda found: None) -> dict[str, Any]:
+    """All rows; `keep` is called after each setting. Raises ValueError where what is compared is not the same."""
     absent = [n for n in what.cases if n in NEEDS and version(NEEDS[n]) is None]
     what = What(what.chunks, what.lengths, [n for n in what.cases if n not in absent], what.peak)
     for n in absent:
@@ -120,9 +123,12 @@ def results(what: What, options: Options) -> dict[str, Any]:
             c: multiply_adds(1, what.lengths[0], c, DIM, HEADS, EXPAND) // what.lengths[0] for c in what.chunks
         },
     }  # fmt: skip
+    done = {(r["chunk"], r["length"]) for r in found["rows"]}
     for chunk in what.chunks:
         for length in what.lengths:
-            found["rows"] += run_setting(what, options, chunk, length)
+            if (chunk, length) not in done:
+                found["rows"] += run_setting(what, options, chunk, length)
+                keep(found)
     return found
 
 
