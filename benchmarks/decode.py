@@ -1,25 +1,30 @@
 """Milliseconds a token when a stream is fed one token at a time: at its beginning, and after many tokens.
 
-Ours, the same spec as a per-token loop, titans-pytorch (where it is installed) and softmax attention with a cache in
-plain torch. All start every round from the same kept state. Before anything is timed, what a stream gives
-token by token must be what the whole sequence gives, in float64.
+Ours, the same spec as a per-token loop, the loops that one would write by hand (`plain_steps.py`), titans-pytorch and
+nested-learning (where they are installed) and softmax attention with a cache in plain torch. All start every round from the
+same kept state. Before anything is timed, what a stream gives token by token must be what the whole sequence gives,
+in float64, and a loop by hand must give what the spec gives.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import nestflow
+from benchmarks import hope_peer
 from benchmarks.cases import DIM as LAYER_DIM
 from benchmarks.cases import SPEC, titans_pytorch
 from benchmarks.layers import CLOSE
 from benchmarks.machine import version
 from benchmarks.models import DIM, HEADS, one_layer, per_token, some_tokens
 from benchmarks.options import Options
+from benchmarks.plain_steps import BY_HAND
 from benchmarks.same import apart
 from benchmarks.timing import Run, Times, interleave
 
@@ -95,34 +100,70 @@ def decoding(step: Step, state: Any, x: Tensor) -> Run:
     return run
 
 
-def groups(quick: bool, device: str) -> Iterable[tuple[str, dict[str, Step], Tensor, float]]:
-    """(what, its steppers, inputs, how far token by token is from at once). The first stepper is ours."""
-    count = 64 if quick else 4096
-    tokens = some_tokens(count + 64, 1, device)
-    for name in QUICK if quick else SPECS:
-        ours = one_layer(name).to(device)
-        loop = per_token(ours)
-        ours.module.double(), loop.double()
-        here = stepper(ours.module, "tokens")
-        few = tokens[:, :40]
-        error = streams_apart(here, few) + streams_apart(stepper(loop, "tokens"), few, here)
-        ours.module.float(), loop.float()
-        yield f"{name}, one block", {"nestflow": here, "per-token loop": stepper(loop, "tokens")}, tokens, error
-    import nestflow
+@dataclass
+class Group:
+    """One model fed token by token. steppers: the first is ours. error: token by token against at once."""
 
-    x = torch.randn(1, count + 64, LAYER_DIM, device=device)
+    what: str
+    steppers: dict[str, Step]
+    x: Tensor
+    error: float
+
+
+def of_spec(name: str, tokens: Tensor, device: str) -> Group:
+    """A shipped architecture, one block; beside it the loop by hand where there is one."""
+    bundle = one_layer(name).to(device)
+    module, loop = bundle.module, per_token(bundle)
+    few = tokens[:, :40]
+    module.double(), loop.double()
+    here = stepper(module, "tokens")
+    error = streams_apart(here, few) + streams_apart(stepper(loop, "tokens"), few, here)
+    if name in BY_HAND:
+        error += streams_apart(BY_HAND[name](dict(module.named_weights())), few, here)
+    module.float(), loop.float()
+    steppers = {"nestflow": here, "per-token loop": stepper(loop, "tokens")}
+    if name in BY_HAND:
+        steppers["by hand"] = BY_HAND[name](dict(module.named_weights()))
+    return Group(f"{name}, one block", steppers, tokens, error)
+
+
+def of_titans(x: Tensor, device: str) -> Group:
+    """The layer of titans_memory.nl beside titans-pytorch's, and attention."""
     layer = nestflow.compile(str(SPEC), chunk_size=CHUNK).to(device)
-    step = stepper(layer.module, "x")
-    loop = per_token(layer)
+    step, loop, few = stepper(layer.module, "x"), per_token(layer), x[:, :40].double()
     layer.module.double(), loop.double()
-    few = x[:, :40].double()
     error = streams_apart(step, few) + streams_apart(stepper(loop, "x"), few, step)
     layer.module.float(), loop.float()
     cases: dict[str, Step] = {"nestflow": step, "per-token loop": stepper(loop, "x")}
     if version("titans-pytorch"):
         cases["titans-pytorch"] = titans_stepper(device)
     cases["attention with a cache"] = Cached(LAYER_DIM, HEADS, device)
-    yield f"titans_memory, chunk {CHUNK}", cases, x, error
+    return Group(f"titans_memory, chunk {CHUNK}", cases, x, error)
+
+
+def of_hope(x: Tensor, device: str) -> Group:
+    """The block of hope_block.nl, with four heads and with one, beside nested-learning's. That ends its chunk with each
+    call, so token by token it learns after every token: more often than at once."""
+    made = {f"nestflow{', one head' if h == 1 else ''}": hope_peer.ours(LAYER_DIM, CHUNK, h, device) for h in (HEADS, 1)}
+    steppers = {n: stepper(b.module, "x") for n, b in made.items()}
+    error = 0.0
+    for name, b in made.items():
+        b.module.double()
+        error += streams_apart(steppers[name], x[:, :40].double())
+        b.module.float()
+    if version(hope_peer.PACKAGE):
+        steppers[hope_peer.PACKAGE] = hope_peer.stepper(hope_peer.theirs(LAYER_DIM, CHUNK, device))
+    return Group(f"hope_block, chunk {CHUNK}", steppers, x, error)
+
+
+def groups(quick: bool, device: str) -> Iterable[tuple[str, Callable[[], Group]]]:
+    """(what, the function that makes it), for all that is fed."""
+    count = (64 if quick else 4096) + 64
+    tokens, x = some_tokens(count, 1, device), torch.randn(1, count, LAYER_DIM, device=device)
+    for name in QUICK if quick else SPECS:
+        yield f"{name}, one block", lambda n=name: of_spec(n, tokens, device)
+    yield f"titans_memory, chunk {CHUNK}", lambda: of_titans(x, device)
+    yield f"hope_block, chunk {CHUNK}", lambda: of_hope(x, device)
 
 
 def results(options: Options) -> dict[str, Any]:
@@ -131,12 +172,17 @@ def results(options: Options) -> dict[str, Any]:
     ticks = 32
     settings = {"after": after, "ticks": ticks, "dim": DIM, "heads": HEADS, "rounds": options.rounds}
     found = options.begin("decode", settings)
-    found["rows"] = []  # a group is measured whole
-    found["peers"] = {"titans-pytorch": version("titans-pytorch")}
-    for what, cases, x, error in groups(options.quick, options.device):
+    found["peers"] = {n: version(n) for n in ("titans-pytorch", hope_peer.PACKAGE)}
+    done = {r["what"] for r in found["rows"]}
+    for what, make in groups(options.quick, options.device):
+        if what in done:
+            continue
+        group = make()
+        cases, x, error = group.steppers, group.x, group.error
         if not error < CLOSE:
             found["rows"].append({"what": what, "failed": f"a stream and the whole differ by {error:.1e} in float64"})
             print(f"{what}: {found['rows'][-1]['failed']}", file=sys.stderr)
+            options.keep("decode", found)
             continue
         begun = {n: fed(step, x, [after])[1] for n, step in cases.items()}
         runs = {(n, 0): decoding(step, None, x[:, :ticks]) for n, step in cases.items()}
@@ -173,6 +219,6 @@ def markdown(result: dict[str, Any]) -> str:
         s, e = r["start"], r["later"]
         ratios, times = f"**{s['ratio']:.2g}** / **{e['ratio']:.2g}**", f"{s['ms']:.2f} / {e['ms']:.2f}"
         lines.append(f"| {r['what']} | {r['case']} | {ratios} | {times} | {r['growth']['ratio']:.2f} |")
-    if not result["peers"]["titans-pytorch"]:
-        lines += ["", "titans-pytorch was not installed."]
+    if absent := [n for n, found in result["peers"].items() if not found]:
+        lines += ["", f"Not installed: {', '.join(absent)}."]
     return "\n".join(lines)

@@ -8,7 +8,9 @@ backward, and a pass in which the memories and the MLPs learn, as in its own tra
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,13 @@ PERIODS = {"cms_1": 16, "cms_4": 64}  # tokens after which an MLP of its learns 
 MEMORIES = {"keys": "m_k", "values": "m_v", "rates": "m_eta", "gates": "m_alpha", "store": "m_memory"}
 
 
-def ours(dim: int, chunk: int, heads: int = 1, device: str = "cpu") -> Bundle:
+def ours(
+    dim: int, chunk: int, heads: int = 1, device: str = "cpu", execution: dict[str, Any] | None = None
+) -> Bundle:
     """hope_block.nl; with one head it computes what the peer computes."""
-    return nestflow.compile(str(SPEC), dim=dim, n_heads=heads, chunk=chunk, device=device)
+    return nestflow.compile(
+        str(SPEC), dim=dim, n_heads=heads, chunk=chunk, device=device, execution=execution or None
+    )
 
 
 def theirs(dim: int, chunk: int, device: str = "cpu") -> Any:
@@ -94,6 +100,20 @@ def same_numbers(dim: int = 32, chunk: int = 4, ticks: int = 30) -> float:
     x = torch.randn(1, ticks, dim, dtype=torch.float64)
     with torch.no_grad():
         return apart([bundle.module(x=x)], [reading(block, x, fresh(block))])
+
+
+def stepper(block: Any) -> Callable[[Any, Tensor], tuple[Tensor, Any]]:
+    """(state or None, x) -> output and state. It writes into a state, so a call works on a copy."""
+
+    def step(state: Any, x: Tensor) -> tuple[Tensor, Any]:
+        now = fresh(block) if state is None else copy.copy(state)
+        if now.selfmod_state is not None:
+            now.selfmod_state = copy.copy(now.selfmod_state)
+            for name, memory in vars(now.selfmod_state).items():
+                setattr(now.selfmod_state, name, copy.copy(memory))
+        return reading(block, x, now), now
+
+    return step
 
 
 def their_forward(block: Any, x: Tensor) -> Run:

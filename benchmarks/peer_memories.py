@@ -29,6 +29,8 @@ DELTA = f"memory matrix; {SPLIT}; objective l2; update gd(split_heads(b))"
 # name -> lines of our level, what it reads beside k, v, q (b: a rate a head, a: a gate a head, c: gates by channel)
 LEVELS: dict[str, tuple[str, str]] = {
     "linear attention": (DOT, ""),
+    "retention": (f"{DOT}; retain 0.97", ""),
+    "a gate a head": (f"{DOT}; retain split_heads(a)", "a"),
     "gated linear attention": (f"{DOT}; retain split_heads(c)", "c"),
     "delta rule": (DELTA, "b"),
     "gated delta rule": (f"{DELTA}; retain decay_first(split_heads(a))", "ba"),
@@ -74,6 +76,9 @@ FLA: list[tuple[str, str, tuple[str, str], Callable[[Callable[..., Any]], Attend
      lambda f: lambda x: first(
          f(x["q"], x["k"], x["v"], beta=x["b"].squeeze(-1), g=x["a"].squeeze(-1).log(), scale=1.0))),
 ]  # fmt: skip
+
+BESIDE_ATTENTION = ("linear attention", "retention", "a gate a head", "delta rule", "gated delta rule")
+SHORT = 1024  # ticks at which they are held against attention
 
 
 def streams(length: int, device: str) -> dict[str, Tensor]:
@@ -156,16 +161,23 @@ def memories(length: int, device: str) -> Iterator[Pair]:
             what, f"fla, {form}", found, both_modes(ours, x), both_modes(theirs, x), compared(ours, theirs, x, read)
         )
 
-    def sdpa(x: dict[str, Tensor]) -> Tensor:
-        return head_first(
-            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), x["q"], x["k"], x["v"]
-        )
-
-    ours = level("softmax attention", device)
-    what = "softmax attention"
+    attention = "softmax attention"
+    ours = level(attention, device)
     yield Pair(
-        what, "torch sdpa", torch.__version__, both_modes(ours, x), both_modes(sdpa, x), compared(ours, sdpa, x, "kvq")
-    )
+        attention, "torch sdpa", torch.__version__, both_modes(ours, x), both_modes(sdpa, x),
+        compared(ours, sdpa, x, "kvq"),
+    )  # fmt: skip
+    few = {n: v[:, : min(SHORT, length // 2)] for n, v in x.items()}
+    ticks = few["k"].shape[1]
+    for what in BESIDE_ATTENTION:
+        read = {n: few[n] for n in "kvq" + LEVELS[what][1]}
+        modes = both_modes(level(what, device), read), both_modes(sdpa, {n: few[n] for n in "kvq"})
+        yield Pair(what, f"torch sdpa, T = {ticks:,}", torch.__version__, *modes, None, "another model")
+
+
+def sdpa(x: dict[str, Tensor]) -> Tensor:
+    """Causal softmax attention on the same streams."""
+    return head_first(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), x["q"], x["k"], x["v"])
 
 
 def titans(length: int, device: str) -> Iterator[Pair]:

@@ -1,8 +1,8 @@
 """What others would use instead, where it is installed: fla's forms in plain torch, torch's attention and
-optimizers, and titans-pytorch.
+optimizers, titans-pytorch, and the inner loops of higher and TorchOpt.
 
-Every comparison is of the same numbers, checked before it is timed, but for titans-pytorch: it computes another model
-than ours (benchmarks/README.md says which).
+Every comparison is of the same numbers, checked before it is timed, but for those that say so: titans-pytorch computes
+another model than ours (benchmarks/README.md says which), and attention another than a matrix memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.machine import version
 from benchmarks.options import Options
 from benchmarks.pair import measured
+from benchmarks.peer_loops import loops
 from benchmarks.peer_memories import HEADS, WIDTH, memories, titans
 from benchmarks.peer_steps import optimizers
 
@@ -20,14 +21,17 @@ def results(options: Options) -> dict[str, Any]:
     """A row for each comparison: how many times as long as ours the peer takes."""
     length = 256 if options.quick else 2048
     found = options.begin("peers", {"length": length, "heads": HEADS, "width": WIDTH, "rounds": options.rounds})
-    found["rows"] = []
-    found["absent"] = [n for n in ("titans-pytorch", "fla-core") if version(n) is None]
+    found["absent"] = [n for n in ("titans-pytorch", "fla-core", "higher", "torchopt") if version(n) is None]
+    done = {(r["what"], r["peer"]) for r in found["rows"]}
     pairs = [
         lambda: memories(length, options.device),
         lambda: titans(length, options.device),
         lambda: optimizers(options.quick, options.device),
+        lambda: loops(options.quick),
     ]
     for pair in (p for make in pairs for p in make()):
+        if (pair.what, pair.peer) in done:
+            continue
         row = measured(pair, options)
         found["rows"].append(row)
         options.keep("peers", found)
@@ -50,9 +54,9 @@ def markdown(result: dict[str, Any]) -> str:
             s = r["modes"]["step"]
             steps.append(f"| {r['what']} | {r['peer']} | {_cell(s)} | {1e3 * s['seconds_ours']:.1f} | {differ} |")
         else:
-            f, t = r["modes"]["forward"], r["modes"]["training"]
-            lines.append(f"| {r['what']} | {r['peer']} | {_cell(f)} | {_cell(t)} | {differ} |")
-    versions = {r["peer"].split(",")[0]: r["version"] for r in result["rows"] if not r["peer"].startswith("torch")}
+            cells = [_cell(r["modes"][m]) if m in r["modes"] else "–" for m in ("forward", "training")]
+            lines.append(f"| {r['what']} | {r['peer']} | {' | '.join(cells)} | {differ} |")
+    versions = {r["peer"].split(",")[0]: r["version"] for r in result["rows"] if not r["peer"].startswith(("torch ", "torch."))}
     text = "\n".join([*lines, "", *steps])
     named = ", ".join(f"{n} {v}" for n, v in versions.items())
     absent = ", ".join(result["absent"])
