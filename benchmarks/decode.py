@@ -1,9 +1,9 @@
 """Milliseconds a token when a stream is fed one token at a time: at its beginning, and after many tokens.
 
 Ours, the same spec as a per-token loop, the loops that one would write by hand (`plain_steps.py`), titans-pytorch and
-nested-learning (where they are installed) and softmax attention with a cache in plain torch. All start every round from the
-same kept state. Before anything is timed, what a stream gives token by token must be what the whole sequence gives,
-in float64, and a loop by hand must give what the spec gives.
+nested-learning (where they are installed) and softmax attention with a cache in plain torch. All start every round from
+the same kept state. Before anything is timed, what a stream gives token by token must be what the whole sequence
+gives, in float64, and a loop by hand must give what the spec gives.
 """
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def of_titans(x: Tensor, device: str) -> Group:
 def of_hope(x: Tensor, device: str) -> Group:
     """The block of hope_block.nl, with four heads and with one, beside nested-learning's. That ends its chunk with each
     call, so token by token it learns after every token: more often than at once."""
-    made = {f"nestflow{', one head' if h == 1 else ''}": hope_peer.ours(LAYER_DIM, CHUNK, h, device) for h in (HEADS, 1)}
+    made = {
+        f"nestflow{', one head' if h == 1 else ''}": hope_peer.ours(LAYER_DIM, CHUNK, h, device) for h in (HEADS, 1)
+    }
     steppers = {n: stepper(b.module, "x") for n, b in made.items()}
     error = 0.0
     for name, b in made.items():

@@ -1,7 +1,7 @@
 """HOPE's self-modifying memory and two MLPs of a continuum, ours beside the package nested-learning.
 
-`hope_block.nl` with one head computes what the package computes, which is checked in float64 before anything is timed. The
-package knows one head; with four of the same width in all, ours is the size of the other suites. Both learn while
+`hope_block.nl` with one head computes what the package computes, which is checked in float64 before anything is timed.
+The package knows one head; with four of the same width in all, ours is the size of the other suites. Both learn while
 they read. Training is a step of each: ours with gradients through all that the memories did, the package's without (its
 memories learn in `torch.no_grad`), and with the pass in which they learn (see `benchmarks.hope_peer`).
 """

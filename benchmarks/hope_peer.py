@@ -1,9 +1,9 @@
 """The block of the package nested-learning (HOPE's self-modifying memory and two MLPs), and ours with its numbers.
 
 Its self-modifying memory has one head as wide as the model. The local convolution is off (its state is not carried from
-call to call), and so are the skips of the rates' and gates' memories. Its memories learn in `torch.no_grad`: no gradient
-of an outer loss passes through what they did, so its training step is a reading pass without updates, forward and
-backward, and a pass in which the memories and the MLPs learn, as in its own training loop.
+call to call), and so are the skips of the rates' and gates' memories. Its memories learn in `torch.no_grad`: no
+gradient of an outer loss passes through what they did, so its training step is a reading pass without updates, forward
+and backward, and a pass in which the memories and the MLPs learn, as in its own training loop.
 """
 
 from __future__ import annotations
@@ -28,13 +28,9 @@ PERIODS = {"cms_1": 16, "cms_4": 64}  # tokens after which an MLP of its learns 
 MEMORIES = {"keys": "m_k", "values": "m_v", "rates": "m_eta", "gates": "m_alpha", "store": "m_memory"}
 
 
-def ours(
-    dim: int, chunk: int, heads: int = 1, device: str = "cpu", execution: dict[str, Any] | None = None
-) -> Bundle:
+def ours(dim: int, chunk: int, heads: int = 1, device: str = "cpu", execution: dict[str, Any] | None = None) -> Bundle:
     """hope_block.nl; with one head it computes what the peer computes."""
-    return nestflow.compile(
-        str(SPEC), dim=dim, n_heads=heads, chunk=chunk, device=device, execution=execution or None
-    )
+    return nestflow.compile(str(SPEC), dim=dim, n_heads=heads, chunk=chunk, device=device, execution=execution or None)
 
 
 def theirs(dim: int, chunk: int, device: str = "cpu") -> Any:

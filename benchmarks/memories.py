@@ -1,8 +1,8 @@
 """Layers alone against the GEMM floor: HOPE's five memories, a memory that no paper has, and Titans' beside it.
 
-Each by the options of `execution`. The floor is recorded (`benchmarks.products`) for all of them, so that they can be held
-against each other; that of the suite titans_memory is written by hand and lower or higher by what the forms differ in.
-Before anything is timed the compiled module must give what the interpreter's per-token loop gives in float64, and the
+Each by the options of `execution`. The floor is recorded (`benchmarks.products`) for all of them, so that they can be
+held against each other; that of the suite titans_memory is written by hand, and differs.
+Before anything is timed the compiled module must give what its per-token loop gives in float64, and the
 options what the plain module gives.
 """
 

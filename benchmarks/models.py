@@ -53,6 +53,12 @@ def lowering(bundle: Bundle) -> list[str]:
     return list(dict.fromkeys(e.pattern for e in explanations(bundle)))
 
 
+def sees_all(graph: Any) -> bool:
+    """Whether an attention of it has neither window nor segment."""
+    caches = (m.cache for i in graph.root.walk() for m in i.memories if m.cache is not None)
+    return any(c.window is None and c.segment is None for c in caches)
+
+
 def some_tokens(ticks: int, batch: int = 1, device: str = "cpu") -> Tensor:
     """[batch, ticks], the same each time."""
     return torch.randint(VOCAB, (batch, ticks), generator=torch.Generator().manual_seed(0)).to(device)

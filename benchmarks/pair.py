@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.options import Options
-from benchmarks.timing import Run, interleave
+from benchmarks.timing import Run, interleave, once
 
 CLOSE = 2e-5  # float32, of the largest number: some of the peers compute in nothing else
+
+SHORT, MORE = 0.02, 3  # what takes fewer seconds has so many times as many rounds
 
 
 @dataclass
@@ -39,7 +41,8 @@ def measured(pair: Pair, options: Options) -> dict[str, Any]:
     for mode in pair.ours:
         runs = {"ours": pair.ours[mode], "theirs": pair.theirs[mode]}
         runs["ours"]()
-        times = interleave(None, runs, options.rounds, options.budget, options.device)
+        rounds = options.rounds * (MORE if once(runs["ours"], options.device) < SHORT else 1)
+        times = interleave(None, runs, rounds, options.budget, options.device)
         row["modes"][mode] = {
             **times["theirs"].over(times["ours"]),
             "seconds": times["theirs"].plain()["seconds"],

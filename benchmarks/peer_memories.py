@@ -16,6 +16,7 @@ import nestflow
 from benchmarks.cases import CASES, forward_pass, training_pass
 from benchmarks.cases import DIM as LAYER_DIM
 from benchmarks.machine import version
+from benchmarks.models import per_token
 from benchmarks.pair import Pair
 from benchmarks.same import apart
 from benchmarks.timing import Run
@@ -29,8 +30,8 @@ DELTA = f"memory matrix; {SPLIT}; objective l2; update gd(split_heads(b))"
 # name -> lines of our level, what it reads beside k, v, q (b: a rate a head, a: a gate a head, c: gates by channel)
 LEVELS: dict[str, tuple[str, str]] = {
     "linear attention": (DOT, ""),
-    "retention": (f"{DOT}; retain 0.97", ""),
-    "a gate a head": (f"{DOT}; retain split_heads(a)", "a"),
+    "retention (RetNet)": (f"{DOT}; retain 0.97", ""),
+    "a gate a head (Mamba-2)": (f"{DOT}; retain split_heads(a)", "a"),
     "gated linear attention": (f"{DOT}; retain split_heads(c)", "c"),
     "delta rule": (DELTA, "b"),
     "gated delta rule": (f"{DELTA}; retain decay_first(split_heads(a))", "ba"),
@@ -77,8 +78,11 @@ FLA: list[tuple[str, str, tuple[str, str], Callable[[Callable[..., Any]], Attend
          f(x["q"], x["k"], x["v"], beta=x["b"].squeeze(-1), g=x["a"].squeeze(-1).log(), scale=1.0))),
 ]  # fmt: skip
 
-BESIDE_ATTENTION = ("linear attention", "retention", "a gate a head", "delta rule", "gated delta rule")
-SHORT = 1024  # ticks at which they are held against attention
+MATRICES = (  # beside their loops
+    "linear attention", "retention (RetNet)", "a gate a head (Mamba-2)", "delta rule", "gated delta rule",
+)  # fmt: skip
+LOOP = "the same, tick by tick"
+SHORT = 1024  # ticks at which these are held against attention too
 
 
 def streams(length: int, device: str) -> dict[str, Tensor]:
@@ -99,16 +103,17 @@ def streams(length: int, device: str) -> dict[str, Tensor]:
     return {n: x.to(device) for n, x in found.items()}
 
 
-def level(what: str, device: str) -> Attend:
-    """Ours: the compiled level alone, its streams given from outside."""
+def level(what: str, device: str, loop: bool = False) -> Attend:
+    """Ours: the compiled level alone, its streams given from outside. loop: the same, tick by tick."""
     fields, more = LEVELS[what]
     names = ["k", "v", "q", *more]
     widths = {"b": HEADS, "a": HEADS}
     inputs = "\n".join(f"input {n} : float[T, {widths.get(n, HEADS * WIDTH)}]" for n in names)
     call = f"mem({', '.join(names)})"
-    module = nestflow.compile(
+    bundle = nestflow.compile(
         f"nestflow 1\n{inputs}\noutput {call}\nlevel {call} {{ heads {HEADS}\n{fields} }}\n", device=device
-    ).module
+    )
+    module = per_token(bundle) if loop else bundle.module
 
     def run(x: dict[str, Tensor]) -> Tensor:
         return module(**{n: x[n].flatten(2) for n in names}).unflatten(-1, (HEADS, WIDTH))
@@ -167,9 +172,14 @@ def memories(length: int, device: str) -> Iterator[Pair]:
         attention, "torch sdpa", torch.__version__, both_modes(ours, x), both_modes(sdpa, x),
         compared(ours, sdpa, x, "kvq"),
     )  # fmt: skip
+    for what in MATRICES:
+        read = {n: x[n] for n in "kvq" + LEVELS[what][1]}
+        ours, loop = level(what, device), level(what, device, loop=True)
+        modes = both_modes(ours, read), both_modes(loop, read)
+        yield Pair(what, LOOP, nestflow.__version__, *modes, compared(ours, loop, read, "".join(read)))
     few = {n: v[:, : min(SHORT, length // 2)] for n, v in x.items()}
     ticks = few["k"].shape[1]
-    for what in BESIDE_ATTENTION:
+    for what in MATRICES:
         read = {n: few[n] for n in "kvq" + LEVELS[what][1]}
         modes = both_modes(level(what, device), read), both_modes(sdpa, {n: few[n] for n in "kvq"})
         yield Pair(what, f"torch sdpa, T = {ticks:,}", torch.__version__, *modes, None, "another model")

@@ -16,6 +16,8 @@ from benchmarks.peer_loops import loops
 from benchmarks.peer_memories import HEADS, WIDTH, memories, titans
 from benchmarks.peer_steps import optimizers
 
+OWN = ("torch ", "torch.", "the same")  # not named among the packages
+
 
 def results(options: Options) -> dict[str, Any]:
     """A row for each comparison: how many times as long as ours the peer takes."""
@@ -56,7 +58,7 @@ def markdown(result: dict[str, Any]) -> str:
         else:
             cells = [_cell(r["modes"][m]) if m in r["modes"] else "–" for m in ("forward", "training")]
             lines.append(f"| {r['what']} | {r['peer']} | {' | '.join(cells)} | {differ} |")
-    versions = {r["peer"].split(",")[0]: r["version"] for r in result["rows"] if not r["peer"].startswith(("torch ", "torch."))}
+    versions = {r["peer"].split(",")[0]: r["version"] for r in result["rows"] if not r["peer"].startswith(OWN)}
     text = "\n".join([*lines, "", *steps])
     named = ", ".join(f"{n} {v}" for n, v in versions.items())
     absent = ", ".join(result["absent"])

@@ -1,7 +1,7 @@
 """One token at a time by hand: the shipped `linear_attention` and `gated_deltanet`, one block, without nestflow.
 
-What a careful engineer would write for decoding: the block's input projections as one product, convolutions on their last
-inputs, the memory as one tensor. Weights are those of the compiled spec, and the streams must give what the spec gives.
+What a careful engineer would write for decoding: the block's input projections as one product, convolutions on their
+last inputs, the memory as one tensor. Weights are those of the compiled spec, whose numbers the streams must give.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def unit(x: Tensor) -> Tensor:
 
 
 class Steps:
-    """Embedding, a pre-norm mixer, SwiGLU and the tied head, token by token. Called with (state or None, tokens [B,n])."""
+    """Embedding, a pre-norm mixer, SwiGLU and the tied head, token by token: (state or None, tokens [B,n])."""
 
     convolved: tuple[str, ...] = ()  # streams of the mixer, in the order of their channels
     plain: tuple[str, ...] = ()
@@ -99,7 +99,9 @@ class GatedDeltaSteps(Steps):
     def mix(self, memory: Tensor, streams: list[Tensor]) -> tuple[Tensor, Tensor]:
         k, v, q, rate, gate, open_ = streams
         k, v, q = unit(F.silu(k)), F.silu(v), unit(F.silu(q)) * k.shape[-1] ** -0.5
-        memory = torch.exp(-self.mixer["a.learned"].exp() * F.softplus(gate + self.mixer["b.learned"]))[..., None] * memory
+        memory = (
+            torch.exp(-self.mixer["a.learned"].exp() * F.softplus(gate + self.mixer["b.learned"]))[..., None] * memory
+        )
         error = (memory @ k[..., None]).squeeze(-1) - v
         memory = memory - (rate.sigmoid() * error)[..., None] * k[..., None, :]
         y = rmsnorm((memory @ q[..., None]).squeeze(-1), self.mixer["out.rmsnorm"]) * F.silu(open_)

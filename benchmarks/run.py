@@ -1,12 +1,16 @@
 """All benchmarks in one process: python -m benchmarks.run [--quick] [--only SUITE ...] [--write].
 
+start          a spec checked and compiled in fresh processes
 titans_memory  one Titans layer by each option of `execution`, beside plain torch and titans-pytorch
-layers         every shipped architecture against its GEMM floor, a per-token loop and two yardsticks
-peers          fla, torch and titans-pytorch beside ours, where they are installed
+memories       HOPE's five memories and a memory that no paper has, against their GEMM floor
+hope           HOPE's block beside nested-learning's
 decode         one token at a time, at the beginning and after 4,096 tokens
+streams        is a stream flat: every architecture after 512 and after 8,192 tokens
+peers          fla, torch, titans-pytorch, higher and TorchOpt beside ours, where they are installed
+layers         every shipped architecture against its GEMM floor, a per-token loop and two yardsticks
 
-Results are kept in benchmarks/results. `--write` fills the marked blocks of docs/speed.md and README.md and draws
-docs/speed.svg; with `--read` from what is kept, without measuring.
+Results are kept in benchmarks/results, row by row. `--write` fills the marked blocks of docs/speed.md and README.md,
+among them the table of targets, and draws docs/speed.svg; with `--read` from what is kept, without measuring.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import decode, layers, peers, table, titans_memory
+from benchmarks import decode, figures, hope, layers, memories, peers, start, streams, table, titans_memory
 from benchmarks.machine import busy, caption
 from benchmarks.options import Options
 from benchmarks.picture import picture
@@ -31,33 +35,73 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE, README, PICTURE = ROOT / "docs" / "speed.md", ROOT / "README.md", ROOT / "docs" / "speed.svg"
 
 
+def titans(options: Options) -> dict[str, Any]:
+    """The suite titans_memory, kept as it goes."""
+    what = titans_memory.QUICK if options.quick else titans_memory.What()
+    return titans_memory.results(what, options, lambda found: options.keep("titans_memory", found))
+
+
 def suites(chosen: list[str]) -> dict[str, Callable[[Options], dict[str, Any]]]:
-    """chosen: architectures."""
+    """In the order in which they run: what the targets hang on first. chosen: architectures."""
     return {
-        "titans_memory": lambda o: titans_memory.results(titans_memory.QUICK if o.quick else titans_memory.What(), o),
-        "layers": lambda o: layers.results(chosen, o),
-        "peers": peers.results,
+        "start": start.results,
+        "titans_memory": titans,
+        "memories": memories.results,
+        "hope": hope.results,
         "decode": decode.results,
+        "streams": lambda o: streams.results(chosen, o),
+        "peers": peers.results,
+        "layers": lambda o: layers.results(chosen, o),
     }
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "start": start.markdown,
+    "memories": memories.markdown,
+    "hope": hope.markdown,
+    "decode": decode.markdown,
+    "streams": streams.markdown,
+    "peers": peers.markdown,
+    "layers": layers.markdown,
+}
 
 
 def text_of(suite: str, result: dict[str, Any]) -> str:
     """The block of a page: the table, and what was run."""
     if suite == "titans_memory":
         return table.markdown(result)
-    made = {"layers": layers, "peers": peers, "decode": decode}[suite].markdown(result)
-    return f"{made}\n\n{about(suite, result)} {caption(result)}"
+    return f"{TABLES[suite](result)}\n\n{about(suite, result)} {caption(result)}"
 
 
 def about(suite: str, result: dict[str, Any]) -> str:
     """The settings in words."""
     s = result["settings"]
     common = f"Medians of {s['rounds']} interleaved rounds at most"
-    if suite == "layers":
-        return f"One layer of width {s['dim']}, {s['heads']} heads, batch {s['batch']}, T = {s['length']:,}. {common}."
-    if suite == "peers":
-        return f"{s['heads']} heads of {s['width']}, batch 1, T = {s['length']:,}. {common}; above 1 ours is faster."
-    return f"Width {s['dim']}, {s['heads']} heads, batch 1, {s['ticks']} tokens a round. {common}."
+    return {
+        "start": lambda: f"Medians of {s['rounds']} processes.",
+        "memories": lambda: f"Width {s['dim']}, batch 1, T = {s['length']:,}. {common}.",
+        "hope": lambda: f"Width {s['dim']}, chunk {s['chunk']}, batch 1, T = {s['length']:,}. {common}.",
+        "decode": lambda: f"Width {s['dim']}, {s['heads']} heads, batch 1, {s['ticks']} tokens a round. {common}.",
+        "streams": lambda: f"One block, batch 1, pieces of {s['piece']} tokens. {common}.",
+        "peers": lambda: (
+            f"{s['heads']} heads of {s['width']}, batch 1, T = {s['length']:,}. Medians of interleaved rounds; above 1 "
+            "ours is faster."
+        ),
+        "layers": lambda: (
+            f"One layer of width {s['dim']}, {s['heads']} heads, batch {s['batch']}, T = {s['length']:,}. {common}."
+        ),
+    }[suite]()
+
+
+def kept(options: Options) -> dict[str, dict[str, Any]]:
+    """What has been kept of every suite that has run."""
+    files = {s: options.file(s) for s in suites([])}
+    return {s: json.loads(f.read_text(encoding="utf-8")) for s, f in files.items() if f.exists()}
+
+
+def targets(options: Options) -> str:
+    """The block of the targets, from what is kept."""
+    return figures.markdown(kept(options))
 
 
 def publish(suite: str, result: dict[str, Any]) -> None:
@@ -84,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     p.add_argument("--budget", type=float, default=12.0, help="seconds after which a case leaves the rounds")
     p.add_argument("--device", default="cpu")
     p.add_argument("--threads", type=int, default=1, help="torch threads")
-    p.add_argument("--resume", action="store_true", help="`layers` goes on where an earlier run stopped")
+    p.add_argument("--resume", action="store_true", help="each suite goes on where an earlier run of it stopped")
     p.add_argument("--read", action="store_true", help="what an earlier run has kept, instead of a run")
     p.add_argument("--write", action="store_true", help="fill docs/speed.md and README.md, draw docs/speed.svg")
     a = p.parse_args(argv)
@@ -96,11 +140,9 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(a.threads)
     small = {"rounds": 2, "budget": 0.5} if a.quick else {"rounds": a.rounds, "budget": a.budget}
     options = Options(quick=a.quick, device=a.device, threads=a.threads, resume=a.resume, **small)
-    failed = False
-    for suite, measure in suites(a.specs or every).items():
-        if suite not in a.only:
-            continue
-        print(f"== {suite}", flush=True)
+    failed, start_ = False, time.perf_counter()
+    for n, (suite, measure) in enumerate(chosen := [x for x in suites(a.specs or every).items() if x[0] in a.only], 1):
+        print(f"== {suite}: {n} of {len(chosen)}, after {time.perf_counter() - start_:.0f} s", flush=True)
         began = time.perf_counter()
         try:
             if a.read:
@@ -109,14 +151,17 @@ def main(argv: list[str] | None = None) -> int:
                 result = measure(options)
                 busy(result["machine"])
                 options.keep(suite, result)
-        except (ValueError, FileNotFoundError, UserWarning) as e:
-            print(e, file=sys.stderr)
+        except (ValueError, FileNotFoundError, RuntimeError, UserWarning) as e:
+            print(f"{suite}: {e}", file=sys.stderr)
             failed = True
             continue
         failed = failed or any("failed" in r for r in result["rows"])
         print(f"\n{text_of(suite, result)}\n\n{suite}: {time.perf_counter() - began:.0f} s\n", flush=True)
         if a.write:
             publish(suite, result)
+    print(targets(options))
+    if a.write:
+        table.write_block(PAGE, "figures", targets(options))
     return int(failed)
 
 

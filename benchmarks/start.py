@@ -1,7 +1,7 @@
 """Seconds until one can work: a spec checked by a process of its own, and compiled in one that has imported torch.
 
 Each in a fresh process a round, after one that is not counted (it fills the caches of the system, and of the package).
-`compile` is everything after `import torch`: the import of nestflow, the spec read, checked and lowered, the module built.
+`compile` is everything after `import torch`: nestflow imported, the spec read, checked and lowered, the module built.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def results(options: Options) -> dict[str, Any]:
             row[what] = {"seconds": statistics.median(seconds), "low": min(seconds), "high": max(seconds)}
         found["rows"].append(row)
         options.keep("start", found)
-        print(f"{spec:20s} check {row['check']['seconds']:.2f} s, compile {row['compile']['seconds']:.2f} s", flush=True)
+        print(
+            f"{spec:20s} check {row['check']['seconds']:.2f} s, compile {row['compile']['seconds']:.2f} s", flush=True
+        )
     return found
 
 

@@ -2,8 +2,8 @@
 
 Every shipped architecture, one block. The stream is fed in pieces as long as the first of the two places; what is timed
 is a piece of 64 tokens from the state that stands there, both places in the same rounds. What is kept is counted in
-bytes, and what the call needs above it is measured. An attention that sees all tokens is linear in them by its meaning: its
-row says `sees all`.
+bytes, and what the call needs above it is measured. An attention that sees all tokens costs as much as there are, by
+its meaning: its row says `sees all`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.decode import stepper
-from benchmarks.models import one_layer, some_tokens
+from benchmarks.models import one_layer, sees_all, some_tokens
 from benchmarks.options import Options
 from benchmarks.peak import needed
 from benchmarks.timing import interleave
@@ -27,12 +27,6 @@ PIECE = 64
 def kept(state: Any) -> int:
     """Bytes of a stream between calls."""
     return sum(x.numel() * x.element_size() for x in state.tensors.values())
-
-
-def sees_all(graph: Any) -> bool:
-    """Whether an attention of it has neither window nor segment."""
-    caches = (m.cache for i in graph.root.walk() for m in i.memories if m.cache is not None)
-    return any(c.window is None and c.segment is None for c in caches)
 
 
 @torch.no_grad()

@@ -73,7 +73,7 @@ def run_setting(what: What, options: Options, chunk: int, length: int) -> list[d
                 f"chunk {chunk:3d}  T {length:6,d}  {mode:8s}  {row['case']:30s}  {row[mode]['ratio']:7.2f} × floor",
                 flush=True,
             )
-    if what.peak:
+    if what.peak and length == max(what.lengths):
         for row in rows:
             arguments = [row["case"], chunk, length, options.batch, options.device]
             row["peak_mb"] = in_a_process("benchmarks.cases:passes_of", arguments, options.device)
@@ -106,7 +106,9 @@ def same(what: What) -> None:
                 raise ValueError(f"nestflow and plain torch differ by {error:.1e}: nothing is timed")
 
 
-def results(what: What, options: Options, keep: Callable[[dict[str, Any]], None] = lambda found: None) -> dict[str, Any]:
+def results(
+    what: What, options: Options, keep: Callable[[dict[str, Any]], None] = lambda found: None
+) -> dict[str, Any]:
     """All rows; `keep` is called after each setting. Raises ValueError where what is compared is not the same."""
     absent = [n for n in what.cases if n in NEEDS and version(NEEDS[n]) is None]
     what = What(what.chunks, what.lengths, [n for n in what.cases if n not in absent], what.peak)

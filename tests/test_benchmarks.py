@@ -237,7 +237,7 @@ def test_tables_of_peers_and_decoding() -> None:
     spot = {"ratio": 2.0, "ms": 1.5}
     rows = [{"what": "titans", "case": "loop", "start": spot, "later": spot, "growth": {"ratio": 1.0}}]
     text = decode.markdown({"rows": rows, "settings": {"after": 4096}, "peers": {"titans-pytorch": None}})
-    assert "| titans | loop | **2** / **2** | 1.50 / 1.50 | 1.00 |" in text and "not installed" in text
+    assert "| titans | loop | **2** / **2** | 1.50 / 1.50 | 1.00 |" in text and "Not installed: titans-pytorch" in text
 
 
 def test_blocks_of_pages_are_replaced_by_name(tmp_path: Path) -> None:
