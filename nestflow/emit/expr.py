@@ -8,10 +8,10 @@ sequence, on one chunk (T is then the chunk's length) and on one token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from nestflow.diagnostics.core import fail
-from nestflow.emit.layout import Letters
+from nestflow.emit.layout import ABREAST, Letters
 from nestflow.emit.operand import ATOM, Expr
 from nestflow.emit.ops import CHEAP, OPERATIONS
 from nestflow.emit.records import SPECIAL, is_record
@@ -82,6 +82,7 @@ class Emitter:
         self.workers: dict[str, int] = {}  # those that have a copy for each part of the rows: in how many parts
         self.published: dict[Node, str] = {}  # call of a root flow -> the variable with what it published
         self.holder: dict[str, Node | None] = {}  # variable -> the node it holds
+        self.abreast: Container[Node] = ()  # nodes with an axis for several memories in front
         self.names: dict[Node, str] = {}
         for name, node in names if names is not None else instance.names if instance else ():
             self.names.setdefault(node, name)
@@ -147,14 +148,16 @@ class Emitter:
         """Emit `name = expression` and let name hold the node. targets: more to assign to (", c.n[...]")."""
         for read in e.reads:
             self.uses[read] -= 1
-        name = self.fresh(base or self.names.get(node) or _BASES.get(node.op, "h"), node.type)
+        lead = ABREAST if node in self.abreast else ""
+        name = self.fresh(base or self.names.get(node) or _BASES.get(node.op, "h"), node.type, lead)
         self.writer.line(f"{name}{targets} = {e.text}")
         self.bind(node, name)
         return name
 
-    def fresh(self, base: str, t: Type) -> str:
-        """A new variable with a shape suffix; the name of a dead value is taken again where `reuse` allows it."""
-        stem, suffix, n = identifier(base).rstrip("_") or "x", self.letters.suffix(t, self.tick_letter), 1
+    def fresh(self, base: str, t: Type, lead: str = "") -> str:
+        """A new variable with a shape suffix; the name of a dead value is taken again where `reuse` allows it. lead: an
+        axis in front of those of the type."""
+        stem, suffix, n = identifier(base).rstrip("_") or "x", self.letters.suffix(t, self.tick_letter, lead), 1
         name = identifier(stem + suffix)
         while (name in self.holder and not (self.reuse and self._dead(name))) or name in self.writer._taken:
             n += 1

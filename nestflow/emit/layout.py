@@ -5,6 +5,7 @@ from __future__ import annotations
 from nestflow.ir.node import Type
 
 LETTERS = "DMNKEPQRSUWXYZGIJLO"
+ABREAST = "A"  # the axis of memories that run side by side, in front of all others
 
 
 def axes(t: Type) -> str:
@@ -64,9 +65,9 @@ class Letters:
             self.known[size] = free[0] if free else "X"
         return self.known[size]
 
-    def suffix(self, t: Type, ticks: str = "T") -> str:
-        """`_BHTD`, or "" for a number without any axis."""
-        text = axes(t).replace("T", ticks) + "".join(self.of(n) for n in t.shape)
+    def suffix(self, t: Type, ticks: str = "T", lead: str = "") -> str:
+        """`_BHTD`, or "" for a number without any axis. lead: an axis in front."""
+        text = lead + axes(t).replace("T", ticks) + "".join(self.of(n) for n in t.shape)
         return "_" + text if text else ""
 
     def legend(self) -> str:

@@ -19,7 +19,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.emit.evolution import emit_estimates
 from nestflow.emit.expr import Emitter, Letters
 from nestflow.emit.inner import emit_inner, inner_levels, prelude
-from nestflow.emit.layout import axes
+from nestflow.emit.layout import ABREAST, axes
 from nestflow.emit.levels.reads import emit_pieces, emit_read
 from nestflow.emit.ops import hits
 from nestflow.emit.repeat import Rolled
@@ -363,9 +363,10 @@ def _header(graph: LevelGraph, writer: Writer, letters: Letters) -> str:
     if params:
         lines += ["", plain(f"Params: {params}")]
     legend = letters.legend()
+    abreast = f", {ABREAST} memories side by side" if writer.imports.get("nestflow.ops.abreast") else ""
     lines += [
         "",
-        f"Shapes: B batch, H heads, T tokens, C tokens of a chunk{'; ' + legend if legend else ''}.",
+        f"Shapes: B batch, H heads, T tokens, C tokens of a chunk{abreast}{'; ' + legend if legend else ''}.",
         '"""',
         "",
         "from __future__ import annotations",

@@ -29,7 +29,8 @@ class Explanation:
     reasons: why the faster patterns did not apply. faster: edits of the spec after which one would.
     kernel: which backend computes it, or why the one that `execution` names does not (None: it names none).
     half_life: ticks until half of what is stored is left, at the start (None: not known). multiply_adds: per token and
-    head, forward. state: numbers kept per sequence."""
+    head, forward. state: numbers kept per sequence. beside: the memories of its level that are computed together with
+    it."""
 
     row: str
     count: int
@@ -43,6 +44,7 @@ class Explanation:
     per: str = "sequence"
     faster: tuple[Advice, ...] = ()
     kernel: str | None = None
+    beside: tuple[str, ...] = ()
 
 
 def explanations(target: Any) -> list[Explanation]:
@@ -85,6 +87,7 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
         m.per,
         advice(p, level.instance),
         None if m.kind == "cache" else kernel_of(level),
+        tuple(q.memory.name for g in level.groups if p in g for q in g if q is not p),
     )
 
 
@@ -127,6 +130,10 @@ def text_of(e: Explanation) -> str:
     times = f" (× {e.count})" if e.count > 1 else ""
     lines = [f"{e.row}{times}", f"  how        {e.pattern}, exact: {e.how}"]
     lines += [f"  kernel     {e.kernel}"] if e.kernel else []
+    if e.beside:
+        lines.append(
+            f"  together   with {', '.join(f'`{name}`' for name in e.beside)}: one product where each had its own"
+        )
     lines += [f"  not        {r}" for r in e.reasons]
     lines += [f"  faster     {a}" for a in e.faster]
     if e.multiply_adds is not None:

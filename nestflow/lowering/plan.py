@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from nestflow.graph.model import Instance, LevelGraph, Memory
@@ -18,6 +19,7 @@ from nestflow.ir.node import Node, make
 from nestflow.lowering.errors import Errors, errors_of
 from nestflow.lowering.linear_rule import LinearRule
 from nestflow.lowering.patterns import PATTERNS, Pattern, Setting
+from nestflow.lowering.side_by_side import side_by_side
 
 BLOCK = 64  # ticks that a closed form without chunk boundaries takes at once
 LONGEST = 64  # a longer chunk is worked through in pieces: their matrices are of this size squared
@@ -69,6 +71,11 @@ class LevelPlan:
     @property
     def looped(self) -> tuple[MemoryPlan, ...]:
         return tuple(m for m in self.memories if m.pattern != "cache")
+
+    @cached_property
+    def groups(self) -> tuple[tuple[MemoryPlan, ...], ...]:
+        """Memories that are computed side by side."""
+        return side_by_side(self.looped)
 
     @property
     def caches(self) -> tuple[MemoryPlan, ...]:

@@ -22,14 +22,18 @@ def advance(code: LevelCode, p: MemoryPlan, *, wait: bool = False) -> list[str]:
     wait: recalls that are still to come start from the old states. These keep their names until then; the lines that
     give them up are returned."""
     m = p.memory
-    code.comment(f"the state of `{m.name}` after the piece")
+    places = {t.path: code.abreast.twin_of(m.name, t.path) for t in state_tensors(m)}
+    own = [t for t in state_tensors(m) if (place := places[t.path]) is None or place[1] == 0]
+    if own or not places:
+        names = ", ".join(f"`{name}`" for name in code.abreast.beside(m.name))
+        code.comment(f"the state of {names} after the piece")
     if m.when is not None:
         updates = code.state.names[RuleCode.counter(m, UPDATES)]
         brings = as_tensor(code.inner, code.nodes.rate(m, m.when), per_tick(m).with_(dtype="bool")).atom
         times = f"{m.turns} * " if m.turns > 1 else ""
         code.writer.line(f"{updates} = {updates} + {times}{brings}.sum(-1)")
     waiting: list[str] = []
-    for t in state_tensors(m):
+    for t in own:
         if m.retain_on == "key":
             (name,) = code.state.starts(p, t)
             text = code.special.by_channels("channels_after", name, code.nodes.leaves(p, t.path))

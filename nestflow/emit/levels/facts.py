@@ -30,7 +30,7 @@ def looks_at_start(e: Node, h: Node) -> list[Node]:
     """What the errors of a delta rule have computed of W h, at the chunk's first state."""
     if not any(n.op == "solved" for n in walk(e)):
         return []
-    return [n for n in walk(e) if n.op == "linear" and n.args[0] is h and n.args[1].op == "state"]
+    return [n for n in walk(e) if n.op == "linear" and n.args[0] is h and n.args[1].op in ("state", "lanes")]
 
 
 def numbers_of(m: Memory) -> list[tuple[str, Node]]:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from nestflow.emit.levels.nodes import state
+from nestflow.emit.levels.rows import starts_of
 from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.state import PENDING
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, walk
+from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN
+from nestflow.lowering.plan import MemoryPlan
 
 
 def unit(x: Node) -> Node:
@@ -41,6 +45,16 @@ def slot_leaf(m: Memory, t: MemoryTensor, name: str) -> Node:
     return state(m, path, "slot:" + name, Type(shape=shape, heads=m.heads))
 
 
+def start_leaves(p: MemoryPlan, t: MemoryTensor) -> list[Node]:
+    """The leaves of a closed form's starts, in order."""
+    m, type_ = p.memory, Type(shape=t.shape, heads=p.memory.heads)
+    found = []
+    for slot in starts_of(p.rules[t.path], m.every):
+        when = {"": "now", PENDING: PENDING, AS_CHUNK_BEGAN: "chunk"}.get(slot)
+        found.append(slot_leaf(m, t, slot) if when is None else state(m, t.path, when, type_))
+    return found
+
+
 def decayed(m: Memory, w: Node, gate: Node) -> Node:
     """retain(w): a number, a vector on the key axis or on the value axis, or elementwise."""
     if m.retain_on == "value":
@@ -48,4 +62,4 @@ def decayed(m: Memory, w: Node, gate: Node) -> Node:
     return ops.binary("mul", gate, w)
 
 
-__all__ = ["context_parts", "decayed", "is_context", "slot_leaf", "unit"]
+__all__ = ["context_parts", "decayed", "is_context", "slot_leaf", "start_leaves", "unit"]

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from nestflow.diagnostics.core import fail
 from nestflow.emit.expr import Emitter, Letters
-from nestflow.emit.layout import tick_axis
+from nestflow.emit.layout import ABREAST, tick_axis
+from nestflow.emit.levels.abreast import Abreast
 from nestflow.emit.levels.advance import advance
 from nestflow.emit.levels.cache import CacheCode
 from nestflow.emit.levels.facts import (
@@ -35,7 +36,7 @@ from nestflow.emit.levels.roots import early_rules, hoisted, is_late, roots_of
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
 from nestflow.emit.levels.rule import RuleCode
-from nestflow.emit.levels.special import Special, channels_text
+from nestflow.emit.levels.special import Special, abreast_text, channels_text
 from nestflow.emit.levels.stacks import Stacks
 from nestflow.emit.levels.state import StateNames
 from nestflow.emit.levels.turn import period_of, run_pieces, trimmed
@@ -87,7 +88,7 @@ class LevelCode:
         )
         self.outer.sequence = "c.t0"
         self.cache = CacheCode(self)
-        self.outer.special = self.cache.special
+        self.outer.special = self.outside
         header = f"def {name}({', '.join(['c', 'p', *(v for _, v, _ in slots)])}):"
         if self.masked():
             self.writer.line(f"@{self.writer.use(CAUSAL, 'again_with_care')}")
@@ -99,6 +100,10 @@ class LevelCode:
         self.writer.line()
         self.writer.line()
         return name
+
+    def outside(self, n: Node) -> str | None:
+        """How a node is written before and behind the loop, where the level has a way of its own."""
+        return abreast_text(self.outer, n) if n.op == "abreast" else self.cache.special(n)
 
     def readable(self) -> list[tuple[str, Node]]:
         """Names of the text, and the fields of the memories."""
@@ -149,10 +154,13 @@ class LevelCode:
             for r in (p, *p.apart):
                 self.nodes.learn(r)
         self.reads = self.nodes.context(self.front)
+        self.abreast = Abreast(self)
+        em.abreast = self.abreast.wide
         loop = looped_nodes(roots_of(self))
         early = early_rules(self, loop)
         rates = [n for p, t in early for n in self.nodes.rule(p, t).coefficients()]
         roots = roots_of(self, early)
+        self.abreast.look(roots)
         outside = hoisted(roots, loop)
         em.plan(*outside, *rates, result)
         for n in outside:
@@ -182,6 +190,7 @@ class LevelCode:
         writer = self.writer
         chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
         writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {self.plan.size})")
+        self.inner.abreast = self.abreast.wide
         self.inner.holder.update(self.outer.holder)
         for n in walk(*roots):
             if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
@@ -220,7 +229,8 @@ class LevelCode:
 
     def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
         named = [(n, x) for n, x in self.readable()]
-        return [(n, y) for (n, _), y in zip(named, self.nodes.context([x for _, x in named])) if y in loop]
+        put = [self.abreast.put(y) for y in self.nodes.context([x for _, x in named])]
+        return [(n, y) for (n, _), y in zip(named, put) if y in loop]
 
     def variable(self, base: str) -> str:
         """A new name for something that is no node."""
@@ -244,8 +254,8 @@ class LevelCode:
                 continue
             source = self.outer.variable(n)
             self.whole.add(n)
-            base = source.removesuffix(self.letters.suffix(n.type))
-            name = self.inner.fresh(base, n.type)
+            lead = ABREAST if n in self.abreast.wide else ""
+            name = self.inner.fresh(source.removesuffix(self.letters.suffix(n.type, lead=lead)), n.type, lead)
             self.inner.bind(n, name)
             self.splits.append((name, f"{source}.split(sizes, {tick_axis(n.type)})"))
 
@@ -349,9 +359,11 @@ class LevelCode:
         m = p.memory
         if m.decay_first and not p.closed:
             self.state.decay(p)
-        what = "errors" if len(self.plan.looped) == 1 else f"errors of `{m.name}`"
+        names = ", ".join(f"`{name}`" for name in self.abreast.beside(m.name))
+        what = "errors" if len(self.plan.looped) == 1 else f"errors of {names}"
         at = " at the chunk's first state" if p.pattern == "chunk" else ""
-        self.comment(f"{what}{at}: objective {m.texts.objective}", m)
+        if self.nodes.errors[m.name] or self.nodes.dense[m.name] or not self.plan.groups:
+            self.comment(f"{what}{at}: objective {m.texts.objective}", m)
         for tensor, pairs in self.nodes.errors[m.name].items():
             for _, e in pairs:
                 self.inner.names.setdefault(e, f"e_{identifier(tensor.removesuffix('.weight'))}")

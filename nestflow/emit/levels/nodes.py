@@ -56,6 +56,7 @@ class Nodes:
         self.instance: Instance = plan.instance
         self.plans = {p.memory.name: p for q in plan.memories for p in (q, *q.apart)}
         self.memo: dict[Node, Node] = {}
+        self.put: Callable[[Node], Node] = lambda n: n  # memories that run side by side, put together
         self.errors: dict[str, dict[str, tuple[tuple[Node, Node], ...]]] = {}
         self.dense: dict[str, dict[str, Node]] = {}
         self.rules: dict[tuple[str, str], LinearRule] = {}
@@ -296,7 +297,7 @@ class Nodes:
 
     def rate(self, m: Memory, n: Node) -> Node:
         """An expression of a rule or gate over the context; errors' inputs in it are at the chunk's first state."""
-        return self._at(m, [n])[0]
+        return self.put(self._at(m, [n])[0])
 
 
 def weave(m: Memory, values: Sequence[Node]) -> Node:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from nestflow.emit.expr import ATOM, Emitter, Expr
-from nestflow.emit.layout import axes, tick_axis
+from nestflow.emit.layout import ABREAST, axes, tick_axis
+from nestflow.emit.levels.abreast import Run, apart, run_of
+from nestflow.emit.levels.facts import packed
 from nestflow.emit.levels.nodes import state
 from nestflow.emit.ops import tensor
 from nestflow.graph.state import keeps_anchor, state_tensors
@@ -30,11 +32,17 @@ def channels_text(em: Emitter, n: Node, word: str, ticks: str) -> str:
     return f"{word}({', '.join([*parts, ticks, *(['before=True'] if n['before'] else [])])})"
 
 
+def abreast_text(em: Emitter, n: Node) -> str:
+    """Values of several memories, one beside the other."""
+    return f"torch.stack([{', '.join(em.value(a) for a in n.args)}])"
+
+
 class Special:
     """`text(node)` is asked by the loop's Emitter for every node."""
 
     def __init__(self, level: LevelCode) -> None:
         self.level, self.em = level, level.inner
+        self.cuts: dict[Node, dict[tuple[int, int], str]] = {}
         self.systems: dict[str, str] = {}  # memories that share their keys share the matrix of their system
         self.table: dict[str, Callable[[Node], str]] = {
             "state": self.state,
@@ -49,6 +57,10 @@ class Special:
             "last": self.last,
             "final": self.final,
             "last_learns": self.last_learns,
+            "lane": self.lane,
+            "lanes": self.lane,
+            "joined": self.joined,
+            "abreast": self.abreast,
             **dict.fromkeys(_BACKWARD, self.backward),
         }
 
@@ -59,7 +71,11 @@ class Special:
         for a in n.args:
             self.em.expression(a)
         text = write(n)
-        if n.op == "state" or (self.em.uses[n] <= 1 and n not in self.em.names and len(text) < 60):
+        if (
+            n.op == "state"
+            or text.isidentifier()
+            or (self.em.uses[n] <= 1 and n not in self.em.names and len(text) < 60)
+        ):
             return text
         base = {"linear_at": "h", "solved": "u", "channels": "w_at"}.get(n.op)
         return self.em.assign(n, Expr(text, ATOM), base)
@@ -71,15 +87,18 @@ class Special:
         """The rows a reading needs, and the tuple of its starts."""
         p = self.level.nodes.plans[n["memory"]]
         spec = next(t for t in state_tensors(p.memory) if t.path == n["tensor"])
-        names = self.level.state.starts(p, spec)
         rows = self.level.rows.at(p, n["tensor"], n.get("place", "before"))
+        if n.get("lanes") is None:
+            names = self.level.state.starts(p, spec)
+        else:
+            names = [self.em.value(x) for x in self.level.abreast.starts(n)]
         return rows, f"({', '.join(names)}{',' if len(names) == 1 else ''})"
 
     def operand(self, a: Node, like: Node, features: int | None = None) -> str:
         return tensor(self.em, a, like.type, features).text
 
     def linear_at(self, n: Node) -> str:
-        if n.get("place") and (n["memory"], n["tensor"]) in self.level.stacks.of:
+        if n.get("place") and self.level.stacks.takes(n):
             return self.level.stacks.recall(n)
         self.em.writer.use("nestflow.ops.chunk", "linear_at")
         if n.args[0].op == "channels":
@@ -129,7 +148,7 @@ class Special:
     def solved(self, n: Node) -> str:
         if n.args[0].op == "channels":
             return self.solved_by_channels(n)
-        if (n["memory"], n["tensor"]) in self.level.stacks.of:
+        if self.level.stacks.takes(n):
             return self.level.stacks.solve(n)
         self.em.writer.use("nestflow.ops.delta", "solve_errors")
         self.em.writer.use("nestflow.ops.delta", "delta_system")
@@ -164,9 +183,12 @@ class Special:
         spec = next(t for t in state_tensors(p.memory) if t.path == n["tensor"])
         type_ = NodeType(shape=spec.shape, heads=p.memory.heads)
         now, chunk = (state(p.memory, spec.path, when, type_) for when in ("now", "chunk"))
+        if n.get("lanes") is not None:
+            now, chunk = (self.level.abreast.of(n, x) for x in (now, chunk))
         seen = next((d for d in self.em.done if d.op == "linear" and d.args[0] is x and d.args[1] is chunk), None)
         if seen is None or not self.em.done[seen].text.isidentifier():
             return ""
+        now, chunk = (x if x.op == "state" else x.args[0] for x in (now, chunk))
         return f", {self.em.done[seen].text} if {self.state(now)} is {self.state(chunk)} else None"
 
     def woven(self, n: Node) -> str:
@@ -201,6 +223,54 @@ class Special:
         old, new = (self.em.done[a] for a in n.args)
         axis = tick_axis(n.type)
         return f"torch.cat([{old.atom}.narrow({axis}, 0, n - 1), {new.text}], {axis})"
+
+    def lane(self, n: Node) -> str:
+        """Entries of a value with the axis A. Where several are read, one `split` gives them: each on its own would go
+        back as a value of its full size."""
+        (x,), (first, last) = n.args, run_of(n)
+        if x not in self.cuts:
+            self.cuts[x] = self.cut(x)
+        for (a, b), name in self.cuts[x].items():
+            if (a, b) == (first, last):
+                return name if n.op == "lanes" else f"{name}.squeeze(0)"
+            if a <= first and last <= b:
+                return f"{name}[{first - a}]" if n.op == "lane" else f"{name}[{first - a}:{last - a}]"
+        return f"{self.em.done[x].atom}[{first}]" if n.op == "lane" else f"{self.em.done[x].atom}[{first}:{last}]"
+
+    def cut(self, x: Node) -> dict[Run, str]:
+        """Variables for entries of x that are read apart."""
+        runs = apart(self.level.abreast.runs[x])
+        if len(runs) < 2:
+            return {}
+        names: dict[Run, str] = {}
+        for run in runs:
+            names[run] = self.em.fresh(self.part(x, run), x.type, ABREAST)
+            self.em.holder[names[run]] = None
+        targets: list[tuple[str, int]] = []
+        at = 0
+        for (first, last), name in names.items():
+            targets += [("_", first - at)] if at < first else []
+            targets.append((name, last - first))
+            at = last
+        count = self.level.abreast.counts[x]
+        targets += [("_", count - at)] if at < count else []
+        sizes = packed([str(size) for _, size in targets])
+        self.em.writer.line(f"{', '.join(name for name, _ in targets)} = {self.em.done[x].atom}.split({sizes})")
+        return names
+
+    def part(self, x: Node, run: Run) -> str:
+        """What some entries are called."""
+        if x.op != "state":
+            return "part"
+        own, _ = self.level.abreast.twin_of(x["memory"], x["tensor"]) or (None, 0)
+        names = own.names[slice(*run)] if own is not None else ()
+        return "_".join([*names, x["tensor"].removesuffix(".weight"), *(["0"] if x["when"] == "chunk" else [])])
+
+    def joined(self, n: Node) -> str:
+        return f"torch.cat([{', '.join(self.em.done[a].text for a in n.args)}])"
+
+    def abreast(self, n: Node) -> str:
+        return abreast_text(self.em, n)
 
     def backward(self, n: Node) -> str:
         return _BACKWARD[n.op].format(*(self.em.done[a].text for a in n.args))

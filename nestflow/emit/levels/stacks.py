@@ -14,7 +14,7 @@ from nestflow.emit.levels.facts import packed
 from nestflow.emit.levels.nodes import per_tick, state
 from nestflow.emit.levels.rows import COEFFICIENTS, RowsKey, starts_of
 from nestflow.emit.ops import tensor
-from nestflow.graph.model import Memory, MemoryTensor
+from nestflow.graph.model import MemoryTensor
 from nestflow.graph.state import keeps_anchor, state_tensors
 from nestflow.ir.node import Node, Type, walk
 from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN
@@ -33,7 +33,8 @@ class Stacks:
     def __init__(self, level: LevelCode, early: Sequence[tuple[MemoryPlan, str]], loop: set[Node]) -> None:
         self.level, self.of, self.loop = level, dict[Key, str](), loop
         self.made: dict[str, str] = {}  # what is made for every piece before the loop -> its variable in a piece
-        self.leads: dict[int | None, str] = {}  # heads -> the variable with the axes before a weight's own
+        # heads, memories side by side -> the variable with the axes before a weight's own
+        self.leads: dict[tuple[int | None, int], str] = {}
         self.fit = {(p.memory.name, t) for p, t in early if self.fits(p, t)}
 
     def fits(self, p: MemoryPlan, tensor_path: str) -> bool:
@@ -64,8 +65,9 @@ class Stacks:
             stem = names[0].rpartition("_")[0] or names[0]
             name = self.of[p.memory.name, t.path] = self.level.variable(f"{stem}_stack")
             word = self.level.writer.use(STACK, "stacked")
-            if p.memory.heads not in self.leads:
-                self.leads[p.memory.heads] = lead = self.level.variable("lead")
+            key = self.lead_key(p.memory.name, t.path)
+            if key not in self.leads:
+                self.leads[key] = lead = self.level.variable("lead")
                 self.level.writer.line(f"{lead} = tuple({names[0]}.shape[:-2])")
             self.level.writer.line(f"{name} = {word}({', '.join(names)})")
 
@@ -74,7 +76,9 @@ class Stacks:
         for p, t in self.tensors():
             names = self.level.state.starts(p, t)
             word, stack = self.level.writer.use(STACK, "unstacked"), self.of[p.memory.name, t.path]
-            self.level.writer.line(f"{packed(names)} = {word}({stack}, {self.lead(p.memory)}, {len(names)})")
+            self.level.writer.line(
+                f"{packed(names)} = {word}({stack}, {self.lead(p.memory.name, t.path)}, {len(names)})"
+            )
         for chunk, now in self.anchors():
             self.level.writer.line(f"{chunk} = {now} if {chunk} is None else {chunk}")
 
@@ -85,7 +89,8 @@ class Stacks:
             m = p.memory
             if keeps_anchor(m):
                 type_ = Type(shape=t.shape, heads=m.heads)
-                chunk, now = (self.level.state.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
+                leaves = (self.level.abreast.leaf(state(m, t.path, when, type_)) for when in ("chunk", "now"))
+                chunk, now = (self.level.state.names[x] for x in leaves)
                 found.append((chunk, now))
         return found
 
@@ -94,17 +99,24 @@ class Stacks:
         for p, t in self.tensors():
             word = self.level.writer.use(STACK, "slot")
             names, stack = self.level.state.starts(p, t), self.of[p.memory.name, t.path]
+            lead = self.lead(p.memory.name, t.path)
             for j, name in enumerate(names):
-                self.level.writer.line(f"{name} = {word}({stack}, {self.lead(p.memory)}, {j}, {len(names)})")
+                self.level.writer.line(f"{name} = {word}({stack}, {lead}, {j}, {len(names)})")
 
     # in a piece ----------------------------------------------------------------------------------------
+
+    def takes(self, n: Node) -> bool:
+        """Whether a reading is of a stack, and of all memories in it that run side by side."""
+        lanes, twins = n.get("lanes"), self.level.abreast.twin_of(n["memory"], n["tensor"])
+        all_ = twins is None or (lanes == (0, len(twins[0].members)) and not n["alone"])
+        return (n["memory"], n["tensor"]) in self.of and all_
 
     def recall(self, n: Node) -> str:
         """`linear_at` of a stacked tensor."""
         level, key = self.level, (n["memory"], n["tensor"])
         x, *factors = n.args
         h, e = factors[::2], factors[1::2]
-        lead, rows = self.lead(level.nodes.plans[key[0]].memory), self.rows(key, n["place"])
+        lead, rows = self.lead(*key), self.rows(key, n["place"])
         word, wide = level.writer.use(STACK, "recalled"), n.type.with_(shape=x.type.shape)
         later = [level.inner.done[y].text for y in e]
         if self.known(x, *h):
@@ -125,7 +137,7 @@ class Stacks:
         """The errors of a delta rule."""
         level, (x, h, a, b, *eta) = self.level, n.args
         memory = level.nodes.plans[n["memory"]].memory
-        lead, number = self.lead(memory), per_tick(memory)
+        lead, number = self.lead(n["memory"], n["tensor"]), per_tick(memory)
         for y in n.args:  # all are known: this writes nothing
             level.outer.expression(y)
         numbers = [tensor(level.outer, y, number).text for y in (a, *eta)]
@@ -138,7 +150,7 @@ class Stacks:
     def advance(self, p: MemoryPlan, t: MemoryTensor) -> str:
         """The stack after the piece."""
         level, key = self.level, (p.memory.name, t.path)
-        rows, stack, lead = packed(self.all_rows(key)), self.of[key], self.lead(p.memory)
+        rows, stack, lead = packed(self.all_rows(key)), self.of[key], self.lead(*key)
         ends = self.before(f"{level.writer.use(STACK, 'ends')}({rows}, sizes, {lead})", "ends")
         pairs, known = [], []
         for h, e in level.nodes.errors[p.memory.name][t.path]:
@@ -174,9 +186,13 @@ class Stacks:
         names, row_key = self.level.rows.names[self.row_key(key)], self.row_key(key)
         return [names.whole[slot] for slot in starts_of(row_key.rule, row_key.every)]
 
-    def lead(self, m: Memory) -> str:
-        """The variable with the axes of rows and heads."""
-        return self.leads[m.heads]
+    def lead(self, memory: str, tensor_path: str) -> str:
+        """The variable with the axes of memories side by side, of rows and of heads."""
+        return self.leads[self.lead_key(memory, tensor_path)]
+
+    def lead_key(self, memory: str, tensor_path: str) -> tuple[int | None, int]:
+        twins = self.level.abreast.twin_of(memory, tensor_path)
+        return self.level.nodes.plans[memory].memory.heads, 1 if twins is None else len(twins[0].members)
 
     def row_key(self, key: Key) -> RowsKey:
         plan = self.level.nodes.plans[key[0]]

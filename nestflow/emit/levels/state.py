@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING
 
+from nestflow.emit.layout import ABREAST
 from nestflow.emit.levels.facts import packed, start_of
+from nestflow.emit.levels.leaves import start_leaves
 from nestflow.emit.levels.nodes import state
-from nestflow.emit.levels.rows import starts_of
+from nestflow.emit.levels.packs import Twins
 from nestflow.emit.levels.rule import RuleCode, decayed, slot_leaf
 from nestflow.emit.writer import identifier
 from nestflow.graph.model import Init, Memory, MemoryTensor
@@ -24,26 +28,36 @@ from nestflow.graph.state import (
 )
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, depends, make
-from nestflow.lowering.linear_rule import AS_CHUNK_BEGAN
 from nestflow.lowering.plan import MemoryPlan
 
 if TYPE_CHECKING:
     from nestflow.emit.levels.level import LevelCode
 
 
+OPS = "nestflow.ops.abreast"
+
+
+def quoted(names: Iterable[str]) -> str:
+    """A tuple of words, as text."""
+    return packed([f'"{name}"' for name in names])
+
+
 class StateNames:
-    """names: state leaf -> variable. kept: (variable, state path behind p), in the order of the schema."""
+    """names: state leaf -> variable. kept: (variable, state path behind p), in the order of the schema; of twins the
+    paths behind the names of its memories."""
 
     def __init__(self, level: LevelCode) -> None:
         self.level, self.writer = level, level.writer
         self.names: dict[Node, str] = {}
-        self.kept: list[tuple[str, str]] = []
+        self.kept: list[tuple[str, str | tuple[tuple[str, ...], str]]] = []
 
     def read(self) -> None:
         """Bring the state into variables."""
         for p in self.level.plan.looped:
-            self.writer.line(f"# the state of `{p.memory.name}`")
-            for t in state_tensors(p.memory):
+            own = [t for t in state_tensors(p.memory) if self.level.abreast.twin_of(p.memory.name, t.path) is None]
+            if own or counters(p.memory) or not state_tensors(p.memory):
+                self.writer.line(f"# the state of `{p.memory.name}`")
+            for t in own:
                 self.tensor(p.memory, t)
             for counter in counters(p.memory):
                 leaf = state(p.memory, "", counter, Type("int", heads=p.memory.heads))
@@ -52,16 +66,24 @@ class StateNames:
                 if slot.shared:
                     leaf = slot_leaf(p.memory, state_tensors(p.memory)[0], slot.name)
                     self.add(leaf, slot.name, f"{p.memory.name}.{slot.name}")
+        for names, twins in groupby(self.level.abreast.twins, lambda s: s.names):
+            self.writer.line(f"# the state of {', '.join(f'`{name}`' for name in names)}, side by side")
+            for own in twins:
+                self.twins(own)
         self.begin()
         self.again()
 
     def begin(self) -> None:
         """A call that begins with a chunk takes its errors at the state itself, not at an equal copy."""
         stacked = self.level.stacks.anchors()
+        twins = {name for name, path in self.kept if not isinstance(path, str)}  # theirs are so already
         for chunk, pairs in self.anchors().items():
-            with self.writer.block(f"if {self.level.t0} % {chunk} == 0:  # a chunk begins"):
-                for anchor, now in pairs:
-                    self.writer.line(f"{anchor} = {'None' if (anchor, now) in stacked else now}")
+            lines = [
+                f"{a} = {'None' if (a, b) in stacked else b}" for a, b in pairs if a not in twins or (a, b) in stacked
+            ]
+            if lines:
+                with self.writer.block(f"if {self.level.t0} % {chunk} == 0:  # a chunk begins"):
+                    self.writer.line("\n".join(lines))
 
     def begin_piece(self) -> None:
         """Starts that pass through the loop in stacks; a chunk that begins takes its errors at them."""
@@ -88,22 +110,46 @@ class StateNames:
         stem = identifier(t.path.removesuffix(".weight"))
         if len(self.level.plan.looped) > 1:
             stem = f"{identifier(m.name)}_{stem}"
-        now = state(m, t.path, "now", type_)
-        name = self.add(now, stem, path)
+        now, *others = self.parts(m, t, stem)
+        name = self.add(now[0], now[1], path)
         self.names[state(m, t.path, "new", type_)] = name
-        if keeps_anchor(m):
-            self.add(state(m, t.path, "chunk", type_), f"{stem}_0", path + CHUNK)
+        for leaf, own, behind in others:
+            self.add(leaf, own, f"{m.name}.{behind}")
         if self.reads_start(m):
             start = state(m, t.path, "start", type_)
             self.names[start] = start_of(self.writer, m, t, name)
+
+    @staticmethod
+    def parts(m: Memory, t: MemoryTensor, stem: str) -> Iterator[tuple[Node, str, str]]:
+        """What is kept of a tensor, itself first: leaf, stem of the variable, path behind the memory's name."""
+        type_ = Type(shape=t.shape, heads=m.heads)
+        yield state(m, t.path, "now", type_), stem, t.path
+        if keeps_anchor(m):
+            yield state(m, t.path, "chunk", type_), f"{stem}_0", t.path + CHUNK
         for slot in m.rule.slots if m.rule is not None else ():
             if not slot.shared and slot.shape(t.shape) is not None:
-                self.add(slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{m.name}.{slot.name}.{t.path}")
+                yield slot_leaf(m, t, slot.name), f"{slot.name}_{stem}", f"{slot.name}.{t.path}"
         if m.every > 1:
-            self.add(state(m, t.path, PENDING, type_), f"pending_{stem}", path + PENDING)
+            yield state(m, t.path, PENDING, type_), f"pending_{stem}", t.path + PENDING
             if has_dgd(m) and len(t.shape) == 2:
                 gram = Type(shape=(t.shape[1], t.shape[1]), heads=m.heads)
-                self.add(state(m, t.path, GRAM, gram), f"gram_{stem}", path + GRAM)
+                yield state(m, t.path, GRAM, gram), f"gram_{stem}", t.path + GRAM
+
+    def twins(self, twins: Twins) -> None:
+        """The same tensor of several memories in one variable."""
+        p, t = twins.members[0]
+        now = ""
+        for leaf, stem, path in self.parts(p.memory, t, identifier(t.path.removesuffix(".weight"))):
+            name = self.level.outer.fresh(stem, leaf.type, ABREAST)
+            self.level.outer.holder[name] = None
+            own = f'{self.writer.use(OPS, "side_by_side")}(c.s, p, {quoted(twins.names)}, "{path}")'
+            now = now or name
+            if leaf["when"] == "chunk":
+                own = f"{now} if {self.level.t0} % {p.memory.chunk} == 0 else {own}"
+            self.writer.line(f"{name} = {own}")
+            self.names[self.level.abreast.leaf(leaf)] = name
+            self.names.update({x: f"{name}[{i}]" for i, x in enumerate(twins.leaves(leaf))})
+            self.kept.append((name, (twins.names, path)))
 
     @staticmethod
     def reads_start(m: Memory) -> bool:
@@ -126,12 +172,7 @@ class StateNames:
 
     def starts(self, p: MemoryPlan, t: MemoryTensor) -> list[str]:
         """The variables of a closed form's starts, in order."""
-        m, type_ = p.memory, Type(shape=t.shape, heads=p.memory.heads)
-        found = []
-        for slot in starts_of(p.rules[t.path], m.every):
-            when = {"": "now", PENDING: PENDING, AS_CHUNK_BEGAN: "chunk"}.get(slot)
-            found.append(self.names[slot_leaf(m, t, slot) if when is None else state(m, t.path, when, type_)])
-        return found
+        return [self.names[self.level.abreast.leaf(x)] for x in start_leaves(p, t)]
 
     def decay(self, p: MemoryPlan) -> None:
         """`decay_first`: errors are taken at the decayed state."""
@@ -244,8 +285,11 @@ class StateNames:
         for p in self.level.plan.looped:
             m = p.memory
             for t in state_tensors(m) if keeps_anchor(m) and m.reset_where is None else ():
-                type_ = Type(shape=t.shape, heads=m.heads)
-                chunk, now = (self.names[state(m, t.path, when, type_)] for when in ("chunk", "now"))
+                type_, place = Type(shape=t.shape, heads=m.heads), self.level.abreast.twin_of(m.name, t.path)
+                if place is not None and place[1] > 0:
+                    continue
+                leaves = (self.level.abreast.leaf(state(m, t.path, when, type_)) for when in ("chunk", "now"))
+                chunk, now = (self.names[x] for x in leaves)
                 chunks.setdefault(m.chunk, []).append((chunk, now))
         return chunks
 
@@ -259,7 +303,11 @@ class StateNames:
     def write(self) -> None:
         """Give the state back."""
         for name, path in self.kept:
-            self.writer.line(f'c.n[p + "{path}"] = {name}')
+            if isinstance(path, str):
+                self.writer.line(f'c.n[p + "{path}"] = {name}')
+                continue
+            word = self.writer.use(OPS, "one_by_one")
+            self.writer.line(f'{word}(c.n, p, {quoted(path[0])}, "{path[1]}", {name})')
 
 
 __all__ = ["StateNames", "make", "ops"]
