@@ -78,7 +78,8 @@ def matrix_by_channels(gate: Tensor, start: Tensor, *factors: Factors, before: b
     """
     n = factors[0][1].shape[-2]
     gate = gate.expand(*gate.shape[:-2], n, gate.shape[-1])
-    left, new = gate.cumprod(-2), decay_matrix(gate.mT).movedim(-3, -1)
+    products = decay_matrix(gate.mT)
+    left, new = (products[..., 0] * gate.mT[..., :1]).mT, products.movedim(-3, -1)
     if before:
         left = F.pad(left.narrow(-2, 0, n - 1), (0, 0, 1, 0), value=1.0)
         new = F.pad(new.narrow(-3, 0, n - 1), (0, 0, 0, 0, 1, 0))

@@ -63,6 +63,18 @@ def test_launches_grow_with_the_length_and_syncs_do_not(name: str) -> None:
     assert few.syncs <= 2 + (share * 16 or sum(len(x.memories) for x in b.plan.levels.values())), dict(few.ops)
 
 
+@pytest.mark.parametrize("name", ["titans", "hope", "gated_deltanet", "kda", "mamba2", "samba", "mesanet", "omega"])
+def test_a_backward_pass_never_waits_for_the_device(name: str) -> None:
+    """Counted by the profiler: torch's own derivatives ask below what a dispatch mode sees (that of `cumprod` does)."""
+    b = nestflow.compile(name, execution={"block": 8}, **SPECS[name])
+    value = b.module(tokens=torch.randint(0, 32, (1, 24))).square().sum()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        value.backward()
+    counts = {e.key: e.count for e in seen.key_averages()}
+    assert counts.get("aten::mm", 0) + counts.get("aten::bmm", 0) > 0
+    assert not {n for n in counts if n in ("aten::_local_scalar_dense", "aten::nonzero", "aten::item")}
+
+
 def test_counts_are_those_of_a_matrix_product() -> None:
     """20 tokens through 4 → 6 → 5: launches, multiply-adds, bytes for the backward pass; and nothing is left behind."""
     b = nestflow.compile("""nestflow 1

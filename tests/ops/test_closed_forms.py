@@ -56,6 +56,19 @@ def test_decay_matrix_is_the_product_of_gates() -> None:
             torch.testing.assert_close(d[:, t, s], want)
 
 
+def test_derivatives_of_the_products_of_gates() -> None:
+    """With zeros, one and several in a row of gates: first and second, and those that transforms take."""
+    a = gates(3, 7).detach()
+    a[0, 3] = a[1, 2] = a[1, 4] = 0.0
+    a[2, 5] = -1.0
+    a.requires_grad_()
+    assert torch.autograd.gradcheck(decay_matrix, a)
+    assert torch.autograd.gradgradcheck(decay_matrix, a)
+    (want,) = torch.autograd.grad(decay_matrix(a).sin().sum(), a)
+    found = torch.func.vmap(torch.func.grad(lambda x: decay_matrix(x).sin().sum()))(a)
+    torch.testing.assert_close(found, want)
+
+
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_rows_of_momentum(n: int) -> None:
     """s_t = b s + r g, w_t = a w + s, from (w, s) and every g: columns of the identity."""
