@@ -144,7 +144,7 @@ def training_pass(layer: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def passes_of(case: str, chunk: int, length: int, batch: int, device: str) -> tuple[Callable[[], None], ...]:
-    """For `benchmarks.peak`: a short training pass (the whole one for compiled code), and the one that counts."""
+    """For `benchmarks.peak`: a short training pass, and the one that counts."""
     layer = CASES[case](chunk, device)
     x = torch.randn(batch, length, DIM, device=device)
-    return training_pass(layer, x if case in WARM else x[:, : 2 * chunk]), training_pass(layer, x)
+    return training_pass(layer, x[:, : 2 * chunk]), training_pass(layer, x)

@@ -28,10 +28,8 @@ OURS: dict[str, tuple[int, dict[str, Any]]] = {  # heads, `execution`
     "nestflow, one head": (1, {}),
     "nestflow, 4 heads": (4, {}),
     "nestflow, 4 heads, checkpointing auto": (4, {"checkpointing": "auto"}),
-    "nestflow, 4 heads, compiled": (4, {"compile": True}),
 }
 UNITS = ("nestflow, one head", "nestflow, 4 heads")  # what others are held against
-WARM = ("nestflow, 4 heads, compiled",)
 PEER = peer.PACKAGE
 MAKER = "benchmarks.hope:passes_of"
 
@@ -49,8 +47,8 @@ def passes(case: str, length: int, device: str) -> dict[str, Callable[[], None]]
 
 
 def passes_of(case: str, mode: str, length: int, device: str) -> tuple[Callable[[], None], ...]:
-    """For `benchmarks.peak`: a short pass (the whole one for compiled code), and the one that counts."""
-    return passes(case, length if case in WARM else 2 * CHUNK, device)[mode], passes(case, length, device)[mode]
+    """For `benchmarks.peak`: a short pass, and the one that counts."""
+    return passes(case, 2 * CHUNK, device)[mode], passes(case, length, device)[mode]
 
 
 def results(options: Options) -> dict[str, Any]:
@@ -58,10 +56,10 @@ def results(options: Options) -> dict[str, Any]:
     length = LENGTHS[options.quick]
     settings = {"length": length, "dim": DIM, "chunk": CHUNK, "rounds": options.rounds}
     found = options.begin("hope", settings)
+    found["peers"] = {PEER: version(PEER)}
     if found["rows"]:
         return found  # measured whole
-    found["peers"] = {PEER: version(PEER)}
-    cases = [n for n in OURS if not (options.quick and n in WARM)]
+    cases = list(OURS)
     if version(PEER):
         error = peer.same_numbers()
         found["difference"] = error

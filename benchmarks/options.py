@@ -15,7 +15,7 @@ RESULTS = Path(__file__).with_name("results")
 @dataclass(frozen=True)
 class Options:
     """rounds: interleaved rounds. budget: seconds after which a case leaves them. resume: rows that an earlier run with
-    the same settings has kept are not measured again."""
+    the same settings has kept, and that did not fail, are not measured again."""
 
     quick: bool = False
     rounds: int = 5
@@ -43,7 +43,7 @@ class Options:
         if self.resume and self.file(suite).exists():
             before = json.loads(self.file(suite).read_text(encoding="utf-8"))
             if before.get("settings") == json.loads(json.dumps(settings)):
-                return {**fresh, "rows": before["rows"]}
+                return {**fresh, "rows": [r for r in before["rows"] if "failed" not in r]}
         return fresh
 
     def keep(self, suite: str, result: dict[str, Any]) -> None:

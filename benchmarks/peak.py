@@ -58,8 +58,7 @@ def available() -> int | None:
 def measure(maker: str, arguments: list[Any], device: str) -> float:
     """MB that a pass needs above what stands before it.
 
-    maker: `module:function`; called with the arguments it gives what is run before (something short, or the whole pass
-    where code is compiled for its shapes) and the pass."""
+    maker: `module:function`; called with the arguments it gives what is run before (something short) and the pass."""
     import torch
 
     module, function = maker.split(":")

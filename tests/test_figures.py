@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from benchmarks import figures, hope_peer, memories, peer_loops, run, start, streams
+from benchmarks import figures, hope_peer, memories, peer_loops, run, start, streams, titans_memory
 from benchmarks.decode import stepper, streams_apart
 from benchmarks.figures import Figure, over, row_of, worst
 from benchmarks.models import one_layer, sees_all, some_tokens
@@ -102,10 +102,29 @@ def test_the_page_has_the_figures_that_the_kept_results_give() -> None:
 def test_results_are_resumed_where_settings_are_the_same(tmp_path: Path) -> None:
     options = Options(folder=tmp_path, resume=True)
     first = options.begin("some", {"lengths": (1, 2)})
-    first["rows"].append({"a": 1})
+    first["rows"] += [{"a": 1}, {"a": 2, "failed": "it did"}]
     options.keep("some", first)
     assert options.begin("some", {"lengths": (1, 2)})["rows"] == [{"a": 1}]
     assert options.begin("some", {"lengths": (1, 3)})["rows"] == []
+
+
+def test_an_interrupted_suite_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran: list[tuple[int, int]] = []
+
+    def setting(what: Any, options: Options, chunk: int, length: int) -> list[dict[str, Any]]:
+        if (chunk, length) == (64, 32) and len(ran) == 3:
+            raise ValueError("interrupted")
+        ran.append((chunk, length))
+        return [{"chunk": chunk, "length": length, "case": "plain torch"}]
+
+    monkeypatch.setattr(titans_memory, "run_setting", setting)
+    what = titans_memory.What((16, 64), (16, 32), ("plain torch",))
+    options = Options(folder=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="interrupted"):
+        titans_memory.results(what, options, lambda found: options.keep("titans_memory", found))
+    ran.append((0, 0))
+    found = titans_memory.results(what, options)
+    assert ran == [(16, 16), (16, 32), (64, 16), (0, 0), (64, 32)] and len(found["rows"]) == 4
 
 
 @pytest.mark.parametrize("spec", sorted(BY_HAND))
