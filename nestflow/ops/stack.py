@@ -58,15 +58,24 @@ def stacked(*starts: Tensor) -> Tensor:
     return torch.cat([x.flatten(0, -3).mT for x in starts], 1)
 
 
-def unstacked(stack: Tensor, lead: Lead, count: int) -> tuple[Tensor, ...]:
-    """The starts, [*lead, out, in] each."""
-    return tuple(x.mT.unflatten(0, lead).contiguous() for x in stack.chunk(count, 1))
+def unstacked(stack: Tensor, lead: Lead, count: int, rank: int) -> tuple[Tensor, ...]:
+    """The starts, [*lead, out, in] each; of rank 1 [*lead, out]."""
+    found = (x.mT.unflatten(0, lead).contiguous() for x in stack.chunk(count, 1))
+    return tuple(x.squeeze(-1) if rank == 1 else x for x in found)
 
 
-def slot(stack: Tensor, lead: Lead, j: int, count: int) -> Tensor:
-    """Start number j of so many, [*lead, out, in], where it stands."""
+def slot(stack: Tensor, lead: Lead, j: int, count: int, rank: int) -> Tensor:
+    """Start number j of so many, [*lead, out, in] or [*lead, out], where it stands."""
+    if rank == 1:
+        return stack.select(1, j).unflatten(0, lead)
     width = stack.shape[1] // count
     return stack.narrow(1, j * width, width).view(*lead, width, stack.shape[2]).mT
+
+
+def begun(stack: Tensor, j: int, count: int) -> Tensor:
+    """The stack as a chunk begins: start number j of so many is what the weight, the first, is now."""
+    parts = list(stack.chunk(count, 1))
+    return torch.cat([*parts[:j], parts[0], *parts[j + 1 :]], 1)
 
 
 # ---- before the loop, of all pieces
@@ -135,6 +144,11 @@ def solutions(
         system = system_of(lower((x_t @ h_t.mT) * old.new), a, eta)
         found += _each(Solution(*solution(system, right).split([b.shape[-1], looks.shape[-1]], -1)), run.count)
     return found
+
+
+def looks_of_one(rows: Tensor, sizes: Sequence[int], lead: Lead) -> list[Look]:
+    """`look` of every piece for a vector: a matrix with one input, which is always one."""
+    return [Look(at.old[..., 0], (at.new,)) for at in olds(rows, sizes, lead)]
 
 
 def leavings(
@@ -218,6 +232,11 @@ def _look(x: Tensor, old: Old, h: Sequence[Tensor]) -> Look:
 def leaving(h: Tensor, at: Ends, lead: Lead) -> Tensor:
     """h [*lead, n, in], weighed by what its errors are to each start after the piece: [G, p·in, n]"""
     return _weighed(_flat(h, lead), at.end).mT
+
+
+def leaving_one(at: Ends) -> Tensor:
+    """The same of a vector's input, which is one: [G, p, n]"""
+    return at.end[..., 0].mT
 
 
 def _weighed(x: Tensor, weight: Tensor) -> Tensor:

@@ -7,15 +7,18 @@ import torch
 from torch import Tensor
 
 from nestflow.ops.causal import CARE
-from nestflow.ops.coefficients import accumulate, carry, chunk_sizes, decays, lag, piece_length, pieces
+from nestflow.ops.coefficients import accumulate, carry, chunk_sizes, decays, errors, lag, piece_length, pieces
 from nestflow.ops.stack import (
     advanced,
+    begun,
     ends,
     errors_at,
     leaving,
+    leaving_one,
     leavings,
     look,
     looks,
+    looks_of_one,
     olds,
     recalled,
     slot,
@@ -83,8 +86,10 @@ def by_stacks(case: dict[str, Tensor], before: int, early: str) -> tuple[Tensor,
         else:
             its_h = leaving(h_n, last[i], lead) if early == "nothing" else left[i]
             stack = advanced(stack, last[i], lead, (its_h, e_n))
-    torch.testing.assert_close(slot(stack, lead, 1, 2), unstacked(stack, lead, 2)[1], rtol=0, atol=0, equal_nan=True)
-    return (torch.cat(ys[0], 2), torch.cat(ys[1], 2), *unstacked(stack, lead, 2))
+    torch.testing.assert_close(
+        slot(stack, lead, 1, 2, 2), unstacked(stack, lead, 2, 2)[1], rtol=0, atol=0, equal_nan=True
+    )
+    return (torch.cat(ys[0], 2), torch.cat(ys[1], 2), *unstacked(stack, lead, 2, 2))
 
 
 @pytest.mark.parametrize("early", ["nothing", "inputs", "errors"])
@@ -185,3 +190,35 @@ def test_delta_in_float32_over_8192_ticks(kind: str, gated: bool) -> None:
     with torch.no_grad():
         found = delta_by_stacks(*(x.float() for x in (k, v, q, gate, rate, w)), 32, 0)  # type: ignore[call-arg]
     assert (found - exact).abs().max() < 3e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("ticks", "before"), [(8, 0), (7, 3)])
+def test_a_vector_is_a_matrix_whose_input_is_one(ticks: int, before: int) -> None:
+    """s_t = s_{t−1} + g_t, w_t = w_chunk − η_t s_t, where s begins anew with every chunk (of 4 ticks) and w_chunk too."""
+    g, eta = rand(H, ticks, OUT, seed=40), rand(H, ticks, seed=41)
+    w, first, s = (rand(H, OUT, seed=42 + i) for i in range(3))
+    sizes = chunk_sizes(ticks, before, 4)
+    size = piece_length(sizes, 4)
+    begins = (torch.arange(before, before + ticks) % 4 != 0).to(F64)
+    drive = errors(size, 3, F64, "cpu")
+    anchor = carry(decays(1.0, size, F64, "cpu"), 0 * drive, 1)
+    sums = accumulate(decays(pieces(begins, sizes, size), size, F64, "cpu"), 1.0, 2, 3)
+    rows = carry(decays(0.0, size, F64, "cpu"), anchor - pieces(eta, sizes, size)[..., None] * sums, 0)
+    seen, last = looks_of_one(rows, sizes, (H,)), ends((rows, anchor, sums), sizes, (H,))
+    stack, ys, tick = stacked(*(x[..., None] for x in (w, first, s))), [], before
+    for i, n in enumerate(sizes):
+        part = g.split(sizes, 1)[i]
+        ys.append(recalled(seen[i], stack, (H,), part))
+        stack = advanced(stack, last[i], (H,), (leaving_one(last[i]), part))
+        tick += n
+        stack = begun(stack, 1, 3) if tick % 4 == 0 else stack
+    want, now = [], (w, first, s)
+    for t in range(ticks):
+        total = begins[t] * now[2] + g[:, t]
+        new = now[1] - eta[:, t, None] * total
+        want.append(new)
+        now = (new, new if (before + t + 1) % 4 == 0 else now[1], total)
+    torch.testing.assert_close(torch.cat(ys, 1), torch.stack(want, 1), rtol=1e-12, atol=1e-12)
+    for j, (a, b) in enumerate(zip(unstacked(stack, (H,), 3, 1), now, strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+        assert torch.equal(slot(stack, (H,), j, 3, 1), a)

@@ -127,6 +127,8 @@ class Special:
         return channels_text(self.em, n, "channels", "n" if n["turns"] == 1 else f"{n['turns']} * n")
 
     def tensor_at(self, n: Node) -> str:
+        if (n["memory"], n["tensor"]) in self.level.stacks.of:
+            return self.level.stacks.recall_vector(n)
         self.em.writer.use("nestflow.ops.chunk", "tensor_at")
         rows, starts = self.starts(n)
         return f"tensor_at({rows}, {starts}, {self.operand(n.args[0], n)}, {len(n.type.shape)})"

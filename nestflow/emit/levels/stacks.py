@@ -41,11 +41,16 @@ class Stacks:
         m, rule = p.memory, p.rules[tensor_path]
         spec = next(t for t in state_tensors(m) if t.path == tensor_path)
         begins = m.reset is not None or m.reset_where is not None
-        known = rule.dgd is None and AS_CHUNK_BEGAN not in starts_of(rule, m.every)
         pairs = self.level.nodes.errors[m.name].get(tensor_path, ())
         solved = [n for pair in pairs for n in walk(*pair) if n.op == "solved"]
         ahead = all(a.op == "const" or (a.type.clock and a not in self.loop) for n in solved for a in n.args)
-        return len(spec.shape) == 2 and not begins and known and bool(pairs) and ahead
+        dense = self.level.nodes.dense[m.name].get(tensor_path) is not None
+        vector = len(spec.shape) == 1 and dense and not pairs
+        matrix = len(spec.shape) == 2 and bool(pairs) and not dense
+        alone = self.level.abreast.twin_of(m.name, tensor_path) is None
+        if not alone and (vector or AS_CHUNK_BEGAN in starts_of(rule, m.every)):
+            return False
+        return (matrix or vector) and not begins and rule.dgd is None and ahead
 
     def tensors(self) -> list[tuple[MemoryPlan, MemoryTensor]]:
         """The stacked tensors, in the order of the state."""
@@ -68,7 +73,9 @@ class Stacks:
             key = self.lead_key(p.memory.name, t.path)
             if key not in self.leads:
                 self.leads[key] = lead = self.level.variable("lead")
-                self.level.writer.line(f"{lead} = tuple({names[0]}.shape[:-2])")
+                self.level.writer.line(f"{lead} = tuple({names[0]}.shape[:-{len(t.shape)}])")
+            if len(t.shape) == 1:  # a vector is a matrix with one input, which is always one
+                names = [f"{x}[..., None]" for x in names]
             self.level.writer.line(f"{name} = {word}({', '.join(names)})")
 
     def end(self) -> None:
@@ -77,7 +84,7 @@ class Stacks:
             names = self.level.state.starts(p, t)
             word, stack = self.level.writer.use(STACK, "unstacked"), self.of[p.memory.name, t.path]
             self.level.writer.line(
-                f"{packed(names)} = {word}({stack}, {self.lead(p.memory.name, t.path)}, {len(names)})"
+                f"{packed(names)} = {word}({stack}, {self.lead(p.memory.name, t.path)}, {len(names)}, {len(t.shape)})"
             )
         for chunk, now in self.anchors():
             self.level.writer.line(f"{chunk} = {now} if {chunk} is None else {chunk}")
@@ -87,12 +94,29 @@ class Stacks:
         found = []
         for p, t in self.tensors():
             m = p.memory
-            if keeps_anchor(m):
+            if keeps_anchor(m) and self.began(p, t) is None:
                 type_ = Type(shape=t.shape, heads=m.heads)
                 leaves = (self.level.abreast.leaf(state(m, t.path, when, type_)) for when in ("chunk", "now"))
                 chunk, now = (self.level.state.names[x] for x in leaves)
                 found.append((chunk, now))
         return found
+
+    def began(self, p: MemoryPlan, t: MemoryTensor) -> int | None:
+        """Where in the stack the chunk's first state stands, if the rule goes on from it."""
+        starts = starts_of(p.rules[t.path], p.memory.every)
+        return starts.index(AS_CHUNK_BEGAN) if AS_CHUNK_BEGAN in starts else None
+
+    def chunk_ends(self, chunk: int) -> set[str]:
+        """Some stacks have what the chunk begins with as a start of its own; the variables of these."""
+        within: set[str] = set()
+        for p, t in self.tensors():
+            j = self.began(p, t)
+            if j is not None and p.memory.chunk == chunk:
+                stack, names = self.of[p.memory.name, t.path], self.level.state.starts(p, t)
+                word = self.level.writer.use(STACK, "begun")
+                self.level.writer.line(f"{stack} = {word}({stack}, {j}, {len(names)})")
+                within.add(names[j])
+        return within
 
     def unpack(self) -> None:
         """At the beginning of a piece: the starts where they stand in their stacks. What is not used is dropped."""
@@ -101,7 +125,7 @@ class Stacks:
             names, stack = self.level.state.starts(p, t), self.of[p.memory.name, t.path]
             lead = self.lead(p.memory.name, t.path)
             for j, name in enumerate(names):
-                self.level.writer.line(f"{name} = {word}({stack}, {lead}, {j}, {len(names)})")
+                self.level.writer.line(f"{name} = {word}({stack}, {lead}, {j}, {len(names)}, {len(t.shape)})")
 
     # in a piece ----------------------------------------------------------------------------------------
 
@@ -133,6 +157,14 @@ class Stacks:
             level.writer.line(f"{look} = {make}({', '.join(parts)})")
         return f"{word}({', '.join([look, self.of[key], lead, *later])})"
 
+    def recall_vector(self, n: Node) -> str:
+        """`tensor_at` of a stacked vector."""
+        level, key = self.level, (n["memory"], n["tensor"])
+        lead, word = self.lead(*key), level.writer.use(STACK, "recalled")
+        text = f"{level.writer.use(STACK, 'looks_of_one')}({self.rows(key, n['place'])}, sizes, {lead})"
+        g = tensor(level.inner, n.args[0], n.type).text
+        return f"{word}({self.before(text, 'look')}, {self.of[key]}, {lead}, {g})"
+
     def solve(self, n: Node) -> str:
         """The errors of a delta rule."""
         level, (x, h, a, b, *eta) = self.level, n.args
@@ -153,7 +185,7 @@ class Stacks:
         rows, stack, lead = packed(self.all_rows(key)), self.of[key], self.lead(*key)
         ends = self.before(f"{level.writer.use(STACK, 'ends')}({rows}, sizes, {lead})", "ends")
         pairs, known = [], []
-        for h, e in level.nodes.errors[p.memory.name][t.path]:
+        for h, e in level.nodes.errors[p.memory.name].get(t.path, ()):
             if self.known(h):
                 parts = [level.outer.done[h].text, rows, "sizes", lead]
                 parts += [f"error={level.outer.done[e].text}"] if self.known(e) else []
@@ -164,6 +196,9 @@ class Stacks:
                 known.append(left)
             else:
                 pairs.append(f"({left}, {level.inner.value(e)})")
+        g = level.nodes.dense[p.memory.name].get(t.path)
+        if g is not None:
+            pairs.append(f"({level.writer.use(STACK, 'leaving_one')}({ends}), {level.inner.value(g)})")
         pairs += [f"known={packed(known)}"] if known else []
         return f"{level.writer.use(STACK, 'advanced')}({', '.join([stack, ends, lead, *pairs])})"
 

@@ -276,8 +276,10 @@ class StateNames:
         stacked = self.level.stacks.anchors()
         for chunk, pairs in self.anchors().items():
             with self.writer.block(f"if t % {chunk} == 0:  # a chunk ends: the next one takes its errors here"):
+                within = self.level.stacks.chunk_ends(chunk)
                 for anchor, now in pairs:
-                    self.writer.line(f"{anchor} = {'None' if (anchor, now) in stacked else now}")
+                    if anchor not in within:
+                        self.writer.line(f"{anchor} = {'None' if (anchor, now) in stacked else now}")
 
     def anchors(self) -> dict[int, list[tuple[str, str]]]:
         """Chunk length -> variables of the chunk's first state, each beside that of the state now."""
