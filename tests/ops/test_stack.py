@@ -194,7 +194,7 @@ def test_delta_in_float32_over_8192_ticks(kind: str, gated: bool) -> None:
 
 @pytest.mark.parametrize(("ticks", "before"), [(8, 0), (7, 3)])
 def test_a_vector_is_a_matrix_whose_input_is_one(ticks: int, before: int) -> None:
-    """s_t = s_{t−1} + g_t, w_t = w_chunk − η_t s_t, where s begins anew with every chunk (of 4 ticks) and w_chunk too."""
+    """s_t = s_{t−1} + g_t, w_t = w_chunk − η_t s_t, where s and w_chunk begin anew with every chunk of 4 ticks."""
     g, eta = rand(H, ticks, OUT, seed=40), rand(H, ticks, seed=41)
     w, first, s = (rand(H, OUT, seed=42 + i) for i in range(3))
     sizes = chunk_sizes(ticks, before, 4)
