@@ -106,7 +106,7 @@ def compile_program(
     from nestflow.bundle.budget import check_size
     from nestflow.bundle.bundle import Bundle
     from nestflow.bundle.networks import facts_of, kind_of, needed, same_kind, settle
-    from nestflow.bundle.settings import backend_of, device_of, dtype_of
+    from nestflow.bundle.settings import backend_of, device_of, dtype_of, for_capture
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
     from nestflow.graph.execution import fitting
@@ -134,6 +134,8 @@ def compile_program(
     if name is not None:
         graph = replace(graph, name=name)
     told = not saved or "backend" in (execution or {})  # what a saved spec asks for may not be on this machine
+    if said.get("capture", False) and (not saved or "capture" in (execution or {})):
+        for_capture(device)
     backend = backend_of(said.get("backend", "auto"), device, strict=told)
     plan = lower(replace(graph, execution=tuple({**said, "backend": backend}.items())))
     source = emit_model(graph, plan)

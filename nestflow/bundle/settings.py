@@ -66,3 +66,11 @@ def backend_of(asked: str, device: torch.device | None, strict: bool = True) -> 
         message = f"`backend {asked}` of `execution` cannot be used here: {reason}"
         raise fail("NF550", message, help="`backend auto` takes it where it can be used, and torch elsewhere")
     return asked
+
+
+def for_capture(device: torch.device | None) -> None:
+    """Raises NF552 where a step cannot be captured as a CUDA graph because its weights are elsewhere."""
+    here = device or torch.device("cpu")
+    if here.type != "cuda":
+        message = f"`capture` of `execution` makes CUDA graphs, and the weights are on `{here}`"
+        raise fail("NF552", message, help="leave it out, or give a device: `device cuda`")

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nestflow.bundle.capture import captured
+from nestflow.bundle.capture import wanted as captures
 from nestflow.bundle.curvature import curvatures, twice_differentiable
 from nestflow.bundle.grams import InputGrams, terms_of
 from nestflow.bundle.module import Module
@@ -37,6 +39,7 @@ class Ticker:
             if n.op == "record" and n["what"] in ("before", "gradient")
         }
         self.beside: dict[str, Tensor] = {}
+        self.captures = captures(graph, module.device)
 
     def tick(self, base: str, inputs: Mapping[str, Tensor] | None) -> dict[str, Any]:
         """One tick of the clock `base`, and of those that it ticks. inputs: checked; None where the caller has none."""
@@ -115,14 +118,26 @@ class Ticker:
         sums: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
         for rows, share, part in self.parts(given):
-            now: dict[str, Tensor] = {}
-            value = module.objective(name, part, now, {**self.beside, **own}, rows=rows)
-            value = value if rows is None else share * value
-            if paths and value.requires_grad:
+
+            def taken(
+                inputs: Mapping[str, Tensor], rows: Sequence[int] | None = rows, share: float = share
+            ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+                """The value of the objective, its gradients by path, and what `emit` gave."""
+                now: dict[str, Tensor] = {}
+                value = module.objective(name, inputs, now, {**self.beside, **own}, rows=rows)
+                value = value if rows is None else share * value
+                if not paths or not value.requires_grad:
+                    return value, {}, now
                 found = torch.autograd.grad(value.sum(), wanted, allow_unused=True, create_graph=bool(curved))
-                for p, g in zip(paths, found, strict=True):
-                    if g is not None:
-                        sums[p] = sums[p] + g if p in sums else g
+                return value, {p: g for p, g in zip(paths, found, strict=True) if g is not None}, now
+
+            if self.captures:
+                what = (name, tuple(paths), None if rows is None else share)
+                value, found, now = captured(module, what, part, taken)
+            else:
+                value, found, now = taken(part)
+            for p, g in found.items():
+                sums[p] = sums[p] + g if p in sums else g
             total = value.detach() if total is None else total + value.detach()
             for n, v in now.items():  # of parts, what the report shows of it: its mean
                 mean = v if rows is None else share * v.detach().float().mean()

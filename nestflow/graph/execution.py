@@ -8,6 +8,7 @@ from typing import Any
 
 from nestflow.diagnostics.core import fail
 from nestflow.diagnostics.suggest import did_you_mean
+from nestflow.graph.capture import not_captured
 from nestflow.graph.microbatch import whole_batch
 from nestflow.graph.model import LevelGraph
 from nestflow.language import tree
@@ -47,6 +48,7 @@ SETTINGS: Mapping[str, Setting] = {
     "block": Setting(
         lambda x: _whole(x, 1, LARGEST_BLOCK), f"a whole number of ticks from 1 to {LARGEST_BLOCK}", "block 32"
     ),
+    "capture": Setting(lambda x: isinstance(x, bool), "true or false", "capture true"),
     "backend": Setting(lambda x: x in BACKENDS, "one of " + ", ".join(BACKENDS), "backend triton", BACKENDS),
     "microbatch": Setting(lambda x: _whole(x, 1, MOST_PARTS), "a whole number of parts, at least 1", "microbatch 4"),
 }
@@ -83,12 +85,18 @@ def _value(elab: Any, f: tree.Field) -> Any:
 
 
 def fitting(graph: LevelGraph) -> LevelGraph:
-    """The graph, if its settings fit what it computes. Raises NF549 where `microbatch` cannot."""
+    """The graph, if its settings fit what it computes. Raises NF549 where `microbatch` cannot, NF552 where `capture`
+    cannot."""
     if dict(graph.execution).get("microbatch", 1) > 1:
         found = whole_batch(graph)
         if found is not None:
             message = f"`microbatch` cuts the batch, and {found[0]}"
             raise fail("NF549", message, found[1], "leave `microbatch` out; `checkpointing` saves memory too")
+    if dict(graph.execution).get("capture", False):
+        found = not_captured(graph)
+        if found is not None:
+            message = f"`capture` replays a step as it was, and {found[0]}"
+            raise fail("NF552", message, found[1], "leave `capture` out; `compile` makes fewer launches too")
     return graph
 
 

@@ -10,6 +10,9 @@ matrix through all pieces and keeps them in registers. Sums are float32. Every f
     states [R, N, out, in] (W_n, as piece n begins)               R matrices, N pieces, C ticks: a power of two from 16
 """
 
+# pyright: reportIndexIssue=false, reportMissingImports=false
+# (what Triton's decorator makes of a function is indexed with a grid of programs)
+
 from __future__ import annotations
 
 import torch

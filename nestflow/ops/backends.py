@@ -148,5 +148,5 @@ def aligned(ticks: int, m: Memory, channels: bool) -> tuple[torch.Size, Memory]:
 
     gate = vector(m.gate) if channels and isinstance(m.gate, Tensor) else number(m.gate)
     look = None if m.look is None else vector(m.look)
-    vectors_ = (vector(v) for v in (m.x, m.h, m.error))
-    return lead, Memory(whole(m.start, 2), *vectors_, gate, number(m.rate), look, number(m.scale))
+    x, h, error = (vector(v) for v in (m.x, m.h, m.error))
+    return lead, Memory(whole(m.start, 2), x, h, error, gate, number(m.rate), look, number(m.scale))

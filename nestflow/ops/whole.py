@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nestflow.ops.coefficients import decay_matrix
-from nestflow.ops.recurrence import channels as by_channels
+from nestflow.ops.recurrence import Channels, channels
 
 LEAST, MOST = 16, 64  # ticks of a piece: a kernel wants a power of two
 
@@ -72,36 +72,42 @@ def piece_size(ticks: int, size: int, n_in: int) -> int:
 def prepared(m: Memory, size: int) -> Pieces:
     """Everything that is known before the first piece. float32, contiguous."""
     x, h, b = (_cut(y, size) for y in (m.x, m.h, m.error))
-    shape = x.shape[:3]
-    rate, scale = (_number(y, size, shape, b) for y in (m.rate, m.scale))
     look = None if m.look is None else _cut(m.look, size)
-    channelled = isinstance(m.gate, Tensor) and m.gate.dim() == 3
-    if channelled:
-        assert isinstance(m.gate, Tensor)
-        gate = _cut(m.gate, size, 1.0)
-        at = by_channels(x, h, gate, size)
-        scores, read, left, kept = at.scores, at.old, at.new, at.kept.squeeze(-2)
+    rate, scale = (_number(y, size, b) for y in (m.rate, m.scale))
+    if isinstance(m.gate, Tensor) and m.gate.dim() == 3:
+        at, before = _by_channels(x, h, look, _cut(m.gate, size, 1.0))
     else:
-        gate = _number(m.gate, size, shape, b, 1.0)
-        products = decay_matrix(gate)
-        start = products[..., :1] * gate[..., :1, None]  # what is left of W at each tick
-        scores, read = (x @ h.mT) * products, start * x
-        left, kept = products[..., -1, :, None] * h, start[..., -1, :]
+        at, before = _by_numbers(x, h, look, _number(m.gate, size, b, 1.0))
     error = rate[..., None] * b
-    if look is not None:
-        if channelled:
-            before = by_channels(look, h, gate, size, before=True)
-            seen, looks = before.old, before.scores
-        else:
-            one = F.pad(start.squeeze(-1)[..., :-1], (1, 0), value=1.0)[..., None]
-            seen, looks = one * look, (look @ h.mT) * F.pad(products[..., :-1, :], (0, 0, 1, 0))
+    if before is not None:
         factor = (rate * scale)[..., None]
-        # (I − factor ⊙ looks) E = factor ⊙ seen W₀ᵀ + error
-        right = torch.cat([error, factor * seen], -1)
-        solved = torch.linalg.solve_triangular(-factor * looks, right, upper=False, unitriangular=True)
-        error, look = solved.split([error.shape[-1], seen.shape[-1]], -1)
-    found = (error, look, left, kept, read, scores)
-    return Pieces(*(y if y is None else y.contiguous() for y in found))  # pyright: ignore[reportArgumentType]
+        # (I − factor ⊙ scores) E = factor ⊙ old W₀ᵀ + error, solved for both parts of the right side
+        right = torch.cat([error, factor * before.old], -1)
+        solved = torch.linalg.solve_triangular(-factor * before.scores, right, upper=False, unitriangular=True)
+        error, look = solved.split([error.shape[-1], before.old.shape[-1]], -1)
+        look = look.contiguous()
+    parts = (at.new, at.kept.squeeze(-2), at.old, at.scores)
+    return Pieces(error.contiguous(), look, *(y.contiguous() for y in parts))
+
+
+def _by_channels(x: Tensor, h: Tensor, look: Tensor | None, gate: Tensor) -> tuple[Channels, Channels | None]:
+    """What x reads after a tick, and a look before it. gate [R, N, C, in]"""
+    ticks = x.shape[-2]
+    before = None if look is None else channels(look, h, gate, ticks, before=True)
+    return channels(x, h, gate, ticks), before
+
+
+def _by_numbers(x: Tensor, h: Tensor, look: Tensor | None, gate: Tensor) -> tuple[Channels, Channels | None]:
+    """The same with gates that are numbers [R, N, C]; what is left of the start is one too, kept [R, N, 1, 1]."""
+    products = decay_matrix(gate)
+    old = products[..., :1] * gate[..., :1, None]  # what is left of W at each tick
+    new = products[..., -1, :, None] * h
+    at = Channels((x @ h.mT) * products, old * x, new, old[..., -1:, :])
+    if look is None:
+        return at, None
+    seen = F.pad(old[..., :-1, :], (0, 0, 1, 0), value=1.0)
+    scores = (look @ h.mT) * F.pad(products[..., :-1, :], (0, 0, 1, 0))
+    return at, Channels(scores, seen * look, new, at.kept)
 
 
 def _cut(x: Tensor, size: int, fill: float = 0.0) -> Tensor:
@@ -111,10 +117,10 @@ def _cut(x: Tensor, size: int, fill: float = 0.0) -> Tensor:
     return (F.pad(x, (0, 0, 0, short), value=fill) if short else x).unflatten(1, (-1, size))
 
 
-def _number(x: Tensor | float, size: int, shape: torch.Size, like: Tensor, fill: float = 0.0) -> Tensor:
-    """Numbers [R, T], or one -> [R, N, size]."""
+def _number(x: Tensor | float, size: int, like: Tensor, fill: float = 0.0) -> Tensor:
+    """Numbers [R, T], or one -> [R, N, size]. like [R, N, size, width]"""
     if not isinstance(x, Tensor):
-        return like.new_full(shape, x)
+        return like.new_full(like.shape[:3], x)
     return _cut(x[..., None], size, fill).squeeze(-1)
 
 

@@ -205,6 +205,7 @@ checkpointing top: execution { checkpointing auto }
 block        top: execution { block 32 }
 microbatch   top: execution { microbatch 2 }
 backend      top: execution { backend torch }
+capture      top: execution { capture false }
 extends      spec: extends titans { level titans { chunk 64 } }
 y            level: return y |> linear(8)
 M            level: objective sum(square(M(key) - value))

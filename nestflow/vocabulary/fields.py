@@ -292,7 +292,8 @@ _statement(
 )
 _statement(
     "execution",
-    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS; microbatch N; backend NAME }",
+    "execution { dtype TYPE; device NAME; compile BOOL; checkpointing HOW; block TICKS; microbatch N; backend NAME; "
+    "capture BOOL }",
     "How it is computed, never what: nothing in it changes a result beyond rounding. What `nestflow.compile` is told "
     "comes first, then a file of settings (`execution = FILE`, `--execution FILE`), then the spec.",
     "execution { dtype float32; checkpointing auto }",
@@ -346,6 +347,13 @@ _setting(
     "at once (Triton, flash-linear-attention). `nestflow explain SPEC` says where a kernel does not take a memory, and "
     "why. Default auto: Triton on a CUDA device where it is installed, else torch.",
     "backend torch",
+)
+_setting(
+    "capture",
+    "capture true | false",
+    "The gradients of a step of the bundle are captured as a CUDA graph, once for each shape of a batch, and replayed: "
+    "one launch. On a CUDA device, for steps that do the same work each time. Default false.",
+    "capture false",
 )
 
 # --- given names --------------------------------------------------------------------------------------------

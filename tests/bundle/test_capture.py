@@ -1,0 +1,127 @@
+"""`execution { capture true }`: who may, and that a replayed step is the step. The capturing itself needs a GPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import nestflow
+from nestflow.bundle import capture
+from nestflow.ops.loop import flattened
+from tests.specs.test_architectures import SPECS
+
+ON = {"capture": True}
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Captures and replays without a device: a replay computes again, from and into the same memory."""
+    done: list[str] = []
+
+    def record(function: Callable[[], Any], inputs: list[Tensor]) -> capture.Captured:
+        outputs, form = flattened(function())
+        for x in inputs:  # what a later step reads is what was copied in
+            x.zero_()
+        outputs = [x.detach().clone() for x in outputs]
+        done.append("capture")
+
+        def replay() -> None:
+            done.append("replay")
+            for mine, x in zip(outputs, flattened(function())[0], strict=True):
+                mine.copy_(x.detach())
+
+        return capture.Captured(inputs, replay, outputs, form)
+
+    monkeypatch.setattr(capture, "record", record)
+    monkeypatch.setattr("nestflow.bundle.step.captures", lambda graph, device: True)
+    return done
+
+
+def batches(name: str) -> list[dict[str, Tensor]]:
+    source = torch.Generator().manual_seed(0)
+    rows = [3, 3, 2, 3]
+    return [{"tokens": torch.randint(0, 32, (n, 20), generator=source)} for n in rows]
+
+
+@pytest.mark.parametrize("more", [{}, {"microbatch": 2}], ids=["whole", "parts"])
+@pytest.mark.parametrize("name", ["linear_attention", "titans", "hope"])
+def test_a_replayed_step_is_the_step(name: str, more: dict[str, Any], replayed: list[str]) -> None:
+    b = nestflow.compile(name, **SPECS[name], execution=more)
+    found = [b.step(x)["losses"] for x in batches(name)]
+    assert replayed.count("capture") >= 2  # three rows and two; in parts two and one
+    assert replayed.count("replay") > replayed.count("capture")
+    weights = {n: w.detach().clone() for n, w in b.module.named_parameters()}
+    with pytest.MonkeyPatch.context() as plainly:
+        plainly.setattr("nestflow.bundle.step.captures", lambda graph, device: False)
+        other = nestflow.compile(name, **SPECS[name], execution=more)
+        want = [other.step(x)["losses"] for x in batches(name)]
+    assert found == want
+    assert all(torch.equal(weights[n], w) for n, w in other.module.named_parameters())
+
+
+def test_weights_that_lie_elsewhere_are_captured_anew(replayed: list[str]) -> None:
+    b = nestflow.compile("linear_attention", **SPECS["linear_attention"])
+    x = batches("")[0]
+    b.step(x), b.step(x)
+    assert replayed.count("capture") == 1
+    for w in b.module.parameters():
+        w.data = w.data.clone()
+    b.step(x)
+    assert replayed.count("capture") == 2
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: Callable[[], Any], inputs: list[Tensor]) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(capture, "record", fails)
+    monkeypatch.setattr("nestflow.bundle.step.captures", lambda graph, device: True)
+    b, plain = (nestflow.compile("linear_attention", **SPECS["linear_attention"]) for _ in range(2))
+    x = batches("")[0]
+    with pytest.warns(UserWarning, match=r"capture true.*not permitted when stream is capturing"):
+        first = b.step(x)["loss"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = b.step(x)["loss"]
+    monkeypatch.setattr("nestflow.bundle.step.captures", lambda graph, device: False)
+    assert [first, second] == [plain.step(x)["loss"] for _ in range(2)]
+
+
+def test_a_cpu_is_told() -> None:
+    with pytest.raises(nestflow.NestflowError, match=r"NF552.*CUDA graphs, and the weights are on `cpu`"):
+        nestflow.compile("titans", execution=ON)
+
+
+TOP = "nestflow 1\nexecution { capture true }\ninput x : float[8]\noutput f(x)\n"
+OUTER = "level outer { every 1 step; memory weights(f); objective mean(square(f(x))); update %s }\n"
+FLOW = "flow f(x) { return linear(x) }\n"
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (TOP + "flow f(x) { return dropout(linear(x), 0.1) }\n" + OUTER % "gd(0.1)", "what it draws is a function"),
+        (TOP + FLOW + OUTER % "dgd(0.1)", "watches the inputs"),
+        (TOP + FLOW + OUTER % "sophia(0.1)", "reads the curvature"),
+    ],
+)
+def test_what_cannot_be_captured_is_told(text: str, said: str) -> None:
+    with pytest.raises(nestflow.NestflowError, match=f"NF552.*{said}"):
+        nestflow.check(text)
+    assert nestflow.check(text.replace("capture true", "capture false"))
+
+
+def test_a_saved_spec_that_captures_is_loaded_on_a_cpu(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TOP + FLOW + OUTER % "gd(0.1)"
+    monkeypatch.setattr("nestflow.bundle.settings.for_capture", lambda device: None)
+    nestflow.compile(text).save(tmp_path / "b")
+    monkeypatch.undo()
+    x = torch.ones(2, 8)
+    assert nestflow.load(tmp_path / "b").step({"x": x})["loss"] > 0
+    with pytest.raises(nestflow.NestflowError, match="NF552"):
+        nestflow.load(tmp_path / "b", execution=ON)
