@@ -17,6 +17,7 @@ from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
+from nestflow.bundle.token import OneToken, one_token, undisturbed
 from nestflow.bundle.unread import computed
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
@@ -77,6 +78,7 @@ class Module(Branch):
         self.__dict__["_ahead"] = looks_ahead(graph)
         self.__dict__["_seed"] = seed
         self.__dict__["_passes"] = 0
+        self.__dict__["_token"] = None  # the code of one token, once it was asked for
         self.__dict__["_draws_at_random"] = draws_at_random(graph)
         self.__dict__["_fallback"] = (dtype, torch.device(device or "cpu"))
         for level in beginning(graph.step_levels):
@@ -283,6 +285,11 @@ class Module(Branch):
         Rows that have seen different numbers of ticks are computed in groups. Raises NF507 where the state has
         other rows.
         """
+        if isinstance(state, State) and state.mark and undisturbed():
+            token = self._of_one_token()
+            found = token and token.step(self, state, args, inputs, self.training if training is None else training)
+            if found:
+                return found
         bound = self.bind(args, inputs)
         if state is not None and not isinstance(state, State):
             raise fail(
@@ -334,9 +341,10 @@ class Module(Branch):
         beside: Mapping[str, Tensor] | None = None,
         age: int | None = None,
         rows: Tensor | None = None,
+        program: ModuleType | None = None,
     ) -> tuple[Any, dict[str, Tensor]]:
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
-        published: takes what `emit` gave."""
+        published: takes what `emit` gave. program: other code than the module's own."""
         mode = self.training if training is None else training
         known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
         if lasting := self.__dict__["_lasting"]:
@@ -348,7 +356,7 @@ class Module(Branch):
             self.__dict__["_passes"] += mode
         try:
             given = [bound.get(i.name) for i in self.__dict__["_graph"].inputs]
-            result = computed(getattr(self.__dict__["_program"], entry), c, given)
+            result = computed(getattr(program or self.__dict__["_program"], entry), c, given)
         except UnequalPartsError as e:
             raise unequal(self.__dict__["_graph"], e.rows, e.copies) from e
         except IndexError as e:
@@ -365,6 +373,14 @@ class Module(Branch):
             c.publish()
             published.update(c.published)
         return result, {**tensors, **c.n}
+
+    def _of_one_token(self) -> OneToken | None:
+        """The code of one token (made at the first one), None where the module's own does it."""
+        if self.__dict__["_token"] is None:
+            given = self.__dict__
+            plain = not (given["_lasting"] or given["_kept"] or given["_networks"] or given["_draws_at_random"])
+            given["_token"] = one_token(given["_graph"], plain) or False
+        return self.__dict__["_token"] or None
 
     def _starts(self, lasting: tuple[StateSlot, ...], known: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights, and what memories start from that is computed from them."""
@@ -397,6 +413,7 @@ class Module(Branch):
             message = "rows that stand at different ticks cannot write the one copy of a memory `per model` together"
             raise fail("NF507", message, help="begin a new sequence, or reset, in all rows at once")
         ticks = self._ticks(bound)
+        token = self._of_one_token() if ticks == 1 and undisturbed() else None
         outs, groups = [], []
         passes = self.__dict__["_passes"]
         for g in state.groups:
@@ -405,11 +422,13 @@ class Module(Branch):
             if len(state.groups) > 1:
                 which = torch.tensor(g.rows, device=self.device)
                 part = {n: x[which] for n, x in bound.items()}
-            out, tensors = self._compute("forward", part, g.tensors, g.t, training, age=g.age, rows=which)
+            out, tensors = self._compute(
+                "forward", part, g.tensors, g.t, training, age=g.age, rows=which, program=token and token.program
+            )
             outs.append(out)
             groups.append(g.moved(ticks, tensors))
         if len(outs) == 1:
-            return outs[0], State(tuple(groups))
+            return outs[0], State(tuple(groups), token.mark if token else "")
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
         if isinstance(outs[0], Mapping):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,9 +33,11 @@ class Group:
 
 @dataclass(frozen=True)
 class State:
-    """The state of a batch of streams: `tensors` by path, `t` ticks seen by each row."""
+    """The state of a batch of streams: `tensors` by path, `t` ticks seen by each row. mark: the code whose state it is
+    known to be."""
 
     groups: tuple[Group, ...]
+    mark: str = field(default="", compare=False, repr=False)
 
     @staticmethod
     def of(tensors: dict[str, Tensor], batch: int, t: int = 0) -> State:

@@ -50,6 +50,9 @@ def linear(em: Emitter, node: Node) -> Expr:
     carried = axes(w.type)
     if not carried:
         return expr_of(f"F.linear({ex.text}, {ew.text})", ATOM, ex, ew)
+    if carried == "H" and axes(x.type) == "BT" and len(x.type.shape) == 1 and em.writer.one_token:
+        heads, (n, width) = w.type.heads or 1, w.type.shape
+        return expr_of(f"F.linear({ex.text}, {ew.atom}.view({heads * n}, {width})).view(-1, {heads}, 1, {n})", ATOM, ex, ew)
     if carried == "H" and not x.type.heads and axes(x.type):
         em.writer.use(BLOCKS, "linear_heads")
         extra = f", {head_axis(x.type)}" if head_axis(x.type) != 1 else ""
@@ -189,6 +192,8 @@ def split_heads(em: Emitter, node: Node) -> Expr:
 def merge_heads(em: Emitter, node: Node) -> Expr:
     (x,) = node.args
     e = em.done[x]
+    if axes(x.type) == "BHT" and em.writer.one_token and len(x.type.shape) == 1:
+        return expr_of(f"{e.atom}.reshape(-1, 1, {node.type.shape[0]})", ATOM, e)
     if axes(x.type) == "BHT":
         return expr_of(f"{e.atom}.transpose(1, 2).flatten(2)", ATOM, e)
     return expr_of(f"{e.atom}.movedim({head_axis(x.type)}, -2).flatten(-2)", ATOM, e)

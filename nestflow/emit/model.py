@@ -34,9 +34,10 @@ from nestflow.lowering.pieces import piece_size
 ENTRY = ("forward", "losses", "metrics", "starts", "initial_state")
 
 
-def emit_model(graph: LevelGraph, plan: Any) -> str:
-    """The source of the module that computes the graph. Raises NestflowError NF508 where a start cannot be made."""
-    writer = Writer()
+def emit_model(graph: LevelGraph, plan: Any, one_token: bool = False) -> str:
+    """The source of the module that computes the graph. Raises NestflowError NF508 where a start cannot be made.
+    one_token: the output alone, of calls that bring one token (`nestflow.emit.token`)."""
+    writer = Writer(one_token)
     letters = letters_of(graph)
     _emit_instances(graph.root, plan, writer, letters)
     _emit_entry_points(graph, writer, letters)
@@ -211,7 +212,7 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
     emitter: Callable[..., Emitter] = plain_emitter
     for level in inner.values():
         emit_inner(graph, writer, emitter, variables, level)
-    groups = objectives(graph)
+    groups = {} if writer.one_token else objectives(graph)
 
     def opening(node: Node) -> None:
         shared_weights(graph, writer)
@@ -237,6 +238,9 @@ def _emit_entry_points(graph: LevelGraph, writer: Writer, letters: Letters) -> N
         )
     writer.line()
     writer.line()
+    if writer.one_token:
+        emit_starts(graph, writer, letters)
+        return
     values: list[str] = []
     for name, node in nodes.items():
         if node is None:

@@ -85,6 +85,10 @@ def tensor(em: Emitter, node: Node, target: Type | None = None, features: int | 
         return e
     text = e.text
     changed = False
+    if target is not None and em.writer.one_token and node.op in ("last", "index"):
+        found = _by_axes_of_one(em, node, target, features)
+        if found is not None:
+            return found
     if target is not None:
         index = index_to(node.type, target, features)
         if index:
@@ -94,6 +98,19 @@ def tensor(em: Emitter, node: Node, target: Type | None = None, features: int | 
         elif target.dtype == "int" and node.type.dtype == "bool":
             text, changed = (text if changed else e.atom) + ".long()", True
     return expr_of(text, ATOM if changed else e.precedence, e)
+
+
+def _by_axes_of_one(em: Emitter, node: Node, target: Type, features: int | None) -> Expr | None:
+    """What lost its axis of the one token, or its only feature, may keep it as the axis that `target` asks for."""
+    (x,) = node.args
+    rank = len(target.shape) if features is None else features
+    if rank <= len(node.type.shape) or x not in em.done or target.dtype != node.type.dtype:
+        return None
+    if node.op == "last":
+        if target.clock:
+            return None
+        return tensor(em, x, target.with_(clock="T"), rank - 1)
+    return tensor(em, x, target, rank) if x.type.shape == (1,) and em.done[x].text.isidentifier() else None
 
 
 def as_tensor(em: Emitter, node: Node) -> Expr:

@@ -82,12 +82,35 @@ def infix(em: Emitter, node: Node) -> Expr:
     if node.op in COMPARE or node.op in ("and", "or"):
         dtypes = [a.type.dtype for a in node.args]
         wanted = wanted.with_(dtype="float" if "float" in dtypes and node.op not in ("and", "or") else dtypes[0])
+    if em.writer.one_token and node.op in ("add", "sub"):
+        fused = _fused(em, node)
+        if fused is not None:
+            return fused
     a, b = (tensor(em, x, wanted) for x in node.args)
     if node.op == "pow":
         return expr_of(f"{a.atom} ** {b.atom}", precedence, a, b)
     if node.op in ("and", "or") and not python:
         return expr_of(f"{a.atom} {sign} {b.atom}", precedence, a, b)
     return expr_of(f"{a.at_least(precedence)} {sign} {b.at_least(precedence + 1)}", precedence, a, b)
+
+
+def _fused(em: Emitter, node: Node) -> Expr | None:
+    """x ± a·b in one call, where the product stands nowhere else."""
+    first, second = node.args
+    for x, product in ((first, second), (second, first)):
+        if product.op not in ("mul", "pair") or em.done[product].text.isidentifier() or is_python(x):
+            continue
+        if any(n.type.dtype != "float" for n in (node, x, *product.args)) or any(is_python(a) for a in product.args):
+            continue
+        if node.op == "sub" and product is first:
+            continue
+        base, sign = tensor(em, x, node.type), ", value=-1" if node.op == "sub" else ""
+        if product.op == "pair":
+            a, h = (em.done[p] for p in product.args)
+            return expr_of(f"torch.addcmul({base.text}, {a.atom}.mT, {h.text}{sign})", ATOM, base, a, h)
+        a, b = (tensor(em, p, node.type) for p in product.args)
+        return expr_of(f"torch.addcmul({base.text}, {a.text}, {b.text}{sign})", ATOM, base, a, b)
+    return None
 
 
 def extremum(em: Emitter, node: Node) -> Expr:
@@ -106,7 +129,15 @@ def call_of(em: Emitter, node: Node) -> Expr:
     text = e.text
     if x.type.dtype != "float" and not is_python(x) and node.type.dtype == "float":
         text = e.atom + ".to(c.dtype)"
+    if node.op == "gelu" and of_a_head(em, node):
+        return expr_of(f"{em.writer.use(BLOCKS, 'gelu')}({text})", ATOM, e)
     return expr_of(CALLS[node.op].format(text), ATOM, e)
+
+
+def of_a_head(em: Emitter, node: Node) -> bool:
+    """Whether a value is one token's vector of every head, [B, H, 1, d]."""
+    t = node.type
+    return em.writer.one_token and bool(t.batch and t.heads and t.clock) and len(t.shape) == 1
 
 
 def neg(em: Emitter, node: Node) -> Expr:
@@ -143,4 +174,4 @@ def where(em: Emitter, node: Node) -> Expr:
 
 def stop(em: Emitter, node: Node) -> Expr:
     e = em.done[node.args[0]]
-    return e if is_python(node.args[0]) else expr_of(f"{e.atom}.detach()", ATOM, e)
+    return e if is_python(node.args[0]) or em.writer.one_token else expr_of(f"{e.atom}.detach()", ATOM, e)

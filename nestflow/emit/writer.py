@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nestflow.diagnostics.core import Span
     from nestflow.graph.model import Instance
 
+TOKEN = "nestflow.ops.token"
 RESERVED = frozenset(
     {
         "c",
@@ -48,7 +49,8 @@ def identifier(text: str) -> str:
 class Writer:
     """Collects lines. `use` notes an import and gives the name back, so that it can stand in the expression."""
 
-    def __init__(self) -> None:
+    def __init__(self, one_token: bool = False) -> None:
+        self.one_token = one_token  # what is written is called with one token at a time
         self.lines: list[str] = []
         self.imports: dict[str, set[str]] = {}
         self.modules: set[str] = set()  # imported whole
@@ -73,7 +75,10 @@ class Writer:
             self._depth -= 1
 
     def use(self, module: str, name: str) -> str:
-        """Import `name` from `module` in the generated file; the name, to be called."""
+        """Import `name` from `module` in the generated file; the name, to be called. Where there is one token, what
+        `nestflow.ops.token` has of that name stands in for it."""
+        if self.one_token and name in for_one_token():
+            module = TOKEN
         self.imports.setdefault(module, set()).add(name)
         self._taken.add(name)
         return name
@@ -99,6 +104,12 @@ class Writer:
 
     def text(self) -> str:
         return "\n".join(self.lines) + "\n"
+
+
+@cache
+def for_one_token() -> frozenset[str]:
+    """The operations that have a form of their own for one token."""
+    return frozenset(n for n, x in vars(import_module(TOKEN)).items() if getattr(x, "__module__", "") == TOKEN)
 
 
 @cache

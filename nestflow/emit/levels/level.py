@@ -32,6 +32,7 @@ from nestflow.emit.levels.facts import (
     written,
 )
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
+from nestflow.emit.levels.pairs import bare, is_only
 from nestflow.emit.levels.roots import early_rules, hoisted, is_late, roots_of
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
@@ -39,7 +40,7 @@ from nestflow.emit.levels.rule import RuleCode
 from nestflow.emit.levels.special import Special, abreast_text, channels_text
 from nestflow.emit.levels.stacks import Stacks
 from nestflow.emit.levels.state import StateNames
-from nestflow.emit.levels.turn import period_of, run_pieces, trimmed
+from nestflow.emit.levels.turn import one_piece, period_of, run_pieces, trimmed
 from nestflow.emit.levels.whole import beside_kernel
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
@@ -161,7 +162,8 @@ class LevelCode:
         rates = [n for p, t in early for n in self.nodes.rule(p, t).coefficients()]
         roots = roots_of(self, early)
         self.abreast.look(roots)
-        outside = hoisted(roots, loop)
+        self.at_need = writer.one_token and not plan.caches  # one function, one order: nothing has to come first
+        outside = [] if self.at_need else hoisted(roots, loop)
         em.plan(*outside, *rates, result)
         for n in outside:
             for a in n.args if n.op == "channels" else (n,):
@@ -173,11 +175,11 @@ class LevelCode:
             writer,
             letters=self.letters,
             instance=self.instance,
-            names=self.loop_names(loop),
+            names=self.loop_names(None if self.at_need else loop),
             ticks="n",
             batch=self.batch,
             t0="t",
-            tick_letter="C",
+            tick_letter="T" if writer.one_token else "C",
         )
         if self.t0 != "c.t0":  # look-back counts the sequence's ticks
             self.inner.sequence = f"(t - {self.t0} + c.t0)"
@@ -188,10 +190,14 @@ class LevelCode:
     def pieces(self, loop: set[Node], roots: list[Node], outside: list[Node]) -> None:
         """The loop itself. loop: what the state enters; roots: all that it evaluates; outside: what it is given."""
         writer = self.writer
-        chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
-        writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {self.plan.size})")
+        if not writer.one_token:
+            chunk_sizes = writer.use("nestflow.ops.coefficients", "chunk_sizes")
+            writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {self.plan.size})")
         self.inner.abreast = self.abreast.wide
         self.inner.holder.update(self.outer.holder)
+        if writer.one_token:
+            known = self.outer.done.items()
+            self.inner.done.update({n: e for n, e in known if self.at_need or e.text.isidentifier()})
         for n in walk(*roots):
             if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
                 self.state.tail(n["tail"])
@@ -205,9 +211,14 @@ class LevelCode:
                 )
         self.special = Special(self)
         self.inner.special = self.special.text
+        if writer.one_token:
+            self.inner.special = lambda n: self.special.text(n) or self.cache.special(n)
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
         self.split_context(outside)
         self.closed_rows(loop)
+        if writer.one_token:
+            one_piece(self, roots)
+            return
         self.stacks.begin()
         function, state = self.variable("piece"), self.state.variables
         head = len(writer.lines)
@@ -227,9 +238,12 @@ class LevelCode:
         run_pieces(self, function, period)
         self.stacks.end()
 
-    def loop_names(self, loop: set[Node]) -> list[tuple[str, Node]]:
+    def loop_names(self, loop: set[Node] | None) -> list[tuple[str, Node]]:
+        """Names of what the loop evaluates (None: of all)."""
         named = [(n, x) for n, x in self.readable()]
         put = [self.abreast.put(y) for y in self.nodes.context([x for _, x in named])]
+        if loop is None:
+            return [(n, y.args[0] if is_only(y) else y) for (n, _), y in zip(named, put)]
         return [(n, y) for (n, _), y in zip(named, put) if y in loop]
 
     def variable(self, base: str) -> str:
@@ -253,6 +267,9 @@ class LevelCode:
                 self.channels(n)
                 continue
             source = self.outer.variable(n)
+            if self.writer.one_token:
+                self.inner.bind(n, source)
+                continue
             self.whole.add(n)
             lead = ABREAST if n in self.abreast.wide else ""
             name = self.inner.fresh(source.removesuffix(self.letters.suffix(n.type, lead=lead)), n.type, lead)
@@ -321,7 +338,8 @@ class LevelCode:
                 ticks = "n" if len(p.woven) == 1 else f"{len(p.woven)} * n"
                 self.rows.write(self.inner, p, tensor, ticks, "t", pieces=False)
         for p in self.plan.looped:
-            self.solved(p)
+            if p.closed:
+                self.solved(p)
         late = [reads_new(y) for y in self.reads]
         found: dict[int, str] = {}
         for i, (y, wait) in enumerate(zip(self.reads, late)):
@@ -374,7 +392,7 @@ class LevelCode:
                 for look in looks_at_start(e, h):  # a delta rule uses it again
                     self.inner.variable(look)
                 if not any(n.op == "solved" for n in walk(e)):
-                    self.inner.variable(e, "e")
+                    self.inner.variable(bare(e) if self.writer.one_token else e, "e")
         for g in self.nodes.dense[m.name].values():
             self.inner.variable(g, "g")
 
@@ -428,10 +446,14 @@ class LevelCode:
         if m.every == 1 or m.reset_where is not None:
             code.update()
             return
+        known = dict(self.inner.done)
         with self.writer.block(f"if (t + n) % {m.every} == 0:"):
             code.update()
         with self.writer.block("else:"):
             code.wait()
+        if self.writer.one_token:  # what was evaluated in one branch alone has no variable behind it
+            self.inner.done.clear()
+            self.inner.done.update(known)
 
 
 __all__ = ["LevelCode", "emit_level"]

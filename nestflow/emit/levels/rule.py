@@ -14,6 +14,7 @@ from nestflow.emit.expr import Emitter
 from nestflow.emit.levels.commit import finish, wait
 from nestflow.emit.levels.leaves import context_parts, decayed, is_context, slot_leaf, unit
 from nestflow.emit.levels.nodes import Nodes, per_tick, state
+from nestflow.emit.levels.pairs import absorbed, bare, pair, shared, ticked, times, uses, widened
 from nestflow.emit.ops import tensor
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.globs import matches
@@ -44,6 +45,7 @@ class Tensor:
     stepped: bool = False
     new: dict[str, Node] = field(default_factory=dict)
     project: Node | None = None
+    input: Node | None = None  # what dgd erases, where g is kept as two vectors
     named: dict[str, Node] = field(default_factory=dict)
 
     @property
@@ -90,10 +92,13 @@ class RuleCode:
         for t in self.tensors:
             pairs = self.nodes.errors[t.memory.name].get(t.path, ())
             dense = self.nodes.dense[t.memory.name].get(t.path)
-            terms = [f"{self.em.atom(e)}.mT @ {self.em.atom(h)}" for h, e in pairs]
+            if self.as_pair(t):
+                continue
+            sign = "*" if self.writer.one_token else "@"
+            terms = [f"{self.em.atom(e)}.mT {sign} {self.em.atom(h)}" for h, e in pairs]
             if dense is not None:
                 axis = -1 - len(t.spec.shape)
-                terms.append(f"{self.em.atom(dense)}.sum({axis})")
+                terms.append(f"{self.em.atom(dense)}.{'squeeze' if self.writer.one_token else 'sum'}({axis})")
             if terms and t.memory.per == "model":
                 terms = [self.of_all(t, " + ".join(terms))]
             text = " + ".join(terms) or f"torch.zeros_like({self.name(t, 'now')})"
@@ -107,12 +112,32 @@ class RuleCode:
             if has_dgd(t.memory) and pairs:
                 self.gram(t, pairs)
 
+    def as_pair(self, t: Tensor) -> bool:
+        """At one token: keep g = e hᵀ, and dgd's K = h hᵀ, as their vectors where the rule asks for g in one place."""
+        m, pairs = t.memory, self.nodes.errors[t.memory.name].get(t.path, ())
+        dense = t.path in self.nodes.dense[m.name]
+        if not self.writer.one_token or len(pairs) != 1 or dense or m.every > 1 or m.per == "model":
+            return False
+        steps = [s for s in t.program if isinstance(s, DgdStep)]
+        rest = [t.gradient, *self.values(t.program), *([] if t.project is None else [t.project])]
+        plain = t.gradient.op == "g" and uses(rest, "g") - 1 + len(steps) <= 1 and not uses(rest, "gram")
+        ((h, e),) = pairs
+        if not plain or any(m.weight is not None or m.ages or s.scale is not None for s in steps):
+            return False
+        if not all(self.value(t, s.lr).type.is_number for s in steps):
+            return False
+        for n in (h, bare(e)):
+            self.em.variable(n)
+        t.g, t.input = pair(e, h), h
+        return True
+
     def count(self) -> None:
         """With `when`: how many ticks brought a pair since the last update, where that makes an update, which one."""
         m = self.first
         if m.when is None:
             return
         (when,) = [self.nodes.rate(m, m.when)]
+        self.em.expression(when)
         brings = tensor(self.em, when, per_tick(m).with_(dtype="bool")).atom
         for p in self.plans:
             stored = self.names.get(self.counter(p.memory, TICKS))
@@ -171,11 +196,11 @@ class RuleCode:
     def prefetch(self) -> None:
         """What the update reads of the context, before a condition makes its statements optional."""
         for t in self.tensors:
-            for s in self.expressions(t):
-                for n in context_parts(s):
-                    self.em.variable(self.last(t, n))
-            if t.memory.retain is not None:
-                self.em.variable(self.gate(t))
+            parts = [self.last(t, n) for s in self.expressions(t) for n in context_parts(s)]
+            for n in [*parts, *([] if t.memory.retain is None else [self.gate(t)])]:
+                if self.writer.one_token and n.op == "last":
+                    n = widened(n.args[0])
+                self.em.variable(n)
 
     def expressions(self, t: Tensor) -> list[Node]:
         """Every expression of the tensor's update."""
@@ -302,6 +327,9 @@ class RuleCode:
         """The value in a variable of its own, of the tensor's shape."""
         if node.type.shape != (t.type.shape if shape is None else shape) or not node.type.batch:
             node = ops.binary("add", ops.binary("mul", ops.const(0.0), self.leaf(t.memory, t.spec, "now")), node)
+        node = absorbed(node)
+        for x in shared(node):
+            self.em.variable(x)
         e = self.em.expression(node)
         if not e.text.isidentifier():
             self.em.assign(node, e, base)
@@ -383,8 +411,28 @@ class RuleCode:
         m = t.memory
         return t.w if m.retain is None or m.decay_first else decayed(m, t.w, self.gate(t))
 
+    def dgd_of_pair(self, t: Tensor, s: DgdStep, h: Node) -> Node:
+        """The same where K = k kᵀ and g = e hᵀ: −η(w k) kᵀ − η e hᵀ."""
+        assert t.memory.rule is not None
+        normalize, only = t.memory.rule.inputs or (False, "**")
+        lr, (e, _) = ticked(self.value(t, s.lr)), t.g.args
+        if not matches(only, t.path):
+            return pair(ops.binary("mul", times(ops.const(-1.0), lr), e), h)
+        k, rate = unit(h) if normalize else h, times(ops.const(-1.0), lr)
+        if s.exact:
+            self.em.variable(rate)
+            size = ops.reduce("sum", ops.unary("square", k), -1, keep=True)
+            rate = ops.binary("div", rate, ops.binary("add", ops.const(1.0), ops.binary("mul", lr, size)))
+        terms = [(ops.linear(k, t.w), k), (e, h)]
+        if k is h:
+            terms = [(ops.binary("add", terms[0][0], e), h)]
+        found = [pair(ops.binary("mul", rate, a), b) for a, b in terms]
+        return found[0] if len(found) == 1 else ops.binary("add", *found)
+
     def dgd(self, t: Tensor, s: DgdStep) -> Node:
         """−η(w K + g), η = lr/(1 + lr tr K) if exact; gd(lr) for a tensor without an input."""
+        if t.input is not None:
+            return self.dgd_of_pair(t, s, t.input)
         lr, k = self.value(t, s.lr), self.leaf_k(t) if len(t.spec.shape) == 2 else None
         if k is None or k not in self.names:
             return ops.unary("neg", ops.binary("mul", lr, t.g))

@@ -10,7 +10,9 @@ from nestflow.emit.layout import ABREAST, axes, tick_axis
 from nestflow.emit.levels.abreast import Run, apart, run_of
 from nestflow.emit.levels.facts import packed
 from nestflow.emit.levels.nodes import state
+from nestflow.emit.levels.pairs import is_only
 from nestflow.emit.ops import tensor
+from nestflow.emit.pointwise import of_a_head
 from nestflow.graph.state import keeps_anchor, state_tensors
 from nestflow.ir.node import Node
 from nestflow.ir.node import Type as NodeType
@@ -61,11 +63,14 @@ class Special:
             "lanes": self.lane,
             "joined": self.joined,
             "abreast": self.abreast,
+            "pair": self.pair,
             **dict.fromkeys(_BACKWARD, self.backward),
         }
 
     def text(self, n: Node) -> str | None:
         write = self.table.get(n.op)
+        if write is None and self.em.writer.one_token and is_only(n):
+            return f"{self.em.expression(n.args[0]).atom}[..., 0]"
         if write is None:
             return None
         for a in n.args:
@@ -74,6 +79,7 @@ class Special:
         if (
             n.op == "state"
             or text.isidentifier()
+            or (n.op == "last" and self.em.writer.one_token)
             or (self.em.uses[n] <= 1 and n not in self.em.names and len(text) < 60)
         ):
             return text
@@ -221,6 +227,10 @@ class Special:
             return e.atom
         return f"{e.atom}[..., -1:{', :' * len(n.type.shape)}]"
 
+    def pair(self, n: Node) -> str:
+        a, h = (self.em.done[x].atom for x in n.args)
+        return f"({a}.mT * {h})"
+
     def last_learns(self, n: Node) -> str:
         old, new = (self.em.done[a] for a in n.args)
         axis = tick_axis(n.type)
@@ -275,4 +285,7 @@ class Special:
         return abreast_text(self.em, n)
 
     def backward(self, n: Node) -> str:
+        if n.op == "gelu_backward" and of_a_head(self.em, n):
+            word = self.em.writer.use("nestflow.ops.blocks", n.op)
+            return f"{word}({', '.join(self.em.done[a].text for a in n.args)})"
         return _BACKWARD[n.op].format(*(self.em.done[a].text for a in n.args))

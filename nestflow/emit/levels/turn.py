@@ -1,4 +1,6 @@
-"""The loop over pieces: what a piece asks of the ticks before it, and the call that runs all of them in turn."""
+"""The loop over pieces: what a piece asks of the ticks before it, and the call that runs all of them in turn.
+
+Where there is one token, there is no loop: the piece stands in the level's function."""
 
 from __future__ import annotations
 
@@ -6,11 +8,12 @@ import ast
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from nestflow.emit.layout import tick_axis
 from nestflow.emit.levels.facts import packed
+from nestflow.ir.node import Node
 
 if TYPE_CHECKING:
     from nestflow.emit.levels.level import LevelCode
@@ -71,3 +74,16 @@ def run_pieces(level: LevelCode, function: str, period: int) -> None:
         parts = [first, state, f"(\n{splits}    )" if splits else "()", last]
         line = f"{targets} = {loop}(\n" + "".join(f"    {x},\n" for x in parts) + ")"
     level.writer.line(line)
+
+
+def one_piece(level: LevelCode, roots: Sequence[Node]) -> None:
+    """The only piece of a call with one token, its recalls and the state after it."""
+    writer = level.writer
+    writer.line(f"t, n = {level.t0}, 1")
+    level.inner.plan(*roots)
+    level.piece()
+    for node, e in level.inner.done.items():
+        level.outer.done.setdefault(node, e)
+    level.outer.holder.update(level.inner.holder)
+    for node, name in zip(level.front, level.recalled, strict=True):
+        level.outer.bind(node, name)

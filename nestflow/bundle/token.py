@@ -1,0 +1,97 @@
+"""One token of a stream: code of its own (`nestflow.emit.token`), and nothing checked twice.
+
+`OneToken.step` takes what is plain: rows at one place, inputs of the module's type on its device. It gives None where
+something is not, and the module's `run` then says what. A state that it has given is known to be the spec's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestflow.bundle.source import load_source
+from nestflow.bundle.state import State
+from nestflow.diagnostics.core import NestflowError
+from nestflow.emit.token import emit_token, has_token
+from nestflow.graph.model import InputSpec, LevelGraph
+from nestflow.ops.runtime import Context
+
+FEW = 64  # numbers whose bounds are looked at one by one
+
+
+def undisturbed() -> bool:
+    """Whether a call is plain: nothing asks for gradients, and nothing traces it."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]  # public, but not in torch's list
+
+
+class OneToken:
+    """The code of one token of a graph. plain: whether a call is nothing but that code (no draws, networks, copies that
+    all streams share)."""
+
+    def __init__(self, graph: LevelGraph, plain: bool) -> None:
+        self.program: ModuleType = load_source(emit_token(graph), f"{graph.name}_token")
+        self.forward = self.program.forward
+        self.mark = self.program.__name__
+        self.specs = [i for i in graph.inputs if i.name in graph.needed]
+        self.names = [i.name if i.name in graph.needed else None for i in graph.inputs]
+        self.plain = plain
+
+    def step(
+        self, module: Any, state: State, args: tuple[Any, ...], inputs: Mapping[str, Any], training: bool
+    ) -> tuple[Any, State] | None:
+        """Output and state after one token, None where the call is not plain."""
+        if not self.plain or len(state.groups) != 1 or state.mark != self.mark:
+            return None
+        if args:
+            if len(args) != 1 or inputs or len(self.specs) != 1:
+                return None
+            inputs = {self.specs[0].name: args[0]}
+        elif len(inputs) != len(self.specs):
+            return None
+        dtype, device = module._kind()
+        (group,) = state.groups
+        rows = len(group.rows)
+        for spec in self.specs:
+            if not _fits(spec, inputs.get(spec.name), rows, dtype, device):
+                return None
+        c = Context(module.weights, group.tensors, group.t, training, dtype, device, None, group.age)
+        try:
+            result = self.forward(c, *[None if n is None else inputs[n] for n in self.names])
+        except IndexError:  # an index outside a table
+            return None
+        return result, State((group.moved(1, {**group.tensors, **c.n}),), self.mark)
+
+
+def one_token(graph: LevelGraph, plain: bool) -> OneToken | None:
+    """The code of one token, None where the spec has none."""
+    try:
+        return OneToken(graph, plain) if has_token(graph) else None
+    except NestflowError:  # what a scan cannot do yet the module's own code may
+        return None
+
+
+def _fits(spec: InputSpec, x: Any, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether an input is one token of each row, as the module takes it."""
+    if not isinstance(x, Tensor) or x.shape != (rows, 1, *spec.type.shape) or x.device != device:
+        return False
+    if spec.type.dtype == "float":
+        return x.dtype == dtype and spec.low is None and spec.high is None
+    if x.dtype != (torch.int64 if spec.type.dtype == "int" else torch.bool):
+        return False
+    if spec.low is None and spec.high is None:
+        return True
+    low = -math.inf if spec.low is None else spec.low
+    high = math.inf if spec.high is None else spec.high
+    if x.numel() == 1:
+        return low <= x.item() <= high
+    return x.numel() <= FEW and all(low <= value <= high for value in x.flatten().tolist())
+
+
+__all__ = ["OneToken", "one_token", "undisturbed"]
