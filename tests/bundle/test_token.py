@@ -63,7 +63,8 @@ def test_every_shipped_spec_token_by_token(name: str) -> None:
     one = some_tokens(1, 2)
     mine = launches(lambda s: b.module.run(s, tokens=one, training=False))
     b.module.__dict__["_token"] = False
-    assert mine <= launches(lambda s: b.module.run(s, tokens=one, training=False))
+    # memories that run side by side there have more launches here, of less work each
+    assert mine <= 1.25 * launches(lambda s: b.module.run(s, tokens=one, training=False))
 
 
 def test_the_parts_of_a_memory_learn_together() -> None:
