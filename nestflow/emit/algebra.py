@@ -52,7 +52,9 @@ def linear(em: Emitter, node: Node) -> Expr:
         return expr_of(f"F.linear({ex.text}, {ew.text})", ATOM, ex, ew)
     if carried == "H" and axes(x.type) == "BT" and len(x.type.shape) == 1 and em.writer.one_token:
         heads, (n, width) = w.type.heads or 1, w.type.shape
-        return expr_of(f"F.linear({ex.text}, {ew.atom}.view({heads * n}, {width})).view(-1, {heads}, 1, {n})", ATOM, ex, ew)
+        return expr_of(
+            f"F.linear({ex.text}, {ew.atom}.view({heads * n}, {width})).view(-1, {heads}, 1, {n})", ATOM, ex, ew
+        )
     if carried == "H" and not x.type.heads and axes(x.type):
         em.writer.use(BLOCKS, "linear_heads")
         extra = f", {head_axis(x.type)}" if head_axis(x.type) != 1 else ""

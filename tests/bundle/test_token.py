@@ -1,4 +1,4 @@
-"""One token at a time: code of its own, which gives what the whole sequence gives, in fewer calls, and misses no change."""
+"""One token at a time: code of its own gives what the whole sequence gives, in fewer calls, and misses no change."""
 
 from __future__ import annotations
 
