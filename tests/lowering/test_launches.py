@@ -17,7 +17,7 @@ PIECES = {
     "linear_attention": ({}, 2, 5),
     "gated_deltanet": ({}, 5, 14),
     "titans": ({"chunk": 4}, 21, 63),
-    "hope": ({"chunk": 4}, 112, 323),  # five memories side by side: 240 and 690 of one after the other
+    "hope": ({"chunk": 4}, 111, 323),  # five memories side by side: 240 and 690 of one after the other
 }
 
 

@@ -12,6 +12,8 @@ import nestflow
 from nestflow.bundle.counting import counted
 from nestflow.lowering.explain import explanations
 from nestflow.lowering.plan import LevelPlan
+from nestflow.ops.coefficients import decays, running_before
+from nestflow.ops.delta import delta_system, solve_errors
 from tests.lowering.compiled import Compiled, as_interpreted, error, gradients
 
 MLP = "mlp(depth = 2, expand = 1"
@@ -193,3 +195,32 @@ level mem(x) {{ every 1 token; chunk 4; for m in [{names}] {{ memory m : {MLP}) 
         return [(many[p].launches - few[p].launches) / 2 for p in ("mem", "backward")]
 
     assert all(many <= one + 2 for one, many in zip(launches("a"), launches(names), strict=True))
+
+
+def test_keys_and_targets_are_rows_of_one_product() -> None:
+    """Of a piece of hope: five memories read keys and targets at one state, in three products (one for each shape)."""
+    b = nestflow.compile("hope", dim=16, n_heads=2, depth=1, chunk=4)
+    (path,) = b.plan.levels
+    few, many = (counted(b, 1, 4 * n) for n in (3, 5))
+    assert (many[path].ops["bmm"] - few[path].ops["bmm"]) / 2 <= 23
+
+
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+@pytest.mark.parametrize("n", [16, 64])
+def test_one_system_for_many_right_sides(alike: float, n: int) -> None:
+    """The recurrence it stands for, in float32, with keys that are all but equal too: u_t = −η (W_{t−1} k_t + b_t)."""
+    g = torch.Generator().manual_seed(0)
+    draw = {"generator": g, "dtype": torch.float64}
+    k = torch.nn.functional.normalize(torch.randn(1, 2, n, 8, **draw) * (1.001 - alike) + alike, dim=-1)
+    b, w = torch.randn(5, 1, 2, n, 6, **draw), torch.randn(5, 1, 2, 6, 8, **draw)
+    eta, gate = 1.8 * torch.rand(1, 2, n, **draw), 0.9 + 0.1 * torch.rand(1, 2, n, **draw)
+    want, state = [], w
+    for t in range(n):
+        u = -eta[..., t, None] * ((state @ k[..., t, :, None])[..., 0] + b[..., t, :])
+        state = gate[..., t, None, None] * state + u[..., :, None] * k[..., t, None, :]
+        want.append(u)
+    k32, b32, w32, eta32, gate32 = (x.float() for x in (k, b, w, eta, gate))
+    before = running_before(decays(gate32, n, torch.float32, "cpu"))
+    system = delta_system(k32, k32, 1.0, before, rate=eta32)
+    got = solve_errors(system, k32, 1.0, b32, before, (w32,), rate=eta32)
+    assert error(got.double(), torch.stack(want, -2)) < 2e-5

@@ -9,10 +9,11 @@ no memory broadcasts against it. Besides the operations themselves:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from nestflow.emit.levels.below import Below
 from nestflow.emit.levels.leaves import start_leaves
 from nestflow.emit.levels.packs import READINGS, Pack, Packs, Twins
 from nestflow.emit.levels.roots import roots_of
@@ -46,6 +47,7 @@ class Abreast:
                 lambda memory, tensor: level.nodes.rule(table[memory], tensor),
             )
             self._replace()
+            self._below()
 
     @property
     def twins(self) -> list[Twins]:
@@ -100,14 +102,33 @@ class Abreast:
             nodes.errors[name] = {t: tuple((self.put(h), self.put(e)) for h, e in p) for t, p in kept.items()}
             nodes.errors[name] |= {t: pairs for (m, t), pairs in errors.items() if m == name}
         nodes.dense = {m: {t: self.put(g) for t, g in own.items()} for m, own in nodes.dense.items()}
-        for key, rule in nodes.rules.items():
-            carries = (
-                replace(c, decay=self.put(c.decay), drive=tuple((w, self.put(k)) for w, k in c.drive))
-                for c in rule.carries
-            )
-            nodes.rules[key] = LinearRule(tuple(carries), rule.dgd)
+        nodes.rules = {key: with_numbers(rule, self.put) for key, rule in nodes.rules.items()}
         level.reads = [self.put(y) for y in level.reads]
         nodes.put = self.put
+
+    def _below(self) -> None:
+        """Inputs that read the same twins, below one another."""
+        nodes, level = self.nodes, self.level
+
+        def fits(w: Node) -> bool:
+            w = w.args[0] if w.op in ("lane", "lanes") else w
+            return w.op == "state" and w.get("lanes") is not None
+
+        rows = Below(roots_of(level), fits, self._like)
+        for table in nodes.errors.values():
+            table.update({t: tuple((rows.put(h), rows.put(e)) for h, e in pairs) for t, pairs in table.items()})
+        for table in nodes.dense.values():
+            table.update({t: rows.put(g) for t, g in table.items()})
+        nodes.rules = {key: with_numbers(rule, rows.put) for key, rule in nodes.rules.items()}
+        level.reads = [rows.put(y) for y in level.reads]
+        nodes.put = lambda n: rows.put(self.put(n))
+
+    def _like(self, new: Node, old: Node) -> None:
+        """A node that takes the place of another has the axes of that one."""
+        if old in self.wide:
+            self.wide.add(new)
+        if old in self.counts:
+            self.counts[new] = self.counts[old]
 
     def look(self, roots: Iterable[Node]) -> None:
         """Note which entries of values the loop reads apart. roots: all that it evaluates."""
@@ -133,7 +154,7 @@ class Abreast:
             return self._run(self._pack(pack), len(pack), at, at + 1, alone=True)
         args = tuple(self.put(a) for a in n.args)
         attrs = dict(n.attrs)
-        known = self.twin_of(n["memory"], n["tensor"]) if n.op in READINGS else None
+        known = self.twin_of(n["memory"], n["tensor"]) if n.op in READINGS and n.get("lanes") is None else None
         if known is not None:
             attrs |= {"lanes": (known[1], known[1] + 1), "alone": True}
         elif all(a is b for a, b in zip(args, n.args)):
@@ -199,6 +220,12 @@ class Abreast:
         found = make("lanes", (x,), x.type, x.span, first=first, last=last)
         self.wide.add(found)
         return found
+
+
+def with_numbers(rule: LinearRule, put: Callable[[Node], Node]) -> LinearRule:
+    """The recurrence with its numbers put in another way."""
+    carries = (replace(c, decay=put(c.decay), drive=tuple((w, put(k)) for w, k in c.drive)) for c in rule.carries)
+    return LinearRule(tuple(carries), rule.dgd)
 
 
 def in_pairs(rows: Iterable[Pack]) -> Iterable[tuple[Pack, Pack]]:

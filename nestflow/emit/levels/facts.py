@@ -26,11 +26,23 @@ def keeps_state(instance: Instance) -> bool:
     return any(i.tails or i.memories for i in instance.streamed())
 
 
+def is_look(d: Node, x: Node, weights: tuple[str, ...] = ("state", "lane", "lanes")) -> Node | None:
+    """The tensor W where d is W x (a row of it, perhaps): what an error has computed of it."""
+    if d.op == "linear" and d.args[0] is x:
+        return d.args[1] if d.args[1].op in weights else None
+    if d.op != "part" or d.args[0].op != "linear":
+        return None
+    read, w = d.args[0].args
+    ours = read.args[d["at"]] if read.op == "below" else read
+    same = ours is x if read.op == "below" else (x.op == "part" and x.args[0] is read and x["at"] == d["at"])
+    return w if same and w.op in weights else None
+
+
 def looks_at_start(e: Node, h: Node) -> list[Node]:
     """What the errors of a delta rule have computed of W h, at the chunk's first state."""
     if not any(n.op == "solved" for n in walk(e)):
         return []
-    return [n for n in walk(e) if n.op == "linear" and n.args[0] is h and n.args[1].op in ("state", "lanes")]
+    return [n for n in walk(e) if is_look(n, h) is not None]
 
 
 def numbers_of(m: Memory) -> list[tuple[str, Node]]:

@@ -241,7 +241,7 @@ class LevelCode:
     def loop_names(self, loop: set[Node] | None) -> list[tuple[str, Node]]:
         """Names of what the loop evaluates (None: of all)."""
         named = [(n, x) for n, x in self.readable()]
-        put = [self.abreast.put(y) for y in self.nodes.context([x for _, x in named])]
+        put = [self.nodes.put(y) for y in self.nodes.context([x for _, x in named])]
         if loop is None:
             return [(n, y.args[0] if is_only(y) else y) for (n, _), y in zip(named, put)]
         return [(n, y) for (n, _), y in zip(named, put) if y in loop]

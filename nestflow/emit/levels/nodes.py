@@ -34,7 +34,7 @@ from nestflow.lowering.patterns.setting import erasing
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
 READINGS = ["linear_at", "tensor_at", "matrix_at", "solved", "woven", "unwoven"]
-LOOP = frozenset(["state", "each_tick", "last", "final", *READINGS])
+LOOP = frozenset(["state", "each_tick", "last", "final", "below", *READINGS])
 Theta = Callable[[Node], Node]
 
 

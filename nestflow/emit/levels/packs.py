@@ -259,7 +259,7 @@ class Packs:
             return
         before = {n: self.of.pop(n) for n in row if n in self.of}
         self._install(row)
-        if not self._acyclic():
+        if not acyclic(self.order, self._unit):
             for n in row:
                 del self.of[n]
             self.of.update(before)
@@ -271,27 +271,28 @@ class Packs:
         pack = tuple(row)
         self.of.update({n: (pack, i) for i, n in enumerate(pack)})
 
-    def _acyclic(self) -> bool:
-        """Whether no pack waits for itself."""
-        done: set[Hashable] = set()
-        open_: set[Hashable] = set()
-        for root in self.order:
-            todo: list[tuple[Pack, bool]] = [(self._unit(root), False)]
-            while todo:
-                unit, ready = todo.pop()
-                if ready:
-                    open_.discard(unit)
-                    done.add(unit)
-                elif unit in open_:
-                    return False
-                elif unit not in done:
-                    open_.add(unit)
-                    todo.append((unit, True))
-                    todo += [(u, False) for u in {self._unit(a) for n in unit for a in n.args} if u not in done]
-        return True
-
     def _unit(self, n: Node) -> Pack:
         return self.of[n][0] if n in self.of else (n,)
+
+
+def acyclic(order: Sequence[Node], unit: Callable[[Node], Pack]) -> bool:
+    """Whether nodes can be computed a unit at a time: none waits for itself. order: all nodes."""
+    done: set[Pack] = set()
+    begun: set[Pack] = set()
+    for root in order:
+        todo: list[tuple[Pack, bool]] = [(unit(root), False)]
+        while todo:
+            now, ready = todo.pop()
+            if ready:
+                begun.discard(now)
+                done.add(now)
+            elif now in begun:
+                return False
+            elif now not in done:
+                begun.add(now)
+                todo.append((now, True))
+                todo += [(u, False) for u in {unit(a) for n in now for a in n.args} if u not in done]
+    return True
 
 
 def plain(n: Node) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nestflow.emit.expr import ATOM, Emitter, Expr
 from nestflow.emit.layout import ABREAST, axes, tick_axis
 from nestflow.emit.levels.abreast import Run, apart, run_of
-from nestflow.emit.levels.facts import packed
+from nestflow.emit.levels.facts import is_look, packed
 from nestflow.emit.levels.nodes import state
 from nestflow.emit.levels.pairs import is_only
 from nestflow.emit.ops import tensor
@@ -45,6 +45,7 @@ class Special:
     def __init__(self, level: LevelCode) -> None:
         self.level, self.em = level, level.inner
         self.cuts: dict[Node, dict[tuple[int, int], str]] = {}
+        self.parts: dict[Node, list[str]] = {}  # rows that lie below one another -> those of each
         self.systems: dict[str, str] = {}  # memories that share their keys share the matrix of their system
         self.table: dict[str, Callable[[Node], str]] = {
             "state": self.state,
@@ -64,6 +65,8 @@ class Special:
             "joined": self.joined,
             "abreast": self.abreast,
             "pair": self.pair,
+            "below": self.below,
+            "part": self.part,
             **dict.fromkeys(_BACKWARD, self.backward),
         }
 
@@ -193,7 +196,7 @@ class Special:
         now, chunk = (state(p.memory, spec.path, when, type_) for when in ("now", "chunk"))
         if n.get("lanes") is not None:
             now, chunk = (self.level.abreast.of(n, x) for x in (now, chunk))
-        seen = next((d for d in self.em.done if d.op == "linear" and d.args[0] is x and d.args[1] is chunk), None)
+        seen = next((d for d in self.em.done if is_look(d, x) is chunk), None)
         if seen is None or not self.em.done[seen].text.isidentifier():
             return ""
         now, chunk = (x if x.op == "state" else x.args[0] for x in (now, chunk))
@@ -256,7 +259,7 @@ class Special:
             return {}
         names: dict[Run, str] = {}
         for run in runs:
-            names[run] = self.em.fresh(self.part(x, run), x.type, ABREAST)
+            names[run] = self.em.fresh(self.called(x, run), x.type, ABREAST)
             self.em.holder[names[run]] = None
         targets: list[tuple[str, int]] = []
         at = 0
@@ -270,16 +273,30 @@ class Special:
         self.em.writer.line(f"{', '.join(name for name, _ in targets)} = {self.em.done[x].atom}.split({sizes})")
         return names
 
-    def part(self, x: Node, run: Run) -> str:
+    def called(self, x: Node, run: Run) -> str:
         """What some entries are called."""
         if x.op != "state":
-            return "part"
+            return "h"
         own, _ = self.level.abreast.twin_of(x["memory"], x["tensor"]) or (None, 0)
         names = own.names[slice(*run)] if own is not None else ()
         return "_".join([*names, x["tensor"].removesuffix(".weight"), *(["0"] if x["when"] == "chunk" else [])])
 
     def joined(self, n: Node) -> str:
         return f"torch.cat([{', '.join(self.em.done[a].text for a in n.args)}])"
+
+    def below(self, n: Node) -> str:
+        return f"torch.cat([{', '.join(self.em.done[a].text for a in n.args)}], -2)"
+
+    def part(self, n: Node) -> str:
+        (x,) = n.args
+        if x not in self.parts:
+            lead = ABREAST if x in self.em.abreast else ""
+            self.parts[x] = []
+            for _ in range(n["of"]):
+                self.parts[x].append(self.em.fresh("h", x.type, lead))
+                self.em.holder[self.parts[x][-1]] = None
+            self.em.writer.line(f"{', '.join(self.parts[x])} = {self.em.done[x].atom}.split({self.em.ticks}, -2)")
+        return self.parts[x][n["at"]]
 
     def abreast(self, n: Node) -> str:
         return abreast_text(self.em, n)
