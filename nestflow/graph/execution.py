@@ -14,7 +14,7 @@ from nestflow.graph.model import LevelGraph
 from nestflow.language import tree
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-BACKENDS = ("auto", "torch", "triton", "fla")
+BACKENDS = ("auto", "torch", "whole", "triton", "fla")
 LARGEST_BLOCK = 1024
 MOST_PARTS = 2**20
 

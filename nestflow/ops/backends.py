@@ -21,21 +21,23 @@ from nestflow.ops.runtime import Context
 from nestflow.ops.whole import LEAST, Memory, in_pieces
 
 WIDEST = 256  # numbers of a key that a program of a kernel keeps a row of W for
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
+TYPES = frozenset([torch.float32, torch.bfloat16, torch.float16])
 
 
 @dataclass(frozen=True)
 class Backend:
     """package: what must be installed. computes: the call, all ticks of a level at once. widest: numbers of a key.
-    interpreted: it also runs on a CPU, for tests, with TRITON_INTERPRET=1. usual_delta: of delta rules it knows the
-    usual one alone, whose error looks with the key at what the gate has left."""
+    interpreted: it also runs on a CPU, for tests, with TRITON_INTERPRET=1; anywhere: on every device. usual_delta: of
+    delta rules it knows the usual one alone, whose error looks with the key at what the gate has left."""
 
     name: str
     package: str
     computes: Callable[[Memory, int], tuple[Tensor, Tensor]]
     widest: int
     interpreted: bool = False
+    anywhere: bool = False
     usual_delta: bool = False
+    types: frozenset[torch.dtype] = TYPES
 
     def not_here(self, device: torch.device) -> str | None:
         """Why it cannot run on this device, in words, or None."""
@@ -47,7 +49,13 @@ class Backend:
 
     def runs_on(self, device: torch.device) -> bool:
         """Whether its kernels run on such a device."""
-        return device.type == "cuda" or (self.interpreted and os.environ.get("TRITON_INTERPRET") == "1")
+        return (
+            self.anywhere or device.type == "cuda" or (self.interpreted and os.environ.get("TRITON_INTERPRET") == "1")
+        )
+
+
+def _whole(m: Memory, size: int) -> tuple[Tensor, Tensor]:
+    return in_pieces(m, size, "torch")
 
 
 def _triton(m: Memory, size: int) -> tuple[Tensor, Tensor]:
@@ -63,6 +71,7 @@ def _fla(m: Memory, size: int) -> tuple[Tensor, Tensor]:
 BACKENDS = {
     b.name: b
     for b in (
+        Backend("whole", "torch", _whole, 2**31, anywhere=True, types=TYPES | {torch.float64}),
         Backend("triton", "triton", _triton, WIDEST, interpreted=True),
         Backend("fla", "fla", _fla, WIDEST, usual_delta=True),
     )
@@ -98,7 +107,7 @@ def at_once(
     start [..., out, in]; x, h, look [..., T or 1, in]; error [..., T or 1, out]; rate, scale [..., T or 1] or a number;
     gate likewise, with `channels` [..., T or 1, in]. See `nestflow.ops.whole`. Raises NotFinite.
     """
-    if ticks < LEAST or careful() or as_it_stands() or c.dtype not in TYPES or by in _failed:
+    if ticks < LEAST or careful() or as_it_stands() or c.dtype not in BACKENDS[by].types or by in _failed:
         return None
     if not BACKENDS[by].runs_on(start.device):  # the module has been moved
         return None

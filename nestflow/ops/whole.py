@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nestflow.ops.blocks import at_least_float32
 from nestflow.ops.coefficients import decay_matrix
 from nestflow.ops.recurrence import Channels, channels
 
@@ -59,7 +60,8 @@ def in_pieces(m: Memory, size: int, by: str) -> tuple[Tensor, Tensor]:
     """(W after the last tick [R, out, in], y [R, T, out]). size: ticks of a piece, about; by: "torch" or "triton"."""
     ticks, dtype = m.x.shape[1], m.x.dtype
     p = prepared(m, piece_size(ticks, size, m.x.shape[-1]))
-    y, end, _, _ = memory_pieces(p.error, p.look, p.left, p.kept, m.start.float().contiguous(), p.read, p.scores, by)
+    start = at_least_float32(m.start).contiguous()
+    y, end, _, _ = memory_pieces(p.error, p.look, p.left, p.kept, start, p.read, p.scores, by)
     return end.to(dtype), y.flatten(1, 2)[:, :ticks].to(dtype)
 
 
@@ -70,7 +72,7 @@ def piece_size(ticks: int, size: int, n_in: int) -> int:
 
 
 def prepared(m: Memory, size: int) -> Pieces:
-    """Everything that is known before the first piece. float32, contiguous."""
+    """Everything that is known before the first piece. At least float32, contiguous."""
     x, h, b = (_cut(y, size) for y in (m.x, m.h, m.error))
     look = None if m.look is None else _cut(m.look, size)
     rate, scale = (_number(y, size, b) for y in (m.rate, m.scale))
@@ -113,7 +115,7 @@ def _by_numbers(x: Tensor, h: Tensor, look: Tensor | None, gate: Tensor) -> tupl
 def _cut(x: Tensor, size: int, fill: float = 0.0) -> Tensor:
     """[R, T, d] -> [R, N, size, d], the last piece filled up with ticks that change nothing."""
     short = -x.shape[1] % size
-    x = x.float()
+    x = at_least_float32(x)
     return (F.pad(x, (0, 0, 0, short), value=fill) if short else x).unflatten(1, (-1, size))
 
 

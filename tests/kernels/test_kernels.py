@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,8 @@ from nestflow.lowering.explain import explain
 from nestflow.lowering.plan import LevelPlan, lower
 from nestflow.ops import backends
 from nestflow.ops.whole import in_pieces
-from tests.kernels.memories import GATES, compared, drawn
+from tests.kernels.memories import GATES, compared, drawn, near
+from tests.zoo.bare import CASES, Bare
 
 ROOT = Path(__file__).parents[2]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -32,6 +34,44 @@ def test_all_at_once_is_the_recurrence(gate: str, looks: bool, ticks: int) -> No
     """What surrounds a kernel, and what stands in for it."""
     m = drawn(ticks, gate, looks)
     compared(m, in_pieces(m, 16, "torch"), 2e-6)
+
+
+KERNELS = {"retnet", "gla", "hgrn2", "mamba2", "deltanet", "gated_deltanet", "kda", "comba"}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in KERNELS], ids=lambda c: c.name)
+def test_a_spec_as_a_whole_is_its_paper(case: Bare) -> None:
+    b = nestflow.compile(case.text, dtype=torch.float64, execution={"backend": "whole"})
+    assert "at_once(" in b.source
+    inputs, weights = case.inputs(2, 41, seed=0), dict(b.module.named_weights())
+    got, want = b.module(**inputs), case.expected(inputs, weights)
+    near(got, want, 1e-9, "output")
+    leaves = {**inputs, **weights}
+    probe = torch.randn(want.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pulled = [torch.autograd.grad((y * probe).sum(), list(leaves.values())) for y in (got, want)]
+    for name, a, c in zip(leaves, *pulled, strict=True):
+        near(a, c, 1e-9, f"gradient of {name}")
+    near(b.reference()(**{n: x.detach() for n, x in inputs.items()}), got, 1e-9, "interpreted")
+
+
+def test_torch_compile_of_a_module_has_one_graph() -> None:
+    """The loop of 32 pieces stays out of its graph; as a whole it is one node of it."""
+    x = torch.randint(0, 64, (1, 32 * 32))
+    counts = {}
+    for backend in ("torch", "whole"):
+        graphs: list[torch.fx.GraphModule] = []
+
+        def seen(graph: torch.fx.GraphModule, example: Any, graphs: list[Any] = graphs) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        b = nestflow.compile("gated_deltanet", dim=16, n_heads=2, depth=1, execution={"backend": backend})
+        torch._dynamo.reset()
+        compiled = torch.compile(b.module, backend=seen)
+        near(compiled(tokens=x), b.module(tokens=x), 1e-5, backend)
+        counts[backend] = len(graphs)
+    assert counts["whole"] == 1 < counts["torch"]
+    assert sum("memory_pieces" in str(n.target) for n in graphs[0].graph.nodes) == 1
 
 
 def test_the_operation_is_one_to_torch() -> None:
@@ -86,7 +126,7 @@ def test_what_cannot_be_used_is_told(asked: str, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(backends, "find_spec", lambda name: name)
     with pytest.raises(nestflow.NestflowError, match=r"NF550.*run on a CUDA device, and the weights are on `cpu`"):
         nestflow.compile("gated_deltanet", dim=16, n_heads=2, execution={"backend": asked})
-    with pytest.raises(nestflow.NestflowError, match=r"NF325.*one of auto, torch, triton, fla"):
+    with pytest.raises(nestflow.NestflowError, match=r"NF325.*one of auto, torch, whole, triton, fla"):
         nestflow.compile("gated_deltanet", execution={"backend": "cuda"})
 
 
