@@ -343,9 +343,10 @@ _setting(
 _setting(
     "backend",
     "backend auto | torch | whole | triton | fla",
-    "What computes a memory that is one matrix: the loop in torch; all ticks of a call as one operation of torch, which "
-    "`torch.compile` does not unroll (whole); or by kernels for a CUDA device (Triton, flash-linear-attention). `nestflow explain SPEC` says where a kernel does not take a memory, and "
-    "why. Default auto: Triton on a CUDA device where it is installed, else torch.",
+    "What computes a memory that is one matrix: the loop in torch; all ticks of a call as one operation of torch, "
+    "which `torch.compile` does not unroll (whole); or kernels for a CUDA device (Triton, flash-linear-attention). "
+    "`nestflow explain SPEC` says where one does not take a memory, and why. Default auto: Triton on a CUDA device "
+    "where it is installed, else torch.",
     "backend torch",
 )
 _setting(

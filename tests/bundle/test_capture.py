@@ -125,3 +125,13 @@ def test_a_saved_spec_that_captures_is_loaded_on_a_cpu(tmp_path: Any, monkeypatc
     assert nestflow.load(tmp_path / "b").step({"x": x})["loss"] > 0
     with pytest.raises(nestflow.NestflowError, match="NF552"):
         nestflow.load(tmp_path / "b", execution=ON)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["linear_attention", "titans", "hope"])
+def test_a_captured_step_on_a_gpu_is_the_step(name: str) -> None:
+    b, plain = (nestflow.compile(name, **SPECS[name], device="cuda", execution={"capture": on}) for on in (True, False))
+    for x in batches(name):
+        torch.testing.assert_close(b.step(x)["loss"], plain.step(x)["loss"], rtol=1e-4, atol=1e-5)
+    assert any(one is not None for one in capture._kept[b.module].values())

@@ -208,3 +208,25 @@ def test_explain_says_which_kernel_and_why_none() -> None:
     assert "kernel     triton, all ticks of a call at once" in text("gated_deltanet")
     assert "kernel     none: it is computed as `chunk`" in text("titans")
     assert "kernel" not in explain(lower(nestflow.check("gated_deltanet")))
+
+
+# ---- on a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("backend", ["whole", "triton", "fla"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in KERNELS], ids=lambda c: c.name)
+def test_a_kernel_on_a_gpu_gives_the_numbers_of_the_loop(case: Bare, backend: str) -> None:
+    if importlib.util.find_spec(backends.BACKENDS[backend].package) is None:
+        pytest.skip(f"`{backend}` is not installed")
+    plain = nestflow.compile(case.text, device="cuda", execution={"backend": "torch"})
+    b = nestflow.compile(case.text, device="cuda", execution={"backend": backend})
+    inputs = {n: x.detach().float().cuda().requires_grad_() for n, x in case.inputs(2, 150, seed=0).items()}
+    tolerance = 2e-2 if backend == "fla" else 1e-5  # its products are in tf32
+    pulled = []
+    for module in (b.module, plain.module):
+        y = module(**inputs)
+        pulled.append([y, *torch.autograd.grad(y.square().sum(), list(inputs.values()))])
+    for name, a, c in zip(["output", *inputs], *pulled, strict=True):
+        near(a, c, tolerance, name)

@@ -34,9 +34,10 @@ def beside_kernel(level: LevelCode, outside: Sequence[Node]) -> Iterator[None]:
         if n.op != "channels" and (n.type.clock or "c." in em.done[n].text):
             em.variable(n, None if n.type.clock else "w")
     call, found = _call(level), level.variable("found")
-    level.comment(f"`{level.plan.looped[0].memory.name}` by a kernel, all ticks at once", level.plan.looped[0].memory)
+    memory = level.plan.looped[0].memory
+    level.comment(f"`{memory.name}`: all ticks at once", memory)
     writer.line(f"{found} = {call}")
-    with writer.block(f"if {found} is None:  # no kernel can, here: piece after piece"):
+    with writer.block(f"if {found} is None:  # not here: piece after piece"):
         yield
     (state,), (y,) = (v for v, _ in level.state.kept), (level.outer.done[n].text for n in level.front)
     with writer.block("else:"):
