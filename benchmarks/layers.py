@@ -24,8 +24,8 @@ CLOSE = 1e-8  # in float64, of outputs of order one
 LENGTHS = (2048, 128)  # of a full run and of a quick one
 CHECKED = (70, 24)  # ticks on which the numbers are compared, likewise
 GROWTH = 4  # the short sequence is so many times shorter
-LONGEST = 6.0  # seconds that a training pass may take; a spec that is slower is measured at the short length
-BUDGET = 5.0  # seconds after which a case leaves the rounds, here where there are many
+LONGEST = 4.0  # seconds that a training pass may take; a spec that is slower is measured at the short length
+BUDGET = 3.0  # seconds after which a case leaves the rounds, here where there are many
 YARDSTICKS: dict[str, tuple[str, type[PlainBlock]]] = {
     "linear attention": ("linear_attention", PlainLinear),
     "attention": ("transformer", PlainAttention),
