@@ -68,7 +68,7 @@ def in_turn(
     """
     if len(sizes) > UNROLLED and torch.compiler.is_dynamo_compiling():
         given = (c, piece, t, sizes, state, lists, axes, period, masked)
-        return _apart(*given)  # pyright: ignore[reportCallIssue]  # torch's decorator hides what it decorates
+        return _apart(*given)
     inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
     compiled = c.how.compiled and period > 0 and len(sizes) > 1 and not careful()
     if (not compiled and not (c.how.segment and torch.is_grad_enabled())) or as_it_stands():
@@ -98,10 +98,17 @@ def _asking(x: Tensor) -> Tensor:
     return x if x.requires_grad or not x.is_floating_point() else x.detach().requires_grad_()
 
 
-@torch.compiler.disable
+def _out_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What the decorator `torch.compiler.disable` says to a compiler that meets the function. The decorator itself
+    would load that compiler, which takes a second, wherever this file is imported."""
+    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    return function
+
+
+@_out_of_graphs
 def _apart(*given: Any) -> tuple[State, Recalls]:
     """`in_turn` out of the graph of a `torch.compile` around the module, where it runs as it does without one."""
-    return in_turn(*given)
+    return torch.compiler.disable(in_turn)(*given)
 
 
 def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:
