@@ -116,7 +116,7 @@ def _one(spec: InputSpec, value: Any, dtype: torch.dtype, device: torch.device) 
 def _bounds(spec: InputSpec, value: Tensor) -> None:
     if (spec.low is None and spec.high is None) or value.is_meta or value.numel() == 0:
         return
-    low, high = value.amin().item(), value.amax().item()
+    low, high = torch.stack(value.aminmax()).tolist()  # one answer to wait for
     for bad, side, limit in ((low, "least", spec.low), (high, "most", spec.high)):
         if limit is not None and (bad < limit if side == "least" else bad > limit):
             at = (value == bad).nonzero()[0].tolist()

@@ -17,7 +17,7 @@ from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.state import Group, State
-from nestflow.bundle.token import OneToken, one_token, undisturbed
+from nestflow.bundle.token import fast, one_token, undisturbed
 from nestflow.bundle.unread import computed
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
@@ -285,11 +285,9 @@ class Module(Branch):
         Rows that have seen different numbers of ticks are computed in groups. Raises NF507 where the state has
         other rows.
         """
-        if isinstance(state, State) and state.mark and undisturbed():
-            token = self._of_one_token()
-            found = token and token.step(self, state, args, inputs, self.training if training is None else training)
-            if found:
-                return found
+        found = fast(self, state, args, inputs, self.training if training is None else training)
+        if found is not None:
+            return found
         bound = self.bind(args, inputs)
         if state is not None and not isinstance(state, State):
             raise fail(
@@ -374,14 +372,6 @@ class Module(Branch):
             published.update(c.published)
         return result, {**tensors, **c.n}
 
-    def _of_one_token(self) -> OneToken | None:
-        """The code of one token (made at the first one), None where the module's own does it."""
-        if self.__dict__["_token"] is None:
-            given = self.__dict__
-            plain = not (given["_lasting"] or given["_kept"] or given["_networks"] or given["_draws_at_random"])
-            given["_token"] = one_token(given["_graph"], plain) or False
-        return self.__dict__["_token"] or None
-
     def _starts(self, lasting: tuple[StateSlot, ...], known: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The weights, and what memories start from that is computed from them."""
         if all(s.init is None or s.init in known for s in lasting):
@@ -413,7 +403,7 @@ class Module(Branch):
             message = "rows that stand at different ticks cannot write the one copy of a memory `per model` together"
             raise fail("NF507", message, help="begin a new sequence, or reset, in all rows at once")
         ticks = self._ticks(bound)
-        token = self._of_one_token() if ticks == 1 and undisturbed() else None
+        token = one_token(self) if ticks == 1 and undisturbed() else None
         outs, groups = [], []
         passes = self.__dict__["_passes"]
         for g in state.groups:

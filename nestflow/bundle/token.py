@@ -69,12 +69,28 @@ class OneToken:
         return result, State((group.moved(1, {**group.tensors, **c.n}),), self.mark)
 
 
-def one_token(graph: LevelGraph, plain: bool) -> OneToken | None:
-    """The code of one token, None where the spec has none."""
-    try:
-        return OneToken(graph, plain) if has_token(graph) else None
-    except NestflowError:  # what a scan cannot do yet the module's own code may
+def one_token(module: Any) -> OneToken | None:
+    """The code of one token of a module, made at the first; None where its spec has none."""
+    given = module.__dict__
+    if given["_token"]:
+        return given["_token"]
+    if given["_token"] is None:
+        plain = not (given["_lasting"] or given["_kept"] or given["_networks"] or given["_draws_at_random"])
+        try:
+            given["_token"] = OneToken(given["_graph"], plain) if has_token(given["_graph"]) else False
+        except NestflowError:  # what a scan cannot do yet the module's own code may
+            given["_token"] = False
+    return given["_token"] or None
+
+
+def fast(
+    module: Any, state: Any, args: tuple[Any, ...], inputs: Mapping[str, Any], training: bool
+) -> tuple[Any, State] | None:
+    """Output and state of a call that brings one token to a state that code of one token gave; None for all others."""
+    if not isinstance(state, State) or not state.mark or not undisturbed():
         return None
+    token = one_token(module)
+    return None if token is None else token.step(module, state, args, inputs, training)
 
 
 def _fits(spec: InputSpec, x: Any, rows: int, dtype: torch.dtype, device: torch.device) -> bool:

@@ -14,12 +14,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nestflow.ops.causal import filled, sound
+from nestflow.ops.causal import all_at_once, filled, sound
 from nestflow.ops.runtime import Context
 
 
 def computed(entry: Callable[..., Any], c: Context, inputs: Sequence[Tensor | None]) -> Any:
-    """entry(c, *inputs): a tensor, or tensors by name. c.n takes the state after it."""
+    """entry(c, *inputs): a tensor, or tensors by name. c.n takes the state after it. Where answers are waited
+    for, one question about numbers that are not finite stands for those of all levels."""
+    if c.networks or not waits(c.device):
+        return _computed(entry, c, inputs)
+    w = c.w
+
+    def again() -> Any:
+        c.w = w
+        for kept in (c.n, c.now, c.published):
+            kept.clear()
+        return _computed(entry, c, inputs)
+
+    return all_at_once(lambda: _computed(entry, c, inputs), again)
+
+
+def waits(device: torch.device) -> bool:
+    """Whether asking a tensor for a number waits for all that was sent to its device before."""
+    return device.type not in ("cpu", "meta")
+
+
+def _computed(entry: Callable[..., Any], c: Context, inputs: Sequence[Tensor | None]) -> Any:
     floats = [x for x in inputs if x is not None and x.is_floating_point()]
     # networks of the caller may draw, or count what they have seen: they run once
     if not torch.is_grad_enabled() or c.networks or all(sound(x) for x in floats):

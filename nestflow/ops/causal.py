@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 CARE: ContextVar[bool] = ContextVar("nestflow_care", default=False)
+# what is to be asked when all is computed: on a device, an answer waits for all that was sent to it before
+LATER: ContextVar[list[Tensor] | None] = ContextVar("nestflow_later", default=None)
 
 
 class NotFinite(Exception):
@@ -39,11 +41,38 @@ def sound(y: Tensor) -> bool:
         return True
     if y.is_cuda and torch.cuda.is_current_stream_capturing():
         return True
-    wide = torch.float32 if y.dtype in (torch.float16, torch.bfloat16) else y.dtype
+    later = LATER.get()
     try:
-        return bool(y.detach().sum(dtype=wide).isfinite())
+        found = y.detach().sum(dtype=exact(y)).isfinite()
+        if later is None or torch._C._are_functorch_transforms_active():
+            return bool(found)
     except RuntimeError:  # inside vmap, or of a tensor without numbers
         return True
+    later.append(found)
+    return True
+
+
+def all_at_once(run: Callable[[], Any], again: Callable[[], Any]) -> Any:
+    """What `run` gives, computed with one question about numbers for all levels in it; where one is not finite, what
+    `again` gives, with care."""
+    asked: list[Tensor] = []
+    token = LATER.set(asked)
+    try:
+        result = run()
+    except Exception:
+        if all(bool(x) for x in asked):
+            raise
+        result = None  # what met numbers that are not finite without care
+        asked = [torch.tensor(False)]
+    finally:
+        LATER.reset(token)
+    if not asked or bool(torch.stack(asked).all()):
+        return result
+    token = CARE.set(True)
+    try:
+        return again()
+    finally:
+        CARE.reset(token)
 
 
 def again_with_care(level: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,12 +95,22 @@ def again_with_care(level: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def joined(ys: Sequence[Tensor], axis: int) -> Tensor:
-    """The recalls of all pieces, one behind the other. Raises NotFinite where one is not, unless care is taken."""
-    y = torch.cat(list(ys), axis)
-    if y.shape[axis] > 1 and not careful() and not sound(y):
-        raise NotFinite
-    return y
+def joined(parts: Sequence[Sequence[Tensor]], axes: Sequence[int]) -> tuple[Tensor, ...]:
+    """The recalls of all pieces, one behind the other. parts: of each piece; axes: of each recall, where its ticks lie.
+    Raises NotFinite where a number is not finite, unless care is taken: one question for all of them."""
+    found = tuple(torch.cat(ys, axis) for ys, axis in zip(zip(*parts), axes))
+    looked_at = [y for y, axis in zip(found, axes) if y.shape[axis] > 1]
+    if looked_at and not careful():
+        wide = [y if y.is_floating_point() else y.to(torch.float32) for y in looked_at]
+        y = wide[0] if len(wide) == 1 else torch.stack([x.detach().sum(dtype=exact(x)) for x in wide])
+        if not sound(y):
+            raise NotFinite
+    return found
+
+
+def exact(x: Tensor) -> torch.dtype:
+    """The type in which numbers of x are summed."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def lower(x: Tensor) -> Tensor:

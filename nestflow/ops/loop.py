@@ -122,8 +122,9 @@ def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: In
 
 
 def _joined(parts: list[Recalls], axes: Sequence[int], masked: bool) -> Recalls:
-    join = joined if masked else torch.cat
-    return tuple(join(part, axis) for part, axis in zip(zip(*parts), axes))
+    if masked:
+        return joined(parts, axes)
+    return tuple(torch.cat(part, axis) for part, axis in zip(zip(*parts), axes))
 
 
 def segments(sizes: Sequence[int], t: int, segment: int, period: int) -> Iterator[tuple[int, int]]:

@@ -14,6 +14,7 @@ import nestflow
 from benchmarks.cases import SPEC
 from benchmarks.models import one_layer, some_tokens
 from nestflow.bundle.bundle import Bundle
+from nestflow.bundle.token import one_token
 from nestflow.diagnostics.core import NestflowError
 from nestflow.language.shipped import specs_dir
 
@@ -59,7 +60,7 @@ def test_every_shipped_spec_token_by_token(name: str) -> None:
             at = sum(x.shape[1] for x in parts)
             parts.append(stream.feed(tokens=TOKENS[:, at : at + n]))
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-11)
-    assert b.module._of_one_token() is not None
+    assert one_token(b.module) is not None
     one = some_tokens(1, 2)
     mine = launches(lambda s: b.module.run(s, tokens=one, training=False))
     b.module.__dict__["_token"] = False

@@ -40,7 +40,7 @@ from nestflow.emit.levels.rule import RuleCode
 from nestflow.emit.levels.special import Special, abreast_text, channels_text
 from nestflow.emit.levels.stacks import Stacks
 from nestflow.emit.levels.state import StateNames
-from nestflow.emit.levels.turn import one_piece, period_of, run_pieces, trimmed
+from nestflow.emit.levels.turn import forgotten, one_piece, period_of, run_pieces, trimmed
 from nestflow.emit.levels.whole import beside_kernel
 from nestflow.emit.writer import Writer, identifier, plain
 from nestflow.graph.model import Instance
@@ -195,9 +195,6 @@ class LevelCode:
             writer.line(f"sizes = {chunk_sizes}({self.ticks}, {self.t0}, {self.plan.size})")
         self.inner.abreast = self.abreast.wide
         self.inner.holder.update(self.outer.holder)
-        if writer.one_token:
-            known = self.outer.done.items()
-            self.inner.done.update({n: e for n, e in known if self.at_need or e.text.isidentifier()})
         for n in walk(*roots):
             if n in loop and n.op in LOOKBACK:  # a look-back at what a memory recalls
                 self.state.tail(n["tail"])
@@ -211,8 +208,6 @@ class LevelCode:
                 )
         self.special = Special(self)
         self.inner.special = self.special.text
-        if writer.one_token:
-            self.inner.special = lambda n: self.special.text(n) or self.cache.special(n)
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
         self.split_context(outside)
         self.closed_rows(loop)
@@ -239,7 +234,6 @@ class LevelCode:
         self.stacks.end()
 
     def loop_names(self, loop: set[Node] | None) -> list[tuple[str, Node]]:
-        """Names of what the loop evaluates (None: of all)."""
         named = [(n, x) for n, x in self.readable()]
         put = [self.nodes.put(y) for y in self.nodes.context([x for _, x in named])]
         if loop is None:
@@ -446,14 +440,11 @@ class LevelCode:
         if m.every == 1 or m.reset_where is not None:
             code.update()
             return
-        known = dict(self.inner.done)
-        with self.writer.block(f"if (t + n) % {m.every} == 0:"):
-            code.update()
-        with self.writer.block("else:"):
-            code.wait()
-        if self.writer.one_token:  # what was evaluated in one branch alone has no variable behind it
-            self.inner.done.clear()
-            self.inner.done.update(known)
+        with forgotten(self.inner):
+            with self.writer.block(f"if (t + n) % {m.every} == 0:"):
+                code.update()
+            with self.writer.block("else:"):
+                code.wait()
 
 
 __all__ = ["LevelCode", "emit_level"]

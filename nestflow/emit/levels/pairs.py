@@ -8,11 +8,18 @@ tick, the tensor a hᵀ.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
+from nestflow.emit.levels.leaves import unit
+from nestflow.graph.globs import matches
 from nestflow.ir import ops
 from nestflow.ir.construct import construct, rewrite
 from nestflow.ir.node import Node, make, walk
 from nestflow.ir.ops import is_const
+from nestflow.ir.rule import DgdStep
+
+if TYPE_CHECKING:
+    from nestflow.emit.levels.rule import RuleCode, Tensor
 
 
 def pair(a: Node, h: Node) -> Node:
@@ -93,6 +100,25 @@ def absorbed(node: Node) -> Node:
     return rewrite([node], change)[0] if any(n.op == "pair" for n in walk(node)) else node
 
 
+def dgd_of_pair(code: RuleCode, t: Tensor, s: DgdStep, h: Node) -> Node:
+    """−η(w K + g) where K = k kᵀ and g = e hᵀ: −η(w k) kᵀ − η e hᵀ, η = lr/(1 + lr tr K) if exact."""
+    assert t.memory.rule is not None
+    normalize, only = t.memory.rule.inputs or (False, "**")
+    lr, (e, _) = ticked(code.value(t, s.lr)), t.g.args
+    if not matches(only, t.path):
+        return pair(ops.binary("mul", times(ops.const(-1.0), lr), e), h)
+    k, rate = unit(h) if normalize else h, times(ops.const(-1.0), lr)
+    if s.exact:
+        code.em.variable(rate)
+        size = ops.reduce("sum", ops.unary("square", k), -1, keep=True)
+        rate = ops.binary("div", rate, ops.binary("add", ops.const(1.0), ops.binary("mul", lr, size)))
+    terms = [(ops.linear(k, t.w), k), (e, h)]
+    if k is h:
+        terms = [(ops.binary("add", terms[0][0], e), h)]
+    found = [pair(ops.binary("mul", rate, a), b) for a, b in terms]
+    return found[0] if len(found) == 1 else ops.binary("add", *found)
+
+
 def uses(nodes: Iterable[Node], op: str) -> int:
     """How often expressions ask for leaves of an operation."""
     roots = list(nodes)
@@ -105,4 +131,4 @@ def shared(node: Node) -> list[Node]:
     return [x for a in pairs if a.op in ("mul", "div") for x in a.args if x.type.is_number and x.args]
 
 
-__all__ = ["absorbed", "bare", "is_only", "pair", "shared", "ticked", "times", "uses", "widened"]
+__all__ = ["absorbed", "bare", "dgd_of_pair", "is_only", "pair", "shared", "ticked", "times", "uses", "widened"]

@@ -14,7 +14,7 @@ from nestflow.emit.expr import Emitter
 from nestflow.emit.levels.commit import finish, wait
 from nestflow.emit.levels.leaves import context_parts, decayed, is_context, slot_leaf, unit
 from nestflow.emit.levels.nodes import Nodes, per_tick, state
-from nestflow.emit.levels.pairs import absorbed, bare, pair, shared, ticked, times, uses, widened
+from nestflow.emit.levels.pairs import absorbed, bare, dgd_of_pair, pair, shared, uses, widened
 from nestflow.emit.ops import tensor
 from nestflow.emit.writer import Writer, identifier
 from nestflow.graph.globs import matches
@@ -411,28 +411,10 @@ class RuleCode:
         m = t.memory
         return t.w if m.retain is None or m.decay_first else decayed(m, t.w, self.gate(t))
 
-    def dgd_of_pair(self, t: Tensor, s: DgdStep, h: Node) -> Node:
-        """The same where K = k kᵀ and g = e hᵀ: −η(w k) kᵀ − η e hᵀ."""
-        assert t.memory.rule is not None
-        normalize, only = t.memory.rule.inputs or (False, "**")
-        lr, (e, _) = ticked(self.value(t, s.lr)), t.g.args
-        if not matches(only, t.path):
-            return pair(ops.binary("mul", times(ops.const(-1.0), lr), e), h)
-        k, rate = unit(h) if normalize else h, times(ops.const(-1.0), lr)
-        if s.exact:
-            self.em.variable(rate)
-            size = ops.reduce("sum", ops.unary("square", k), -1, keep=True)
-            rate = ops.binary("div", rate, ops.binary("add", ops.const(1.0), ops.binary("mul", lr, size)))
-        terms = [(ops.linear(k, t.w), k), (e, h)]
-        if k is h:
-            terms = [(ops.binary("add", terms[0][0], e), h)]
-        found = [pair(ops.binary("mul", rate, a), b) for a, b in terms]
-        return found[0] if len(found) == 1 else ops.binary("add", *found)
-
     def dgd(self, t: Tensor, s: DgdStep) -> Node:
         """−η(w K + g), η = lr/(1 + lr tr K) if exact; gd(lr) for a tensor without an input."""
         if t.input is not None:
-            return self.dgd_of_pair(t, s, t.input)
+            return dgd_of_pair(self, t, s, t.input)
         lr, k = self.value(t, s.lr), self.leaf_k(t) if len(t.spec.shape) == 2 else None
         if k is None or k not in self.names:
             return ops.unary("neg", ops.binary("mul", lr, t.g))

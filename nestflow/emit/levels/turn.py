@@ -9,6 +9,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from nestflow.emit.layout import tick_axis
@@ -16,6 +17,7 @@ from nestflow.emit.levels.facts import packed
 from nestflow.ir.node import Node
 
 if TYPE_CHECKING:
+    from nestflow.emit.expr import Emitter
     from nestflow.emit.levels.level import LevelCode
 
 
@@ -76,10 +78,23 @@ def run_pieces(level: LevelCode, function: str, period: int) -> None:
     level.writer.line(line)
 
 
+@contextmanager
+def forgotten(em: Emitter) -> Iterator[None]:
+    """What is evaluated inside, in one branch alone, has no variable behind it."""
+    known = dict(em.done)
+    yield
+    if em.writer.one_token:
+        em.done.clear()
+        em.done.update(known)
+
+
 def one_piece(level: LevelCode, roots: Sequence[Node]) -> None:
     """The only piece of a call with one token, its recalls and the state after it."""
-    writer = level.writer
-    writer.line(f"t, n = {level.t0}, 1")
+    for node, e in level.outer.done.items():
+        if level.at_need or e.text.isidentifier():
+            level.inner.done.setdefault(node, e)
+    level.inner.special = lambda n: level.special.text(n) or level.cache.special(n)
+    level.writer.line(f"t, n = {level.t0}, 1")
     level.inner.plan(*roots)
     level.piece()
     for node, e in level.inner.done.items():
