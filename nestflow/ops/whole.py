@@ -75,11 +75,11 @@ def prepared(m: Memory, size: int) -> Pieces:
     """Everything that is known before the first piece. At least float32, contiguous."""
     x, h, b = (_cut(y, size) for y in (m.x, m.h, m.error))
     look = None if m.look is None else _cut(m.look, size)
-    rate, scale = (_number(y, size, b) for y in (m.rate, m.scale))
+    rate, scale = (_number(y, size, m.error) for y in (m.rate, m.scale))
     if isinstance(m.gate, Tensor) and m.gate.dim() == 3:
         at, before = _by_channels(x, h, look, _cut(m.gate, size, 1.0))
     else:
-        at, before = _by_numbers(x, h, look, _number(m.gate, size, b, 1.0))
+        at, before = _by_numbers(x, h, look, _number(m.gate, size, m.error, 1.0))
     error = rate[..., None] * b
     if before is not None:
         factor = (rate * scale)[..., None]
@@ -120,9 +120,8 @@ def _cut(x: Tensor, size: int, fill: float = 0.0) -> Tensor:
 
 
 def _number(x: Tensor | float, size: int, like: Tensor, fill: float = 0.0) -> Tensor:
-    """Numbers [R, T], or one -> [R, N, size]. like [R, N, size, width]"""
-    if not isinstance(x, Tensor):
-        return like.new_full(like.shape[:3], x)
+    """Numbers [R, T], or one -> [R, N, size]. like [R, T, width]"""
+    x = x if isinstance(x, Tensor) else like.new_full(like.shape[:2], x)
     return _cut(x[..., None], size, fill).squeeze(-1)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nestflow.ops.whole import Memory
 
-GATES = ("one", "number", "channel")
+GATES = ("one", "constant", "number", "channel")
 
 
 def drawn(ticks: int, gate: str, looks: bool, rows: int = 2, n_in: int = 5, n_out: int = 7) -> Memory:
@@ -19,8 +19,8 @@ def drawn(ticks: int, gate: str, looks: bool, rows: int = 2, n_in: int = 5, n_ou
 
     h = torch.nn.functional.normalize(normal(rows, ticks, n_in), dim=-1)
     h[:, 1::3] = h[:, :1]
-    gates: Tensor | float = 1.0
-    if gate != "one":
+    gates: Tensor | float = 0.8 if gate == "constant" else 1.0
+    if gate in ("number", "channel"):
         gates = torch.rand(rows, ticks, *([n_in] if gate == "channel" else []), generator=source)
         gates[0, ticks // 2], gates[1, ticks // 3] = 0.0, -0.5
         gates.requires_grad_()
