@@ -26,7 +26,7 @@ RETAINS = [
     "decay_first(sigmoid(linear(x, 4)))",
     "-0.5",
 ]
-STARTS = ["", "init learned(normal(0.3))", "init normal(0.2)"]
+STARTS = ["", "init learned(normal(0.3))", "init eye"]
 RETURNS = ["y", "y * g1", "y + linear(g1 * k, 3)", "rmsnorm(y + v)"]
 
 
@@ -37,6 +37,7 @@ def drawn(seed: int) -> str:
     )
     heads = source.choice(["", "heads 2\n  "])
     retain = f"\n  retain {retain}" if retain else ""
+    start = f"\n  {start}" if start else ""
     result = f"merge_heads({result})" if heads else result
     return f"""nestflow 1
 input x : float[T, 5]
@@ -49,7 +50,7 @@ level m(x) {{
   g1 = sigmoid(linear(x, 1) + 1)
   key k; value v; query {query.replace("KEY", "k")}
   objective {objective}
-  update gd({rate}){retain}
+  update gd({rate}){retain}{start}
   return {result}
 }}
 level outer {{ every 1 step; memory weights(f); objective mean(square(f(x))); update gd(0.1) }}
