@@ -26,7 +26,7 @@ RETAINS = [
     "decay_first(sigmoid(linear(x, 4)))",
     "-0.5",
 ]
-STARTS = ["", "init learned(normal(0.3))", "init eye"]
+STARTS = ["", "init learned(normal(0.3))", "init ones"]
 RETURNS = ["y", "y * g1", "y + linear(g1 * k, 3)", "rmsnorm(y + v)"]
 
 
