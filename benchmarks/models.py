@@ -45,6 +45,7 @@ def per_token(bundle: Bundle) -> Module:
     program = load_source(emit_model(bundle.graph, plan), f"{bundle.graph.name}_loop")
     loop = Module(bundle.graph, program, bundle.seed, bundle.module.dtype, bundle.module.device)
     loop.load_state_dict(bundle.module.state_dict())
+    loop.__dict__["_token"] = False  # one token goes through this loop too, and not through code of its own
     return loop
 
 

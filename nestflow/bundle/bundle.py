@@ -130,6 +130,13 @@ class Bundle:
 
         return emit_optim(self.graph)
 
+    @property
+    def token_source(self) -> str | None:
+        """The code that computes one token of a stream; None where the module's own does."""
+        from nestflow.emit.token import emit_token, has_token
+
+        return emit_token(self.graph) if has_token(self.graph) else None
+
     @cached_property
     def optimizer(self) -> StepOptimizer:
         """One torch.optim.Optimizer for all levels on the step clock. Raises NF509 where none learns."""

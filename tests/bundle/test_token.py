@@ -60,12 +60,12 @@ def test_every_shipped_spec_token_by_token(name: str) -> None:
             at = sum(x.shape[1] for x in parts)
             parts.append(stream.feed(tokens=TOKENS[:, at : at + n]))
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-9, atol=1e-11)
-    assert one_token(b.module) is not None
+    assert one_token(b.module) is not None and "in_turn" not in (b.token_source or "in_turn")
     one = some_tokens(1, 2)
     mine = launches(lambda s: b.module.run(s, tokens=one, training=False))
     b.module.__dict__["_token"] = False
     # memories that run side by side there have more launches here, of less work each
-    assert mine <= 1.25 * launches(lambda s: b.module.run(s, tokens=one, training=False))
+    assert mine <= 1.5 * launches(lambda s: b.module.run(s, tokens=one, training=False))
 
 
 def test_the_parts_of_a_memory_learn_together() -> None:
