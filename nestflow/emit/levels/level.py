@@ -33,7 +33,7 @@ from nestflow.emit.levels.facts import (
 )
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
 from nestflow.emit.levels.pairs import bare, is_only
-from nestflow.emit.levels.roots import early_rules, hoisted, is_late, roots_of
+from nestflow.emit.levels.roots import closed_rows, early_rules, hoisted, roots_of
 from nestflow.emit.levels.rounds import RoundsCode
 from nestflow.emit.levels.rows import Rows
 from nestflow.emit.levels.rule import RuleCode
@@ -210,7 +210,7 @@ class LevelCode:
         self.inner.special = self.special.text
         self.rows = Rows(writer, self.nodes, lambda base: self.variable(base))
         self.split_context(outside)
-        self.closed_rows(loop)
+        self.late = closed_rows(self, loop)
         if writer.one_token:
             one_piece(self, roots)
             return
@@ -278,33 +278,6 @@ class LevelCode:
         name = self.variable(f"{source}_C")
         self.inner.bind(n, name)
         self.splits.append((name, source))
-
-    def closed_rows(self, loop: set[Node]) -> None:
-        """Rows of the rules whose rates do not depend on the state: of all pieces before the loop."""
-        for p in self.plan.looped:
-            if not p.closed or p.memory.retain_on == "key":
-                continue
-            if p.memory.read != "after" or p.pattern == "delta" or any(r.dgd for r in p.rules.values()):
-                self.rows.lagged.update(self.rows.key(p, tensor) for tensor in p.rules)
-        first = True
-        self.late: list[tuple[MemoryPlan, str]] = []
-        for p in self.plan.looped:
-            if not p.closed or p.memory.retain_on == "key":
-                continue
-            for tensor in p.rules:
-                if is_late(self, p, tensor, loop):
-                    self.late.append((p, tensor))
-                    continue
-                if self.rows.key(p, tensor) in self.rows.names:
-                    continue
-                if first:
-                    length = self.writer.use("nestflow.ops.coefficients", "piece_length")
-                    self.comment(f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule)
-                    self.writer.line(f"K = {length}(sizes, {self.plan.size})")
-                    first = False
-                self.rows.write(self.outer, p, tensor, "K", self.t0, pieces=True)
-        for key in list(self.rows.names):
-            self.rows.split(key, self.split_rows)
 
     def split_rows(self, iterable: str, base: str) -> str:
         name = self.variable(f"{base}_C")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nestflow.emit.levels.facts import written
 from nestflow.emit.levels.rule import RuleCode, context_parts
 from nestflow.graph.state import has_dgd
 from nestflow.ir.choices import for_tensor
@@ -60,3 +61,28 @@ def hoisted(roots: Sequence[Node], loop: set[Node]) -> list[Node]:
         if n in loop:
             found.update(dict.fromkeys(a for a in n.args if a not in loop))
     return [n for n in found if n.op != "const"]
+
+
+def closed_rows(level: LevelCode, loop: set[Node]) -> list[tuple[MemoryPlan, str]]:
+    """Write the rows of the rules whose rates do not depend on the state, of all pieces before the loop; the others."""
+    rows, writer = level.rows, level.writer
+    closed = [p for p in level.plan.looped if p.closed and p.memory.retain_on != "key"]
+    for p in closed:
+        if p.memory.read != "after" or p.pattern == "delta" or any(r.dgd for r in p.rules.values()):
+            rows.lagged.update(rows.key(p, tensor) for tensor in p.rules)
+    late: list[tuple[MemoryPlan, str]] = []
+    for p in closed:
+        for tensor in p.rules:
+            if is_late(level, p, tensor, loop):
+                late.append((p, tensor))
+            elif rows.key(p, tensor) not in rows.names:
+                if not rows.names:
+                    length = writer.use("nestflow.ops.coefficients", "piece_length")
+                    level.comment(
+                        f"the rule in closed form, rows [starts | errors]: {written(p.memory)}", p.memory.rule
+                    )
+                    writer.line(f"K = {length}(sizes, {level.plan.size})")
+                rows.write(level.outer, p, tensor, "K", level.t0, pieces=True)
+    for key in list(rows.names):
+        rows.split(key, level.split_rows)
+    return late
