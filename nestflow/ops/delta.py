@@ -70,7 +70,7 @@ def errors_by_channels(
 
 def _solved(system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, rate: Tensor | float | None) -> Tensor:
     right = scaled(scale, seen) + error
-    return solution(system, right if rate is None else -scaled(rate, right))
+    return solution(system, right if rate is None else scaled(-rate, right))
 
 
 def solution(system: Tensor, right: Tensor) -> Tensor:
