@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ def _out_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 @_out_of_graphs
 def _apart(*given: Any) -> tuple[State, Recalls]:
     """`in_turn` out of the graph of a `torch.compile` around the module, where it runs as it does without one."""
-    return torch.compiler.disable(in_turn)(*given)
+    return cast("Callable[..., Any]", torch.compiler.disable(in_turn))(*given)
 
 
 def several(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs) -> tuple[State, list[Recalls]]:

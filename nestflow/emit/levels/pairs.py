@@ -115,8 +115,8 @@ def dgd_of_pair(code: RuleCode, t: Tensor, s: DgdStep, h: Node) -> Node:
     terms = [(ops.linear(k, t.w), k), (e, h)]
     if k is h:
         terms = [(ops.binary("add", terms[0][0], e), h)]
-    found = [pair(ops.binary("mul", rate, a), b) for a, b in terms]
-    return found[0] if len(found) == 1 else ops.binary("add", *found)
+    first, *others = (pair(ops.binary("mul", rate, a), b) for a, b in terms)
+    return ops.binary("add", first, others[0]) if others else first
 
 
 def uses(nodes: Iterable[Node], op: str) -> int:
