@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nestflow.ir.node import Type
 
-LETTERS = "DMNKEPQRSUWXYZGIJLO"
+LETTERS = "DMNKEPQRSUWXYZIJLO"
 ABREAST = "A"  # the axis of memories that run side by side, in front of all others
 
 

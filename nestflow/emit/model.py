@@ -367,10 +367,11 @@ def _header(graph: LevelGraph, writer: Writer, letters: Letters) -> str:
     if params:
         lines += ["", plain(f"Params: {params}")]
     legend = letters.legend()
+    one = ", G rows and heads as one" if "folded" in writer.imports.get("nestflow.ops.stack", ()) else ""
     abreast = f", {ABREAST} memories side by side" if writer.imports.get("nestflow.ops.abreast") else ""
     lines += [
         "",
-        f"Shapes: B batch, H heads, T tokens, C tokens of a chunk{abreast}{'; ' + legend if legend else ''}.",
+        f"Shapes: B batch, H heads, T tokens, C tokens of a chunk{one}{abreast}{'; ' + legend if legend else ''}.",
         '"""',
         "",
         "from __future__ import annotations",

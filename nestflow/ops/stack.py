@@ -69,13 +69,27 @@ def slot(stack: Tensor, lead: Lead, j: int, count: int, rank: int) -> Tensor:
     if rank == 1:
         return stack.select(1, j).unflatten(0, lead)
     width = stack.shape[1] // count
-    return stack.narrow(1, j * width, width).view(*lead, width, stack.shape[2]).mT
+    part = stack.narrow(1, j * width, width).mT
+    return part if len(lead) == 1 else part.unflatten(0, lead)
 
 
 def begun(stack: Tensor, j: int, count: int) -> Tensor:
     """The stack as a chunk begins: start number j of so many is what the weight, the first, is now."""
     parts = list(stack.chunk(count, 1))
     return torch.cat([*parts[:j], parts[0], *parts[j + 1 :]], 1)
+
+
+def folded(x: Tensor | None, lead: Lead) -> Tensor | None:
+    """Rows and heads as one axis: [*lead, ...] -> [G, ...]"""
+    if x is None:
+        return None
+    x = x if x.shape[: len(lead)] == lead else x.expand(*lead, *x.shape[len(lead) :])
+    return x.flatten(0, len(lead) - 1)
+
+
+def unfolded(x: Tensor | None, lead: Lead) -> Tensor | None:
+    """[G, ...] -> [*lead, ...]"""
+    return None if x is None else x.unflatten(0, lead)
 
 
 # ---- before the loop, of all pieces
@@ -248,7 +262,7 @@ def _flat(x: Tensor, lead: Lead) -> Tensor:
     """[*lead, n, width] -> [G, n, width]"""
     if x.shape[:-2] != lead:
         x = x.expand(*lead, *x.shape[-2:])
-    return x.flatten(0, -3)
+    return x if x.dim() == 3 else x.flatten(0, -3)
 
 
 def recalled(seen: Look, stack: Tensor, lead: Lead, *e: Tensor) -> Tensor:
@@ -260,12 +274,13 @@ def recalled(seen: Look, stack: Tensor, lead: Lead, *e: Tensor) -> Tensor:
         flat = [_flat(one, lead) for one in e]
         met = summed([earlier(a, b) if careful() else torch.bmm(a, b) for a, b in zip(scores, flat, strict=True)])
         y = met.baddbmm_(x, stack)  # into the sum, which is no view and which no gradient asks for: a copy less
-    return y.unflatten(0, lead)
+    return y if len(lead) == 1 else y.unflatten(0, lead)
 
 
 def errors_at(solved: Solution, stack: Tensor, lead: Lead) -> Tensor:
     """The errors of a delta rule: [*lead, n, out]"""
-    return torch.baddbmm(solved.error, solved.x, stack).unflatten(0, lead)
+    u = torch.baddbmm(solved.error, solved.x, stack)
+    return u if len(lead) == 1 else u.unflatten(0, lead)
 
 
 def advanced(

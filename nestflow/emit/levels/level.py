@@ -31,6 +31,7 @@ from nestflow.emit.levels.facts import (
     where,
     written,
 )
+from nestflow.emit.levels.fold import Fold
 from nestflow.emit.levels.nodes import Nodes, frontier, looped_nodes
 from nestflow.emit.levels.pairs import bare, is_only
 from nestflow.emit.levels.roots import closed_rows, early_rules, hoisted, roots_of
@@ -65,6 +66,7 @@ class LevelCode:
         self.instance, self.plan, self.writer, self.letters = instance, plan, writer, letters
         self.nodes = Nodes(plan)
         self.splits: list[tuple[str, str]] = []  # loop variable, iterable
+        self.given: list[tuple[Node, str]] = []  # the same, each with its variable in a piece
         self.whole: set[Node] = set()  # what is evaluated before the loop, of every tick
         self.recalled: list[str] = []  # variables of a piece that hold what `front` recalls in it
         # ticks before the call, as the level's memories count them
@@ -229,6 +231,8 @@ class LevelCode:
         arguments = ", ".join(["t", "n", "state", *(v for v, _ in self.splits)])
         writer.lines[head] = writer.lines[head].replace(function, f"def {function}({arguments}):")
         period = period_of(writer.lines[head:])
+        self.fold = Fold(self)
+        self.fold.try_(head)
         writer.line()
         run_pieces(self, function, period)
         self.stacks.end()
@@ -268,6 +272,7 @@ class LevelCode:
             lead = ABREAST if n in self.abreast.wide else ""
             name = self.inner.fresh(source.removesuffix(self.letters.suffix(n.type, lead=lead)), n.type, lead)
             self.inner.bind(n, name)
+            self.given.append((n, name))
             self.splits.append((name, f"{source}.split(sizes, {tick_axis(n.type)})"))
 
     def channels(self, n: Node) -> None:

@@ -296,11 +296,16 @@ class StateNames:
         return chunks
 
     @property
-    def variables(self) -> str:
-        """The state as it passes through the loop: a tuple of variables."""
+    def passed(self) -> list[str]:
+        """The state as it passes through the loop."""
         stacks = self.level.stacks
         starts = {name for p, t in stacks.tensors() for name in self.starts(p, t)}
-        return packed([*stacks.of.values(), *(name for name, _ in self.kept if name not in starts)])
+        return [*stacks.of.values(), *(name for name, _ in self.kept if name not in starts)]
+
+    @property
+    def variables(self) -> str:
+        """The same as a tuple."""
+        return packed(self.passed)
 
     def write(self) -> None:
         """Give the state back."""

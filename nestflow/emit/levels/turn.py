@@ -62,7 +62,7 @@ def _is_sum(n: ast.expr) -> bool:
 def run_pieces(level: LevelCode, function: str, period: int) -> None:
     """The call that gives the state after all pieces, and what was recalled at every tick."""
     loop = level.writer.use("nestflow.ops.loop", "in_turn")
-    results, state = [], level.state.variables
+    results, state, fold = [], level.state.variables, level.fold
     for n in level.front:
         results.append(level.outer.fresh("y" if len(level.front) == 1 else n["memory"], n.type))
         level.outer.bind(n, results[-1])
@@ -70,12 +70,14 @@ def run_pieces(level: LevelCode, function: str, period: int) -> None:
     last = packed([str(tick_axis(n.type)) for n in level.front]) + f", period={period}"
     last += ", masked=True" if level.masked() else ""
     first = ", ".join(["c", function, level.t0, "sizes"])
-    line = f"{targets} = {loop}({', '.join([first, state, packed([i for _, i in level.splits]), last])})"
+    given, into = fold.inputs(), packed(fold.into(level.state.passed))
+    line = f"{targets} = {loop}({', '.join([first, into, packed(given), last])})"
     if len(line) > 110:
-        splits = "".join(f"        {i},\n" for _, i in level.splits)
-        parts = [first, state, f"(\n{splits}    )" if splits else "()", last]
+        splits = "".join(f"        {i},\n" for i in given)
+        parts = [first, into, f"(\n{splits}    )" if splits else "()", last]
         line = f"{targets} = {loop}(\n" + "".join(f"    {x},\n" for x in parts) + ")"
     level.writer.line(line)
+    fold.out([*(level.state.passed if level.state.kept else []), *results])
 
 
 @contextmanager
