@@ -13,7 +13,8 @@ from torch import Tensor
 from nestflow._python import allowed
 from nestflow.bundle.inputs import by_name, checked
 from nestflow.bundle.lasting import kept_by, lasting_slots
-from nestflow.bundle.module import Module, revive
+from nestflow.bundle.module import Module
+from nestflow.bundle.origin import revive
 from nestflow.bundle.settings import whole
 from nestflow.bundle.source import load_source
 from nestflow.bundle.state import State

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestflow._python import allowing
 from nestflow.bundle.facts import draws_at_random, how, looks_ahead
 from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
+from nestflow.bundle.origin import revive_module
 from nestflow.bundle.state import Group, State
 from nestflow.bundle.token import fast, one_token, undisturbed
 from nestflow.bundle.unread import computed
@@ -178,7 +178,7 @@ class Module(Branch):
         mine = {p: w for p, w in self.weights.items() if p in own} | self.kept
         weights = {p: (w.detach(), w.requires_grad) for p, w in mine.items()}
         state = {"weights": weights, "training": self.training, "kind": self.__dict__["_fallback"], "draws": self.draws}
-        return _revive_module, (self.__dict__["_origin"],), state
+        return revive_module, (self.__dict__["_origin"],), state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for path, module, leaf in (*self.__dict__["_places"], *self.__dict__["_kept"]):
@@ -437,21 +437,3 @@ def _no_room(graph: LevelGraph, spec: WeightSpec, e: Exception) -> Exception:
         spec.span,
         "is a size a typo? `nestflow check --shapes` lists them",
     )
-
-
-Origin = tuple[str, str, Mapping[str, Any], int, Mapping[str, nn.Module], bool]
-
-
-def revive(origin: Origin) -> Any:
-    """The bundle of a spec's text: (name, text, overrides, seed, networks, may it run Python)."""
-    from nestflow.bundle.compile import compile_program
-
-    name, text, overrides, seed, networks, python = origin
-    with allowing(python):
-        return compile_program(
-            text, overrides, dtype=None, device=None, seed=seed, name=name, networks=networks, saved=True
-        )
-
-
-def _revive_module(origin: Origin) -> Module:
-    return revive(origin).module

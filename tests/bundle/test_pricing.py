@@ -44,7 +44,8 @@ def test_repeated_levels_are_told_once() -> None:
 
 
 def test_what_it_takes_to_train_is_about_three_times_the_forward_pass() -> None:
-    found = prices(nestflow.compile("gated_deltanet", dim=16, n_heads=2, depth=1))
+    """At widths that are no smaller than a piece: below that, derivatives of products of gates are a part of it."""
+    found = prices(nestflow.compile("gated_deltanet", dim=128, n_heads=2, depth=1))
     assert found is not None and 2.9 < found.training / found.multiply_adds < 3.3
 
 
