@@ -110,11 +110,12 @@ def test_compiled_pieces(spec: str, params: dict[str, Any], monkeypatch: pytest.
 
 
 @pytest.mark.slow
-def test_compiled_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", [0, 3], ids=["titans", "hope"])
+def test_compiled_by_inductor(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gradients of all parameters of the whole model."""
     torch._dynamo.reset()
     monkeypatch.setattr(loop, "_code", {})
-    spec, params = SPECS[0]
+    spec, params = SPECS[at]
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*has no effect.*")
         same(run(spec, params), run(spec, params, compile=True), 1e-11)
