@@ -99,7 +99,7 @@ def olds(rows: Tensor, sizes: Sequence[int], lead: Lead) -> list[Old]:
     """Rows of the weight, ready to read, one for each piece."""
     found: list[Old] = []
     for own, run in _alike(rows, sizes, lead):
-        found += _each(_old(own), run.count)
+        found += _each(_old(own), run.pieces)
     return found
 
 
@@ -109,7 +109,7 @@ def ends(rows: Sequence[Tensor], sizes: Sequence[int], lead: Lead) -> list[Ends]
     for parts in zip(*(_alike(x, sizes, lead) for x in rows)):
         last = _beside(*(own[..., -1, :] for own, _ in parts))
         start, end = last.split([len(rows), last.shape[-2] - len(rows)], -2)
-        found += _each(Ends(start.mT, end[..., None]), parts[0][1].count)
+        found += _each(Ends(start.mT, end[..., None]), parts[0][1].pieces)
     return found
 
 
@@ -123,7 +123,7 @@ def looks(
         if errors:
             met = [earlier(a, _ticks(e, lead, run)) for a, e in zip(made.scores, errors, strict=True)]
             made = Look(made.x, (), (summed(met),))
-        found += _each(made, run.count)
+        found += _each(made, run.pieces)
     return found
 
 
@@ -150,13 +150,13 @@ def solutions(
     found: list[Solution] = []
     for own, run in _alike(rows, sizes, lead):
         old, x_t, h_t, b = _old(own), *(_ticks(y, lead, run) for y in (x, h, error))
-        a, eta = (_ticks(y[..., None], lead, run)[..., 0] if isinstance(y, Tensor) else y for y in (scale, rate))
+        a, eta = _numbers(scale, lead, run), None if rate is None else _numbers(rate, lead, run)
         looks = scaled(a, _weighed(x_t, old.old))
         ticks = torch.broadcast_shapes(looks.shape[:-1], b.shape[:-1])
         right = torch.cat([b.expand(*ticks, b.shape[-1]), looks.expand(*ticks, looks.shape[-1])], -1)
         right = right if eta is None else -scaled(eta, right)
         system = system_of(lower((x_t @ h_t.mT) * old.new), a, eta)
-        found += _each(Solution(*solution(system, right).split([b.shape[-1], looks.shape[-1]], -1)), run.count)
+        found += _each(Solution(*solution(system, right).split([b.shape[-1], looks.shape[-1]], -1)), run.pieces)
     return found
 
 
@@ -184,7 +184,7 @@ class _Run(NamedTuple):
     """Pieces of one length that follow each other: ticks in each, how many, ticks before them."""
 
     n: int
-    count: int
+    pieces: int
     before: int
 
 
@@ -216,7 +216,12 @@ def _ticks(x: Tensor, lead: Lead, run: _Run) -> Tensor:
     x = _flat(x, lead)
     if x.shape[1] == 1:
         return x[:, None]
-    return x.narrow(1, run.before, run.count * run.n).unflatten(1, (run.count, run.n))
+    return x.narrow(1, run.before, run.pieces * run.n).unflatten(1, (run.pieces, run.n))
+
+
+def _numbers(x: Tensor | float, lead: Lead, run: _Run) -> Tensor | float:
+    """[*lead, T], or a number -> [G, pieces, n]"""
+    return _ticks(x[..., None], lead, run)[..., 0] if isinstance(x, Tensor) else x
 
 
 def _each(made: Any, count: int) -> list[Any]:
