@@ -7,6 +7,7 @@ hope           HOPE's block beside nested-learning's
 decode         one token at a time, at the beginning and after 4,096 tokens
 streams        is a stream flat: every architecture after 512 and after 8,192 tokens
 peers          fla, torch, titans-pytorch, higher and TorchOpt beside ours, where they are installed
+shares         where the time of two layers goes, by kind of operation
 layers         every shipped architecture against its GEMM floor, a per-token loop and two yardsticks
 
 Results are kept in benchmarks/results, row by row. `--write` fills the marked blocks of docs/speed.md and README.md,
@@ -25,7 +26,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import decode, figures, hope, layers, memories, peers, start, streams, table, titans_memory
+from benchmarks import decode, figures, hope, layers, memories, peers, shares, start, streams, table, titans_memory
 from benchmarks.machine import busy, caption
 from benchmarks.options import Options
 from benchmarks.picture import picture
@@ -51,6 +52,7 @@ def suites(chosen: list[str]) -> dict[str, Callable[[Options], dict[str, Any]]]:
         "decode": decode.results,
         "streams": lambda o: streams.results(chosen, o),
         "peers": peers.results,
+        "shares": shares.results,
         "layers": lambda o: layers.results(chosen, o),
     }
 
@@ -62,6 +64,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "decode": decode.markdown,
     "streams": streams.markdown,
     "peers": peers.markdown,
+    "shares": shares.markdown,
     "layers": layers.markdown,
 }
 
@@ -76,7 +79,7 @@ def text_of(suite: str, result: dict[str, Any]) -> str:
 def about(suite: str, result: dict[str, Any]) -> str:
     """The settings in words."""
     s = result["settings"]
-    common = f"Medians of {s['rounds']} interleaved rounds at most"
+    common = f"Medians of {s.get('rounds')} interleaved rounds at most"
     return {
         "start": lambda: f"Medians of {s['rounds']} processes.",
         "memories": lambda: f"Width {s['dim']}, batch 1, T = {s['length']:,}. {common}.",
@@ -87,6 +90,7 @@ def about(suite: str, result: dict[str, Any]) -> str:
             f"{s['heads']} heads of {s['width']}, batch 1, T = {s['length']:,}. Medians of interleaved rounds; above 1 "
             "ours is faster."
         ),
+        "shares": lambda: f"Width {s['dim']}, batch 1, T = {s['length']:,}. One pass each, under the profiler.",
         "layers": lambda: (
             f"One layer of width {s['dim']}, {s['heads']} heads, batch {s['batch']}, T = {s['length']:,}. {common}."
         ),

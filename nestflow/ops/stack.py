@@ -265,6 +265,8 @@ def _weighed(x: Tensor, weight: Tensor) -> Tensor:
 
 def _flat(x: Tensor, lead: Lead) -> Tensor:
     """[*lead, n, width] -> [G, n, width]"""
+    if len(lead) == 1 and x.shape[0] == lead[0]:
+        return x
     if x.shape[:-2] != lead:
         x = x.expand(*lead, *x.shape[-2:])
     return x if x.dim() == 3 else x.flatten(0, -3)
@@ -276,8 +278,10 @@ def recalled(seen: Look, stack: Tensor, lead: Lead, *e: Tensor) -> Tensor:
     if known:
         y = torch.baddbmm(known[0], x, stack)
     else:
-        flat = [_flat(one, lead) for one in e]
-        met = summed([earlier(a, b) if careful() else torch.bmm(a, b) for a, b in zip(scores, flat, strict=True)])
+        product = earlier if careful() else torch.bmm
+        met = product(scores[0], _flat(e[0], lead))
+        for a, b in zip(scores[1:], e[1:], strict=True):
+            met = met + product(a, _flat(b, lead))
         y = met.baddbmm_(x, stack)  # into the sum, which is no view and which no gradient asks for: a copy less
     return y if len(lead) == 1 else y.unflatten(0, lead)
 

@@ -54,6 +54,10 @@ def _from_the_last(n: ast.Call) -> bool:
     return bool(axes) and ast.unparse(axes[0]).startswith("-")
 
 
+# `torch.bmm(a, b) - c` where nothing binds to it more tightly: with c of three axes it is one operation
+DIFFERENCE = re.compile(r"(?:(?<== )|(?<=\()|(?<=, ))torch\.bmm\((\w+), (\w+(?:\.mT)?)\) - (\w+_G\w\w)(?=$|[,)])")
+
+
 class Fold:
     """What stands around a loop whose pieces have rows and heads as one axis. done: whether they do."""
 
@@ -72,6 +76,7 @@ class Fold:
         for i in range(head, len(lines)):
             lines[i] = re.sub(rf"\b{self.lead}\b", one, re.sub(r"_BH(?=[A-Z0-9]*\b)", "_G", lines[i]))
             lines[i] = re.sub(r"(\w+_G\w\w) @ (\w+_G\w\w\b(?:\.mT)?)", r"torch.bmm(\1, \2)", lines[i])
+            lines[i] = re.sub(DIFFERENCE, r"torch.baddbmm(\3, \1, \2, beta=-1)", lines[i])
         indent = lines[head][: len(lines[head]) - len(lines[head].lstrip())]
         lines.insert(head, f"{indent}{one} = ({stack}.shape[0],)  # rows and heads are one axis in the loop")
 
