@@ -17,76 +17,19 @@ from benchmarks.cases import DIM, forward_pass, training_pass
 from benchmarks.memories import LENGTHS, layer
 from benchmarks.options import Options
 
-KINDS: dict[str, frozenset[str]] = {
-    "products": frozenset(["mm", "bmm", "baddbmm", "baddbmm_", "addmm", "linalg_solve_triangular", "triangular_solve"]),
-    "elementwise": frozenset(
-        [
-            "mul",
-            "mul_",
-            "add",
-            "add_",
-            "sub",
-            "neg",
-            "div",
-            "gelu",
-            "gelu_backward",
-            "silu",
-            "silu_backward",
-            "sigmoid",
-            "sigmoid_backward",
-            "exp",
-            "log",
-            "rsqrt",
-            "sqrt",
-            "pow",
-            "square",
-            "tanh",
-            "tanh_backward",
-            "where",
-            "addcmul",
-            "abs",
-            "sign",
-            "clamp",
-            "clamp_min",
-            "maximum",
-            "minimum",
-            "softplus",
-            "softplus_backward",
-            "gt",
-            "lt",
-            "ge",
-            "le",
-            "eq",
-            "ne",
-            "logical_and",
-            "masked_fill",
-            "masked_fill_",
-        ]
-    ),
-    "sums": frozenset(["sum", "mean", "amax", "cumsum", "cumprod", "tril", "triu", "any", "all"]),
-    "copies": frozenset(
-        [
-            "copy_",
-            "cat",
-            "stack",
-            "fill_",
-            "zero_",
-            "zeros",
-            "zeros_like",
-            "ones",
-            "clone",
-            "contiguous",
-            "constant_pad_nd",
-            "slice_backward",
-            "select_backward",
-            "empty",
-            "empty_like",
-            "empty_strided",
-            "new_empty_strided",
-            "_to_copy",
-        ]
-    ),
-}
+PRODUCTS = "mm bmm baddbmm baddbmm_ addmm linalg_solve_triangular triangular_solve"
+ELEMENTWISE = (
+    "mul mul_ add add_ sub neg div gelu gelu_backward silu silu_backward sigmoid sigmoid_backward exp log rsqrt sqrt "
+    "pow square tanh tanh_backward where addcmul abs sign clamp clamp_min maximum minimum softplus softplus_backward "
+    "gt lt ge le eq ne logical_and masked_fill masked_fill_"
+)
+SUMS = "sum mean amax cumsum cumprod tril triu any all"
+COPIES = (
+    "copy_ cat stack fill_ zero_ zeros zeros_like ones clone contiguous constant_pad_nd slice_backward select_backward "
+    "empty empty_like empty_strided new_empty_strided _to_copy"
+)
+NAMES = {"products": PRODUCTS, "elementwise": ELEMENTWISE, "sums": SUMS, "copies": COPIES}
+KINDS = {kind: frozenset(names.split()) for kind, names in NAMES.items()}
 REST = ("compiled", "autograd", "views and calls")
 WHAT = (("HOPE's five memories", "hope_memory", "chunk", 16), ("Titans' memory", "titans_memory", "chunk_size", 16))
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch.func import functional_call
 
-from benchmarks import figures, hope_peer, memories, peer_loops, run, start, streams, titans_memory
+from benchmarks import figures, hope_peer, memories, peer_loops, run, shares, start, streams, titans_memory
 from benchmarks.decode import stepper, streams_apart
 from benchmarks.figures import Figure, over, row_of, worst
 from benchmarks.models import one_layer, sees_all, some_tokens
@@ -228,3 +228,23 @@ def passes_that_need(megabytes: int) -> tuple[Any, Any]:
 
 def test_peak_memory_is_of_the_second_pass() -> None:
     assert 60 < measure("tests.test_figures:passes_that_need", [64], "cpu") < 100
+
+
+def test_shares_of_the_time_by_kind() -> None:
+    """Each operation has one kind, and a pass of products alone is nearly all products."""
+    kinds = ["aten::bmm", "aten::mul", "aten::sum", "aten::copy_", "autograd::engine::evaluate_function", "aten::view"]
+    assert [shares.kind_of(k) for k in (*kinds, "graph_0_cpp_fused_add_1")] == [
+        "products",
+        "elementwise",
+        "sums",
+        "copies",
+        "autograd",
+        "views and calls",
+        "compiled",
+    ]
+    assert sum(len(names) for names in shares.KINDS.values()) == len(frozenset().union(*shares.KINDS.values()))
+    a = torch.randn(300, 300)
+    found = shares.shares(lambda: a @ a @ a)
+    assert abs(sum(found.values()) - 100) < 1e-6 and found["products"] > 50
+    text = shares.markdown({"rows": [{"what": "A", "chunk": 4, "case": "plain", "mode": "forward", "shares": found}]})
+    assert "| A, chunk 4 | plain, forward |" in text and f"{found['products']:.0f} %" in text
