@@ -18,6 +18,8 @@ from torch import Tensor
 
 from nestflow.ops.causal import careful, filled, sound
 
+ROWS = 128  # queries of a block at least
+
 
 def append(
     x: Tensor,
@@ -98,6 +100,58 @@ def attend(
     positions are those of the queries' own ticks; prefix: learned keys and values [(heads,) n, d]; since [..., T]."""
     if before and not causal:
         raise ValueError("attention to later tokens takes a sequence in one call")
+    at_once = functools.partial(
+        attend_at_once,
+        scale=scale,
+        window=window,
+        segment=segment,
+        sink=sink,
+        pairs=pairs,
+        causal=causal,
+        prefix=prefix,
+        since=since,
+    )
+    reach = min((n for n in (window, segment) if n is not None), default=None)
+    rows = max(reach or 0, ROWS)
+    near = reach is not None and causal and since is None and sink <= rows and (before == 0 or before >= sink)
+    if not near or q.shape[-2] <= 2 * rows:
+        return at_once(q, k, v, before)
+    return attend_by_blocks(at_once, q, k, v, before, rows, pairs, sink)
+
+
+def attend_by_blocks(
+    at_once: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, before: int, rows: int, pairs: int, sink: int
+) -> Tensor:
+    """`at_once` for blocks of queries that see no further back than the block before theirs, and the sinks: in a long
+    call time and memory grow with its length, and not with its square."""
+    blocks = q.split(rows, -2)
+    sizes = [k.shape[-2] - pairs * q.shape[-2], *(pairs * x.shape[-2] for x in blocks)]  # what was kept comes first
+    parts = [x.split(sizes, -2) for x in (k, v)]
+    sinks = [x.narrow(-2, 0, pairs * sink) for x in (k, v)]
+    found = []
+    for i, block in enumerate(blocks):
+        first = before + (i - 1) * rows  # the first position of the block before
+        far = [[x] if sink and i and first > 0 else [] for x in sinks]
+        near = (torch.cat([*x, *y[i : i + 2]], -2) for x, y in zip(far, parts))
+        found.append(at_once(block, *near, before + i * rows))
+    return torch.cat(found, -2)
+
+
+def attend_at_once(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    before: int,
+    scale: float,
+    window: int | None,
+    segment: int | None,
+    sink: int,
+    pairs: int,
+    causal: bool,
+    prefix: tuple[Tensor, Tensor] | None,
+    since: Tensor | None,
+) -> Tensor:
+    """All queries in one call, with a mask where they do not see the same."""
     ticks, count = q.shape[-2], k.shape[-2] // pairs
     learned = 0 if prefix is None else prefix[0].shape[-2]
     if prefix is not None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestflow.ops import attention
 from nestflow.ops.attention import append, attend
 
 OPTIONS = [
@@ -37,7 +38,12 @@ def naive(q: Tensor, k: Tensor, v: Tensor, scale: float, **options: int) -> Tens
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_attention_equals_masks_in_any_split(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("rows", [128, 2, 3])
+def test_attention_equals_masks_in_any_split(
+    options: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rows: blocks of queries are this long at least; those of calls that are shorter are one."""
+    monkeypatch.setattr(attention, "ROWS", rows)
     g, rng = torch.Generator().manual_seed(0), random.Random(str(options))
     q, k, v = (torch.randn(2, 3, 19, 4, generator=g, dtype=torch.float64) for _ in range(3))
     want = naive(q, k, v, 0.5, **options)
@@ -60,3 +66,27 @@ def test_both_directions() -> None:
     g = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(2, 5, 4, generator=g, dtype=torch.float64) for _ in range(3))
     torch.testing.assert_close(attend(q, k, v, 0, scale=0.5, causal=False), (0.5 * q @ k.mT).softmax(-1) @ v)
+
+
+@pytest.mark.parametrize("options", [{"window": 3}, {"window": 3, "sink": 2}, {"segment": 4}], ids=str)
+def test_blocks_of_queries_take_time_and_memory_that_grow_with_the_length(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pairs and prefixes go with them, gradients too; what is formed of scores is counted, and no clock."""
+    g = torch.Generator().manual_seed(2)
+    q = torch.randn(1, 2, 40, 4, generator=g, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(1, 2, 80, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    prefix = tuple(torch.randn(2, 3, 4, generator=g, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    scores: list[int] = []
+    plain = attention.seen_pairs
+    monkeypatch.setattr(attention, "seen_pairs", lambda *a: (scores.append(plain(*a).numel()), plain(*a))[1])
+    found = []
+    for rows in (4, 40):
+        monkeypatch.setattr(attention, "ROWS", rows)
+        y = attend(q, k, v, 0, scale=0.5, pairs=2, prefix=prefix, **options)  # type: ignore[arg-type]
+        found.append((y, *torch.autograd.grad(y.square().sum(), [q, k, v, *prefix])))
+        found[-1] = (*found[-1], sum(scores))
+        scores.clear()
+    for a, b in zip(*(f[:-1] for f in found), strict=True):
+        torch.testing.assert_close(a, b)
+    assert found[0][-1] < found[1][-1] / 3
