@@ -282,7 +282,7 @@ def recalled(seen: Look, stack: Tensor, lead: Lead, *e: Tensor) -> Tensor:
         met = product(scores[0], _flat(e[0], lead))
         for a, b in zip(scores[1:], e[1:], strict=True):
             met = met + product(a, _flat(b, lead))
-        y = met.baddbmm_(x, stack)  # into the sum, which is no view and which no gradient asks for: a copy less
+        y = _plus(met, x, stack)
     return y if len(lead) == 1 else y.unflatten(0, lead)
 
 
@@ -299,6 +299,9 @@ def advanced(
     p = at.start.shape[-1]
     if p == 1:
         kept = torch.addcmul(known[0], at.start, stack) if known else at.start * stack
+    elif torch.is_autocast_enabled(stack.device.type):  # a state keeps its digits: no product mixes it
+        kept = (at.start[..., None, None] * stack.unflatten(1, (1, p, -1))).sum(2).flatten(1, 2)
+        kept = kept + known[0] if known else kept
     else:
         mixed = torch.bmm(at.start, stack.view(stack.shape[0], p, -1))
         kept = torch.ops.aten._unsafe_view(mixed, stack.shape)
@@ -306,5 +309,12 @@ def advanced(
     for left in known[1:]:
         kept = kept + left
     for left, e in factors:
-        kept = kept.baddbmm_(left, _flat(e, lead))
+        kept = _plus(kept, left, _flat(e, lead))
     return kept
+
+
+def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total + a b. total is no view and no gradient asks for it, so it may be written to: a copy less."""
+    if total.dtype == a.dtype == b.dtype and not torch.is_autocast_enabled(total.device.type):
+        return total.baddbmm_(a, b)
+    return total + torch.bmm(a, b)
