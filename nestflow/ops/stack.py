@@ -299,7 +299,7 @@ def advanced(
     p = at.start.shape[-1]
     if p == 1:
         kept = torch.addcmul(known[0], at.start, stack) if known else at.start * stack
-    elif torch.is_autocast_enabled(stack.device.type):  # a state keeps its digits: no product mixes it
+    elif _autocast(stack):  # a state keeps its digits: no product mixes it
         kept = (at.start[..., None, None] * stack.unflatten(1, (1, p, -1))).sum(2).flatten(1, 2)
         kept = kept + known[0] if known else kept
     else:
@@ -313,8 +313,14 @@ def advanced(
     return kept
 
 
+def _autocast(x: Tensor) -> bool:
+    """Whether products on x's device are made in another type."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a b. total is no view and no gradient asks for it, so it may be written to: a copy less."""
-    if total.dtype == a.dtype == b.dtype and not torch.is_autocast_enabled(total.device.type):
+    if total.dtype == a.dtype == b.dtype and not _autocast(total):
         return total.baddbmm_(a, b)
     return total + torch.bmm(a, b)
