@@ -6,6 +6,7 @@ last inputs, the memory as one tensor. Weights are those of the compiled spec, w
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -21,7 +22,7 @@ def unit(x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
-class Steps:
+class Steps(ABC):
     """Embedding, a pre-norm mixer, SwiGLU and the tied head, token by token: (state or None, tokens [B,n])."""
 
     convolved: tuple[str, ...] = ()  # streams of the mixer, in the order of their channels
@@ -66,9 +67,9 @@ class Steps:
         x = x + F.linear(F.silu(gate) * up, self.swiglu[2])
         return F.linear(rmsnorm(x, self.last), self.emb), (memory, window[..., 1:])
 
+    @abstractmethod
     def mix(self, memory: Tensor, streams: list[Tensor]) -> tuple[Tensor, Tensor]:
         """The mixer's output [B,dim] and the new memory. streams [B,H,...], in the order of the class."""
-        raise NotImplementedError
 
 
 def norms(w: Mapping[str, Tensor], prefix: str) -> tuple[Tensor, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nestflow.bundle.facts import draws_at_random, how, looks_ahead
+from nestflow.bundle.facts import how, looks_ahead
 from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
 from nestflow.bundle.networks import place_of
@@ -21,6 +21,7 @@ from nestflow.bundle.token import fast, one_token, undisturbed
 from nestflow.bundle.unread import computed
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objective_name
+from nestflow.graph.contents import draws_at_random
 from nestflow.graph.model import LevelGraph, StateSlot, StepLevel, WeightSpec
 from nestflow.graph.slow.state import beginning
 from nestflow.ops.runtime import Context

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from nestflow.diagnostics.core import Span
+from nestflow.graph.contents import DRAWS, nodes_of
 from nestflow.graph.model import LevelGraph, StepLevel
-from nestflow.ir.node import Node, walk
+from nestflow.ir.node import walk
 
-DRAWS = ("uniform", "noise", "dropout", "es")
 Reason = tuple[str, Span | None]
 
 
@@ -20,23 +20,15 @@ def not_captured(graph: LevelGraph) -> Reason | None:
         for m in i.memories:
             if m.per == "model":
                 return f"a memory of `{i.path or graph.name}` goes on from step to step (`per model`)", m.span
-        if any(n.op == "py" for n in _nodes(i)):
+        if any(n.op == "py" for n in nodes_of(i)):
             return "a Python function of yours may do other work in each", i.span
-    drawn = next((s for s in graph.state if s.drawn), None)
-    if drawn is not None or any(n.op in DRAWS for i in graph.root.walk() for n in _nodes(i)):
+    if any(s.drawn for s in graph.state) or any(n.op in DRAWS for i in graph.root.walk() for n in nodes_of(i)):
         return "what it draws is a function of the step's number", None
     for level in graph.step_levels:
         found = _of_level(level)
         if found is not None:
             return found, level.span
     return None
-
-
-def _nodes(i: object) -> list[Node]:
-    roots = [n for n in (getattr(i, "result", None), *(n for _, n in getattr(i, "names", ()))) if n is not None]
-    for m in getattr(i, "memories", ()):
-        roots += [n for n in (m.key, m.value, m.query, m.objective, m.weight, m.retain) if n is not None]
-    return list(walk(*roots))
 
 
 def _of_level(level: StepLevel) -> str | None:

@@ -49,7 +49,7 @@ SETTINGS: Mapping[str, Setting] = {
         lambda x: _whole(x, 1, LARGEST_BLOCK), f"a whole number of ticks from 1 to {LARGEST_BLOCK}", "block 32"
     ),
     "capture": Setting(lambda x: isinstance(x, bool), "true or false", "capture true"),
-    "backend": Setting(lambda x: x in BACKENDS, "one of " + ", ".join(BACKENDS), "backend triton", BACKENDS),
+    "backend": Setting(lambda x: x in BACKENDS, "one of " + ", ".join(BACKENDS), "backend auto", BACKENDS),
     "microbatch": Setting(lambda x: _whole(x, 1, MOST_PARTS), "a whole number of parts, at least 1", "microbatch 4"),
 }
 

@@ -5,12 +5,13 @@ Kernels take all ticks of a call at once (`nestflow.ops.whole`). Whatever this r
 
 from __future__ import annotations
 
+from nestflow.graph.contents import context_of
 from nestflow.graph.model import Instance, Memory
 from nestflow.graph.state import keeps_anchor, state_tensors
 from nestflow.ir.node import Node, walk
 from nestflow.lowering.linear_rule import ONE
 from nestflow.lowering.patterns.delta import system
-from nestflow.lowering.patterns.setting import context_of, reads_memories
+from nestflow.lowering.patterns.setting import reads_memories
 from nestflow.lowering.plan import MemoryPlan
 from nestflow.ops.backends import BACKENDS, Backend
 

@@ -59,7 +59,7 @@ def all_at_once(run: Callable[[], Any], again: Callable[[], Any]) -> Any:
     token = LATER.set(asked)
     try:
         result = run()
-    except Exception:
+    except Exception:  # over numbers that are not finite a level may raise anything; over others it is a fault
         if all(bool(x) for x in asked):
             raise
         result = None  # what met numbers that are not finite without care

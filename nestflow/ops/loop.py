@@ -2,8 +2,9 @@
 
 `in_turn` is where `execution` acts. Plainly, it is a Python loop under autograd. With `checkpointing` a segment of
 pieces keeps nothing for the backward pass but the state that it began with, and runs again there. With `compile`, a
-few pieces are one call of compiled code, forward and backward. Both give first derivatives, to plain autograd: where
-more is asked (`plainly`, transforms of `torch.func`) the loop is the plain one.
+few pieces are one call of compiled code, forward and backward. Where gradients are differentiated again
+(`create_graph=True`) a segment runs again plainly, and compiled code says that it cannot; what is known to need more
+(`plainly`, transforms of `torch.func`) is the plain loop from the start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nestflow.ops.causal import CARE, careful, joined
 from nestflow.ops.runtime import Context
@@ -85,12 +85,17 @@ def in_turn(
         run = _compiled if compiled and even else several
         start = t % period if run is _compiled else t
         if torch.is_grad_enabled() and c.how.segment:
-            state, parts = _recomputed(run, c, piece, start, ticks, state, inputs[a:b])
+            state, parts = _segment(run, c, piece, start, ticks, state, inputs[a:b])
         else:
             state, parts = run(piece, start, ticks, state, inputs[a:b])
         found += parts
         t += sum(ticks)
-    return state, _joined(found, axes, masked)
+    recalls = _joined(found, axes, masked)
+    if compiled and not c.how.segment:
+        for x in flattened((state, recalls))[0]:
+            if x.requires_grad:
+                x.register_hook(_differentiated_once)
+    return state, recalls
 
 
 def _asking(x: Tensor) -> Tensor:
@@ -98,10 +103,19 @@ def _asking(x: Tensor) -> Tensor:
     return x if x.requires_grad or not x.is_floating_point() else x.detach().requires_grad_()
 
 
+def _differentiated_once(gradient: Tensor) -> None:
+    """On what compiled code gives: says so where its gradient is to be differentiated again."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "`execution { compile true }` has first derivatives only, and `create_graph=True` asks for more: "
+            "leave `compile` out, or add `checkpointing auto`, which differentiates again what it runs again"
+        )
+
+
 def _out_of_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     """What the decorator `torch.compiler.disable` says to a compiler that meets the function. The decorator itself
     would load that compiler, which takes a second, wherever this file is imported."""
-    function._torchdynamo_disable = True  # type: ignore[attr-defined]
+    vars(function)["_torchdynamo_disable"] = True
     return function
 
 
@@ -173,10 +187,10 @@ def _compiled(piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: 
         return result
 
 
-# ---- recomputed in the backward pass
+# ---- one node of the graph
 
 
-def _recomputed(
+def _segment(
     run: Callable[..., Any],
     c: Context,
     piece: Piece,
@@ -185,17 +199,17 @@ def _recomputed(
     state: State,
     inputs: Inputs,
 ) -> tuple[State, list[Recalls]]:
+    """Pieces as one node of autograd's graph, which keeps what they are given."""
     outside = Outside(c, piece)
     values, form = flattened((state, inputs, outside.values))
     count = len({id(x) for x in state if x is not None})
-
     care = careful()
 
-    def again(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
+    def again(tensors: Sequence[Tensor], plain: bool) -> tuple[list[Tensor], Any]:
         state, inputs, values = built(form, tensors)
         token = CARE.set(care)  # the backward pass runs outside of what asked for care
         try:
-            return flattened(run(outside.bound(values), t, sizes, state, inputs))
+            return flattened((several if plain else run)(outside.bound(values), t, sizes, state, inputs))
         finally:
             CARE.reset(token)
 
@@ -205,14 +219,15 @@ def _recomputed(
 
 
 class Segment(torch.autograd.Function):
-    """A function of tensors that keeps its arguments alone, and runs again when gradients are asked for."""
+    """A function of tensors that keeps its arguments alone, and runs again when gradients are asked for; plainly, and
+    from the arguments themselves, where these gradients are differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, again: Callable[..., Any], held: list[Any], state: int, *tensors: Tensor) -> Any:
         ctx.again, ctx.state = again, state
         ctx.save_for_backward(*tensors)
         with torch.no_grad():
-            results, form = again(tensors)
+            results, form = again(tensors, False)
         held.append(form)
         ctx.mark_non_differentiable(*(x for x in results if not x.is_floating_point()))
         ctx.set_materialize_grads(False)
@@ -220,24 +235,29 @@ class Segment(torch.autograd.Function):
         return tuple(x.view_as(x) if id(x) in known else x for x in results)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        needed = ctx.needs_input_grad[3:]
-        # the state of the first segment needs none; computed all the same, all segments are one compiled function
-        wanted = [
-            x.is_floating_point() and (n or i < ctx.state) for i, (x, n) in enumerate(zip(ctx.saved_tensors, needed))
-        ]
-        tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted)]
+        twice, needed = torch.is_grad_enabled(), ctx.needs_input_grad[3:]
+        if twice:  # views: what an argument is made of may be an argument too, and counts by itself
+            wanted = needed
+            tensors = [x.view_as(x) if n else x for x, n in zip(ctx.saved_tensors, needed)]
+        else:
+            # the state of the first segment needs none; computed all the same, all segments are one compiled function
+            wanted = [
+                x.is_floating_point() and (n or i < ctx.state)
+                for i, (x, n) in enumerate(zip(ctx.saved_tensors, needed))
+            ]
+            tensors = [x.detach().requires_grad_(w) for x, w in zip(ctx.saved_tensors, wanted)]
         with torch.enable_grad():
-            results, _ = ctx.again(tensors)
+            results, _ = ctx.again(tensors, twice)
         pairs = [(x, g) for x, g in zip(results, gradients) if g is not None and x.requires_grad]
-        leaves = [x for x in tensors if x.requires_grad]
-        found = iter(
-            torch.autograd.grad([x for x, _ in pairs], leaves, [g for _, g in pairs], allow_unused=True)
+        leaves = [x for x, w in zip(tensors, wanted) if w]
+        outputs, weights = [x for x, _ in pairs], [g for _, g in pairs]
+        found: Iterator[Tensor | None] = iter(
+            torch.autograd.grad(outputs, leaves, weights, allow_unused=True, create_graph=twice)
             if pairs
             else [None] * len(leaves)
         )
-        given = [next(found) if x.requires_grad else None for x in tensors]
+        given = [next(found) if w else None for w in wanted]
         return (None, None, None, *(g if n else None for g, n in zip(given, needed)))
 
 

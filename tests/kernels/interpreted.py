@@ -12,10 +12,9 @@ import nestflow
 from nestflow.ops import backends
 from nestflow.ops.loop import plainly
 from nestflow.ops.whole import in_pieces
-from tests.kernels.memories import GATES, compared, drawn, near
+from tests.kernels.memories import BY_KERNEL, GATES, compared, drawn, near
 from tests.zoo.bare import CASES, Bare
 
-BY_KERNEL = {"retnet", "gla", "hgrn2", "mamba2", "deltanet", "gated_deltanet", "kda", "comba"}
 CHOSEN = [c for c in CASES if c.name in BY_KERNEL]
 TRITON = {"backend": "triton"}
 TICKS = 37

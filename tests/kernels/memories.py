@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nestflow.ops.whole import Memory
 
+BY_KERNEL = {"retnet", "gla", "hgrn2", "mamba2", "deltanet", "gated_deltanet", "kda", "comba"}  # of tests.zoo.bare
 GATES = ("one", "constant", "number", "channel")
 
 

@@ -19,7 +19,7 @@ from nestflow.lowering.explain import explain
 from nestflow.lowering.plan import LevelPlan, lower
 from nestflow.ops import backends
 from nestflow.ops.whole import in_pieces
-from tests.kernels.memories import GATES, compared, drawn, near
+from tests.kernels.memories import BY_KERNEL, GATES, compared, drawn, near
 from tests.zoo.bare import CASES, Bare
 
 ROOT = Path(__file__).parents[2]
@@ -36,10 +36,7 @@ def test_all_at_once_is_the_recurrence(gate: str, looks: bool, ticks: int) -> No
     compared(m, in_pieces(m, 16, "torch"), 2e-6)
 
 
-KERNELS = {"retnet", "gla", "hgrn2", "mamba2", "deltanet", "gated_deltanet", "kda", "comba"}
-
-
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in KERNELS], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in BY_KERNEL], ids=lambda c: c.name)
 def test_a_spec_as_a_whole_is_its_paper(case: Bare) -> None:
     b = nestflow.compile(case.text, dtype=torch.float64, execution={"backend": "whole"})
     assert "at_once(" in b.source
@@ -216,7 +213,7 @@ def test_explain_says_which_kernel_and_why_none() -> None:
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("backend", ["whole", "triton", "fla"])
-@pytest.mark.parametrize("case", [c for c in CASES if c.name in KERNELS], ids=lambda c: c.name)
+@pytest.mark.parametrize("case", [c for c in CASES if c.name in BY_KERNEL], ids=lambda c: c.name)
 def test_a_kernel_on_a_gpu_gives_the_numbers_of_the_loop(case: Bare, backend: str) -> None:
     if importlib.util.find_spec(backends.BACKENDS[backend].package) is None:
         pytest.skip(f"`{backend}` is not installed")

@@ -78,8 +78,8 @@ def same(a: tuple[Any, Tensor, dict[str, Tensor]], b: tuple[Any, Tensor, dict[st
 def test_segments_that_run_again(spec: str, params: dict[str, Any], kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = run(spec, params)
     calls: list[int] = []
-    again = loop._recomputed
-    monkeypatch.setattr(loop, "_recomputed", lambda *a: (calls.append(1), again(*a))[1])
+    again = loop._segment
+    monkeypatch.setattr(loop, "_segment", lambda *a: (calls.append(1), again(*a))[1])
     same(plain, run(spec, params, checkpointing=kept), 1e-13)
     assert len(calls) > 1
 
@@ -151,13 +151,39 @@ def test_what_runs_again_is_not_kept() -> None:
     assert held(checkpointing="auto") < 0.5 * held()
 
 
-def test_a_second_derivative_is_refused_where_segments_run_again() -> None:
-    b = nestflow.compile("titans", dim=16, n_heads=2, depth=1, chunk=4, execution={"checkpointing": 2})
-    loss = b.loss({"tokens": torch.randint(0, 200, (1, 40))})
-    weights = list(b.module.parameters())
-    first = torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        sum(g.square().sum() for g in first if g is not None).backward()
+@pytest.mark.parametrize("how", [{"checkpointing": 2}, {"compile": True, "checkpointing": 2}], ids=str)
+def test_second_derivatives_and_a_graph_that_is_used_twice(
+    how: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As without segments. The weights are arguments of a segment and what its state began as; each way counts once."""
+    monkeypatch.setattr(loop, "_code", {"several": loop.several})  # what a compiler makes of them is tested above
+
+    def found(**how: Any) -> list[Tensor]:
+        b = nestflow.compile("titans", dim=16, n_heads=2, depth=1, chunk=4, dtype="float64", execution=how)
+        x = torch.randint(0, 200, (2, 41), generator=torch.Generator().manual_seed(0))
+        loss, weights = b.loss({"tokens": x}), list(b.module.weights.values())
+        again = [torch.autograd.grad(loss, weights, retain_graph=True) for _ in range(2)]
+        for a, b_ in zip(*again, strict=True):
+            torch.testing.assert_close(a, b_, rtol=0, atol=1e-14)
+        first = torch.autograd.grad(loss, weights, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), weights)
+        return [*again[0], *first, *second]
+
+    segments_: list[int] = []
+    plain, own = found(), loop._segment
+    monkeypatch.setattr(loop, "_segment", lambda *a: (segments_.append(1), own(*a))[1])
+    for a, b in zip(found(**how), plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+    assert segments_
+
+
+def test_compiled_code_says_that_it_has_first_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_code", {"several": loop.several})
+    b = nestflow.compile("titans", dim=16, n_heads=2, depth=1, chunk=4, execution={"compile": True})
+    loss, weights = b.loss({"tokens": torch.randint(0, 200, (1, 40))}), list(b.module.weights.values())
+    with pytest.raises(RuntimeError, match=r"create_graph=True.* asks for more: leave `compile` out"):
+        torch.autograd.grad(loss, weights, create_graph=True)
+    b.loss({"tokens": torch.randint(0, 200, (1, 40))}).backward()
 
 
 TWICE = (

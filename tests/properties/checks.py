@@ -14,10 +14,11 @@ from torch import Tensor
 import nestflow
 from nestflow.bundle.bundle import Bundle
 from nestflow.bundle.lasting import kept_by
-from nestflow.bundle.module import Module, draws_at_random
+from nestflow.bundle.module import Module
 from nestflow.bundle.source import load_source
 from nestflow.bundle.state import State
 from nestflow.emit.model import emit_model
+from nestflow.graph.contents import draws_at_random
 from nestflow.graph.model import Memory
 from nestflow.graph.state import state_slots
 from nestflow.language.nl import parse_nl

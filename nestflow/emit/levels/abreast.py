@@ -73,14 +73,18 @@ class Abreast:
 
     def starts(self, n: Node) -> list[Node]:
         """The states that a reading starts from: of a pack its tensors, else its own."""
-        p = self.nodes.plans[n["memory"]]
-        own, _ = self.packs.place[n["memory"], n["tensor"]]  # type: ignore[union-attr]
+        p, own = self.nodes.plans[n["memory"]], self._twins_read(n)
         return [self.of(n, x) for x in start_leaves(p, own.members[0][1])]
 
     def of(self, n: Node, leaf: Node) -> Node:
         """Of the state that `leaf` is part of, what a reading reads."""
-        own, _ = self.packs.place[n["memory"], n["tensor"]]  # type: ignore[union-attr]
+        own = self._twins_read(n)
         return self._run(self.leaf(leaf), len(own.members), *n["lanes"], alone=n["alone"])
+
+    def _twins_read(self, n: Node) -> Twins:
+        known = self.twin_of(n["memory"], n["tensor"])
+        assert known is not None, "only readings of twins have lanes"
+        return known[0]
 
     # ---- what is there already, replaced
 

@@ -24,7 +24,8 @@ TORCH = frozenset(text.partition("(")[0] for text in CALLS.values()) | {"torch.o
 
 
 def any_lead(lines: list[str], known: set[str]) -> bool:
-    """Whether a piece's text does the same for any axes in front. known: functions that are told what they are."""
+    """Whether a piece's text does the same for any axes in front. known: functions that are told what they are, and the
+    variable that tells them."""
     (function,) = ast.parse(textwrap.dedent("\n".join(lines))).body
     assert isinstance(function, ast.FunctionDef)
     own = {a.arg for a in function.args.args}
@@ -45,7 +46,7 @@ def _any_lead(n: ast.AST, own: set[str], known: set[str], called: set[int]) -> b
             id(n) in called or n.attr in ("mT", "ops", "aten") or (isinstance(n.value, ast.Name) and n.value.id == "F")
         )
     if isinstance(n, ast.Name):
-        return n.id in own | known | FUNCTIONS | {"torch", "F", "lead"}
+        return n.id in own | known | FUNCTIONS | {"torch", "F"}
     return not isinstance(n, (ast.Lambda, ast.ListComp, ast.GeneratorExp, ast.For, ast.While, ast.Starred))
 
 
@@ -68,10 +69,12 @@ class Fold:
         """Give the piece whose text begins at line `head` one axis, where it does the same. Then products of what has
         three axes, as the names say, are `torch.bmm`: `@` would look at the axes each time, and tell autograd so."""
         level, lines = self.level, self.level.writer.lines
-        if not self.fits() or not any_lead(lines[head:], level.writer.imports[STACK]):
+        if not self.fits():
+            return
+        (self.lead,) = level.stacks.leads.values()
+        if not any_lead(lines[head:], level.writer.imports[STACK] | {self.lead}):
             return
         self.done = True
-        (self.lead,) = level.stacks.leads.values()
         one, stack = level.variable(f"{self.lead}_G"), next(iter(level.stacks.of.values()))
         for i in range(head, len(lines)):
             lines[i] = re.sub(rf"\b{self.lead}\b", one, re.sub(r"_BH(?=[A-Z0-9]*\b)", "_G", lines[i]))
@@ -96,7 +99,7 @@ class Fold:
         of = self.word("folded")
         return [
             re.sub(r"^(\w+)\.split", rf"{of}(\1, {self.lead}).split", text) if name in given else text
-            for name, text in ((re.sub(r"_G(?=C)", "_BH", name), text) for name, text in level.splits)
+            for name, text in level.splits
         ]
 
     def into(self, names: list[str]) -> list[str]:

@@ -44,10 +44,10 @@ from nestflow.emit.levels.state import StateNames
 from nestflow.emit.levels.turn import forgotten, one_piece, period_of, run_pieces, trimmed
 from nestflow.emit.levels.whole import beside_kernel
 from nestflow.emit.writer import Writer, identifier, plain
+from nestflow.graph.contents import context_of
 from nestflow.graph.model import Instance
 from nestflow.ir.construct import number
 from nestflow.ir.node import Node, walk
-from nestflow.lowering.patterns.setting import context_of
 from nestflow.lowering.plan import LevelPlan, MemoryPlan
 
 CAUSAL = "nestflow.ops.causal"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from nestflow.graph.contents import context_of
 from nestflow.graph.globs import matches
 from nestflow.graph.levels.gradients import gradients_of
 from nestflow.graph.model import Instance, Memory
@@ -48,15 +49,6 @@ class Setting:
         """The memories whose gradients something in the level reads."""
         found = gradients_of(self.instance.memories, self.instance.result) if self.instance.result is not None else []
         return frozenset(n["memory"] for n in found)
-
-
-def context_of(m: Memory) -> list[Node]:
-    """Every expression of the level that the memory's fields hold."""
-    if m.rounds:
-        return [n for r in (replace(m, rounds=()), *m.rounds) for n in context_of(r)]
-    fields = (m.key, m.value, m.query, m.weight, m.when, m.reset_where, m.objective, m.retain)
-    nodes = [*(n for n in fields if n is not None), *m.ages]
-    return nodes + ([] if m.rule is None else list(m.rule.nodes()))
 
 
 def reads_memories(m: Memory) -> bool:
