@@ -143,19 +143,17 @@ def solutions(
     sizes: Sequence[int],
     lead: Lead,
     error: Tensor,
-    rate: Tensor | float | None = None,
 ) -> list[Solution]:
     """The systems of `nestflow.ops.delta`, solved for all pieces before the state is known that they look at. The
     arguments are those of `delta_system` and `solve_errors`, of all ticks; rows: those of W_{t−1}."""
     found: list[Solution] = []
     for own, run in _alike(rows, sizes, lead):
         old, x_t, h_t, b = _old(own), *(_ticks(y, lead, run) for y in (x, h, error))
-        a, eta = _numbers(scale, lead, run), None if rate is None else _numbers(rate, lead, run)
+        a = _numbers(scale, lead, run)
         looks = scaled(a, _weighed(x_t, old.old))
         ticks = torch.broadcast_shapes(looks.shape[:-1], b.shape[:-1])
         right = torch.cat([b.expand(*ticks, b.shape[-1]), looks.expand(*ticks, looks.shape[-1])], -1)
-        right = right if eta is None else -scaled(eta, right)
-        system = system_of(lower((x_t @ h_t.mT) * old.new), a, eta)
+        system = system_of(lower((x_t @ h_t.mT) * old.new), a, None)
         found += _each(Solution(*solution(system, right).split([b.shape[-1], looks.shape[-1]], -1)), run.pieces)
     return found
 
@@ -292,6 +290,12 @@ def errors_at(solved: Solution, stack: Tensor, lead: Lead) -> Tensor:
     return u if len(lead) == 1 else u.unflatten(0, lead)
 
 
+def _autocast(x: Tensor) -> bool:
+    """Whether products on x's device are made in another type."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def advanced(
     stack: Tensor, at: Ends, lead: Lead, *factors: tuple[Tensor, Tensor], known: Sequence[Tensor] = ()
 ) -> Tensor:
@@ -313,14 +317,8 @@ def advanced(
     return kept
 
 
-def _autocast(x: Tensor) -> bool:
-    """Whether products on x's device are made in another type."""
-    kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
 def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a b. total is no view and no gradient asks for it, so it may be written to: a copy less."""
-    if total.dtype == a.dtype == b.dtype and not _autocast(total):
+    if total.dtype == a.dtype == b.dtype:
         return total.baddbmm_(a, b)
     return total + torch.bmm(a, b)

@@ -13,6 +13,7 @@ import nestflow
 from nestflow.emit.levels.turn import period_of
 from nestflow.ops import loop
 from nestflow.ops.loop import segments
+from nestflow.ops.runtime import Context, How
 
 # a memory whose recall passes a weight inside the loop, a reset, a period, a look back at what is recalled
 WEIGHT = """nestflow 1
@@ -175,6 +176,27 @@ def test_second_derivatives_and_a_graph_that_is_used_twice(
     for a, b in zip(found(**how), plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
     assert segments_
+
+
+def test_a_weight_that_made_the_state_counts_once_for_each_way() -> None:
+    """s_t = tanh(w s_{t−1} + x_t), s_0 = 2 w: the weight is an argument of the segment, and its maker too."""
+
+    def found(segment: int) -> list[Tensor]:
+        w = torch.tensor([0.7, -0.4], dtype=torch.float64, requires_grad=True)
+        x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2).requires_grad_()
+        c = Context({}, {}, 0, True, torch.float64, torch.device("cpu"))
+        c.how = How(segment, False)
+
+        def piece(t: int, n: int, state: Any, x_n: Tensor) -> Any:
+            s = torch.tanh(w * state[0] + x_n[0])
+            return (s,), (s[None],)
+
+        (end,), (y,) = loop.in_turn(c, piece, 0, [1] * 6, (2 * w,), (x.split(1),), (0,))
+        first = torch.autograd.grad(y.square().sum() + end.sum(), [w, x], create_graph=True)
+        return [*first, *torch.autograd.grad(sum(g.pow(3).sum() for g in first), [w, x])]
+
+    for a, b in zip(found(2), found(0), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_compiled_code_says_that_it_has_first_derivatives(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,15 +167,15 @@ class Stacks:
 
     def solve(self, n: Node) -> str:
         """The errors of a delta rule."""
-        level, (x, h, a, b, *eta) = self.level, n.args
+        level, (x, h, a, b) = self.level, n.args  # a rate of the errors' own comes from a state, and is not known
         memory = level.nodes.plans[n["memory"]].memory
         lead, number = self.lead(n["memory"], n["tensor"]), per_tick(memory)
         for y in n.args:  # all are known: this writes nothing
             level.outer.expression(y)
-        numbers = [tensor(level.outer, y, number).text for y in (a, *eta)]
+        scale = tensor(level.outer, a, number).text
         vectors = [tensor(level.outer, y, per_tick(memory, y.type.shape), 1).text for y in (x, h, b)]
         rows, word = self.rows((n["memory"], n["tensor"]), "before"), level.writer.use(STACK, "solutions")
-        parts = [*vectors[:2], numbers[0], rows, "sizes", lead, vectors[2], *(f"rate={y}" for y in numbers[1:])]
+        parts = [*vectors[:2], scale, rows, "sizes", lead, vectors[2]]
         solved = self.before(f"{word}({', '.join(parts)})", "solved")
         return f"{level.writer.use(STACK, 'errors_at')}({solved}, {self.of[n['memory'], n['tensor']]}, {lead})"
 
