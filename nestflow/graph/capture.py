@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nestflow.diagnostics.core import Span
-from nestflow.graph.contents import DRAWS, nodes_of
+from nestflow.graph.contents import DRAWS, draws, nodes_of
 from nestflow.graph.model import LevelGraph, StepLevel
 from nestflow.ir.node import walk
 
@@ -22,7 +22,7 @@ def not_captured(graph: LevelGraph) -> Reason | None:
                 return f"a memory of `{i.path or graph.name}` goes on from step to step (`per model`)", m.span
         if any(n.op == "py" for n in nodes_of(i)):
             return "a Python function of yours may do other work in each", i.span
-    if any(s.drawn for s in graph.state) or any(n.op in DRAWS for i in graph.root.walk() for n in nodes_of(i)):
+    if draws(graph.root):
         return "what it draws is a function of the step's number", None
     for level in graph.step_levels:
         found = _of_level(level)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from nestflow.graph.model import Instance, LevelGraph, Memory
+from nestflow.graph.state import drawn_starts
 from nestflow.ir.node import Node, walk
 
 DRAWS = frozenset(("uniform", "noise", "dropout", "es"))
@@ -26,8 +27,18 @@ def nodes_of(i: Instance) -> Iterator[Node]:
     return walk(*roots, *(n for m in i.memories for n in context_of(m)))
 
 
+def draws(instance: Instance) -> bool:
+    """Whether an instance, or one below it, computes with what is drawn."""
+    return any(drawn_starts(i) or any(n.op in DRAWS for n in nodes_of(i)) for i in instance.walk())
+
+
+def called(root: Instance, nodes: Iterable[Node]) -> list[Instance]:
+    """The instances that expressions of the root call."""
+    names = dict.fromkeys(n["child"] for n in walk(*nodes) if n.op == "call")
+    return [root.children[n] for n in names if n in root.children]
+
+
 def draws_at_random(graph: LevelGraph) -> bool:
     """Whether the spec has `dropout`, `noise`, `bernoulli`, `es`, or memories whose starts are drawn."""
     objectives = walk(*(x.objective for x in graph.step_levels if x.objective is not None))
-    nodes = (n for i in graph.root.walk() for n in nodes_of(i))
-    return any(s.drawn for s in graph.state) or any(n.op in DRAWS for part in (nodes, objectives) for n in part)
+    return draws(graph.root) or any(n.op in DRAWS for n in objectives)

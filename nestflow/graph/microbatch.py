@@ -7,7 +7,6 @@ where nothing below it looks from one row to another.
 from __future__ import annotations
 
 from nestflow.diagnostics.core import Span
-from nestflow.graph.contents import DRAWS, nodes_of
 from nestflow.graph.model import LevelGraph, StepLevel
 from nestflow.ir.node import Node, walk
 
@@ -23,11 +22,8 @@ def whole_batch(graph: LevelGraph) -> Reason | None:
         for m in i.memories:
             if m.per == "model":
                 return f"all rows write the one copy of a memory of `{i.path or graph.name}` (`per model`)", m.span
-    draws = any(n.op in DRAWS - {"es"} for i in graph.root.walk() for n in nodes_of(i))
     for level in graph.step_levels:
         found = _of_level(level)
-        if found is None and draws and level.inner is not None:
-            found = f"`{level.name}` learns inside the step, beside chance"
         if found is not None:
             return found, level.span
     return None

@@ -37,8 +37,7 @@ def run_inner(
     constant = gradient in ("stop", "implicit")
     held = rounds if constant else rounds - keep if gradient == "truncate" else 0
 
-    def descend(*rows: Tensor) -> dict[str, Tensor]:
-        given = [x[None] for x in rows] if copies else rows
+    def descend(c: Context, given: Sequence[Tensor]) -> dict[str, Tensor]:
         w, state = Record(start), None
         for t in range(1, rounds + 1):
             hold = t <= held
@@ -46,10 +45,25 @@ def run_inner(
         return dict(w)
 
     with torch.enable_grad() if torch.is_grad_enabled() else torch.no_grad():
-        made = torch.func.vmap(descend, randomness="different")(*inputs) if copies else descend(*inputs)
+        made = by_row(c, lambda one, rows, _: descend(one, rows), inputs) if copies else descend(c, inputs)
     if gradient == "implicit" and torch.is_grad_enabled():
         made = stationary(c, level, made, error, inputs, keep, copies)
     return c.beside(by_prefix(level[0], made))
+
+
+def by_row(
+    c: Context,
+    function: Callable[[Context, Sequence[Tensor], dict[str, Tensor]], Any],
+    inputs: Sequence[Tensor],
+    own: Mapping[str, Tensor] | None = None,
+) -> Any:
+    """function(c, inputs, own) for each row: a batch of one, what its memories start from, and its tensors of `own`."""
+
+    def one(state: dict[str, Tensor], own: dict[str, Tensor], *rows: Tensor) -> Any:
+        alone = {n: x[None] for n, x in state.items()}
+        return function(c.part(s=alone, n={}), [x[None] for x in rows], own)
+
+    return torch.func.vmap(one, randomness="different")(dict(c.s), dict(own or {}), *inputs)
 
 
 def slope(
@@ -89,11 +103,7 @@ def stationary(
         there = c.beside(others)
         if not copies:
             return slope(there, level, error, own, inputs, False)
-
-        def one(w: dict[str, Tensor], *rows: Tensor) -> dict[str, Tensor]:
-            return slope(there, level, error, w, [x[None] for x in rows], False)
-
-        return torch.func.vmap(one, randomness="different")(own, *inputs)
+        return by_row(there, lambda c, rows, w: slope(c, level, error, w, rows, False), inputs, own)
 
     names = list(made)
     tensors = _Stationary.apply(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nestflow.diagnostics.fixes import add_after
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.arguments import bind
+from nestflow.graph.contents import called, draws
 from nestflow.graph.expressions import evaluate, integer
 from nestflow.graph.levels.learning import CLOCKS
 from nestflow.graph.levels.memory import written
@@ -18,7 +19,6 @@ from nestflow.graph.rules.update import update_rule
 from nestflow.graph.scope import Site
 from nestflow.graph.slow.levels import copies_of, reaches_record, records
 from nestflow.graph.slow.state import is_inner
-from nestflow.graph.state import drawn_starts
 from nestflow.graph.values import Partial
 from nestflow.ir import ops
 from nestflow.ir.node import Node, Type, walk
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 LIKE = Type(like=True)
 GRADIENTS = "`through`, `stop`, `truncate(n)` or `implicit(cg, iters = 10)`"
-CHANCE = frozenset(("dropout", "noise", "bernoulli"))
 STEP = ClockSpec("step", "step", 1)
 OUTSIDE = frozenset(["slot", "weight", "call", "position", "head", "recall", "training", "network"])
 
@@ -351,11 +350,10 @@ def check_inner(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field],
     child = elab.root.children.get(name)
     if child is not None and published(child) and elab.slow.copied(name):
         raise elab.not_yet("`emit` in a memory that has a copy for each task", fields["memory"].span)
-    bodies = [i.result for i in child.walk() if i.result is not None] if child is not None else []
-    drawn = child is not None and any(drawn_starts(i) for i in child.walk())
-    if elab.slow.copied(name) and (drawn or any(n.op in CHANCE for n in walk(*bodies))):
-        raise elab.not_yet("chance in a memory that has a copy for each task", fields["memory"].span)
     objective = s.objectives.get(name)
+    own = [x for x in (child, *called(elab.root, () if objective is None else [objective])) if x is not None]
+    if elab.slow.copied(name) and any(draws(x) for x in own):
+        raise elab.not_yet("chance in what a level with a copy for each task learns from", fields["memory"].span)
     for n in walk(objective) if objective is not None and elab.slow.copied(name) else ():
         other = n["child"] if n.op == "call" else n["level"] if n.op == "record" else ""
         if other in elab.slow.levels and other != name and elab.slow.copied(other):

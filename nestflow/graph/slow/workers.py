@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from nestflow.graph.contents import called, draws
 from nestflow.graph.expressions import integer
-from nestflow.graph.model import Instance, StepLevel
+from nestflow.graph.model import StepLevel
 from nestflow.graph.published import published
 from nestflow.graph.slow.state import OWNING, is_inner
-from nestflow.graph.state import drawn_starts
-from nestflow.ir.node import Node, walk
+from nestflow.ir.node import walk
 from nestflow.ir.rule import DgdStep
 from nestflow.language import tree
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from nestflow.graph.slow.steps import StepLevels
 
 MOST = 4096
-CHANCE = frozenset(("dropout", "noise", "bernoulli", "uniform"))
 
 
 def for_workers(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], made: StepLevel) -> StepLevel:
@@ -77,9 +76,7 @@ def check(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], made:
     for child in called(elab.root, nodes):
         if published(child):
             raise elab.not_yet("`emit` in what a level with a copy for each worker learns from", level.span)
-        if any(drawn_starts(i) for i in child.walk()) or any(
-            n.op in CHANCE for i in child.walk() if i.result is not None for n in walk(i.result)
-        ):
+        if draws(child):
             raise elab.not_yet("chance in what a level with a copy for each worker learns from", level.span)
         if any(m.per != "sequence" for i in child.walk() for m in i.memories):
             raise elab.not_yet("a memory that goes on beyond its sequence, in a level per worker", level.span)
@@ -91,12 +88,6 @@ def check(s: StepLevels, level: tree.Level, fields: dict[str, tree.Field], made:
             raise elab.not_yet(
                 "`curvature` and `w_in` in a level that has a copy for each worker", fields["update"].span
             )
-
-
-def called(root: Any, nodes: list[Node]) -> list[Instance]:
-    """The instances that expressions of the root call."""
-    names = dict.fromkeys(n["child"] for n in walk(*nodes) if n.op == "call")
-    return [root.children[n] for n in names if n in root.children]
 
 
 __all__ = ["for_workers"]
