@@ -17,7 +17,7 @@ from nestflow.ir.node import Node, walk
 from nestflow.ir.rule import Rule
 from nestflow.reference.cache import append
 from nestflow.reference.chance import drawn_start
-from nestflow.reference.rule import Update, Weight, pick, times
+from nestflow.reference.rule import Count, Update, Weight, pick, times
 from nestflow.reference.tick import Frame, Tensors, Tick
 from nestflow.reference.values import number
 
@@ -299,59 +299,48 @@ def clock_of(m: Memory) -> tuple[object, ...]:
 def update(frame: Frame, rule: Rule, group: list[Learning]) -> None:
     """4. In the rows where N divides t: Δ, s_t = update(g, …, s_{t−1}); A_t = retain(A_{t−1}) + Δ."""
     tick, m = frame.tick, group[0].memory
-    learns = since(frame, m, group[0].path) % m.every == 0
-    if not learns.any() and m.when is None:
+    due = since(frame, m, group[0].path) % m.every == 0
+    if not due.any() and m.when is None:
         return
     weights: dict[str, Weight] = {}
+    learns: dict[str, Tensor] = {}
     for one in group:
+        learns[one.path], count = counted(frame, one, due)
         for n, a in one.at.items():
             keep = (lambda a: a) if one.memory.decay_first else partial(retained, frame, one.memory, n)
             old = {s: tick.state[slot_path(rule, one.path, s, n)] for s in slot_names(tick.state, rule, one.path, n)}
+            start, stop = tick.start[f"{one.path}.{n}"], one.memory.gradient == "stop"
             weights[f"{one.path}.{n}"] = Weight(
-                n, a, one.g[n], old, tick.start[f"{one.path}.{n}"], one.anchor[n], one.gram.get(n), keep
+                n, a, one.g[n], old, start, one.anchor[n], one.gram.get(n), keep, stop=stop, count=count
             )
+    Update(rule, list(weights.values()), tick.t, every=m.every, context=frame.eval).run()
+    for one in group:
+        for n, a in one.before.items():
+            w = weights[f"{one.path}.{n}"]
+            tick.put(f"{one.path}.{n}", pick(learns[one.path], w.w, a))
+            for s, value in w.new.items():
+                tick.put(slot_path(rule, one.path, s, n), pick(learns[one.path], value, w.old[s]))
+
+
+def counted(frame: Frame, one: Learning, due: Tensor) -> tuple[Tensor, Count]:
+    """Where a memory learns now, and its counts: each has its own, since it may start anew where others do not. With
+    `when` it does not learn if all N ticks were false. due: whether N divides the tick."""
+    tick, m = frame.tick, one.memory
     ticks = tick.clock(m) if m.reset is None or m.keep_rule else (tick.t - 1) % m.reset + 1
     updates, n_ticks = ticks // m.every, torch.full_like(tick.t, m.every)
     if m.turns > 1:  # each round is an update
         updates = (ticks - 1) * m.turns + m.turn + 1
     if m.when is not None:
-        learns, updates, n_ticks = counted(frame, group)
-    updates, n_ticks = updates.clamp(min=1), n_ticks.clamp(min=1)  # 0 only in rows that do not learn now
-    Update(
-        rule,
-        list(weights.values()),
-        updates,
-        n_ticks,
-        every=m.every,
-        context=frame.eval,
-        stop=m.gradient == "stop",
-        ticks=ticks,
-    ).run()
-    for one in group:
-        for n, a in one.before.items():
-            w = weights[f"{one.path}.{n}"]
-            tick.put(f"{one.path}.{n}", pick(learns, w.w, a))
-            for s, value in w.new.items():
-                tick.put(slot_path(rule, one.path, s, n), pick(learns, value, w.old[s]))
-
-
-def counted(frame: Frame, group: list[Learning]) -> tuple[Tensor, Tensor, Tensor]:
-    """With `when`: where the memory learns now (not if all N ticks were false), its updates, and n_ticks."""
-    tick, m = frame.tick, group[0].memory
-    if m.when is None:
-        raise LookupError("no condition")
-    due = since(frame, m, group[0].path) % m.every == 0
-    brings = frame.eval(m.when).reshape(*frame.memo[id(m.when)].shape[:2])
-    learns = updates = seen = brings
-    for one in group:
-        seen = brings.to(torch.int64).expand(tick.t.shape[0], m.heads or 1)
+        brings = frame.eval(m.when).reshape(*frame.memo[id(m.when)].shape[:2])
+        n_ticks = brings.to(torch.int64).expand(tick.t.shape[0], m.heads or 1)
         if m.every > 1:
-            seen = tick.state[one.path + TICKS] + seen
-            tick.put(one.path + TICKS, torch.where(due, 0, seen))
-        learns = due & (seen > 0)
-        updates = tick.state[one.path + UPDATES] + learns
+            n_ticks = tick.state[one.path + TICKS] + n_ticks
+            tick.put(one.path + TICKS, torch.where(due, 0, n_ticks))
+        due = due & (n_ticks > 0)
+        updates = tick.state[one.path + UPDATES] + due
         tick.put(one.path + UPDATES, updates)
-    return learns, updates, seen
+    # 0 only in rows that do not learn now
+    return due, Count(updates.clamp(min=1), n_ticks.clamp(min=1), ticks)
 
 
 def slot_path(rule: Rule, memory: str, slot: str, tensor: str) -> str:

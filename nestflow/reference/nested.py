@@ -199,10 +199,10 @@ class Nested:
             for (p, x), g in zip(now.items(), found):
                 name, lifted = p.removeprefix(level.prefix), x[None, None]
                 old = slots.get(p) or start_slots(rule, name, lifted)
-                ones.append(Weight(name, lifted, g[None, None], old, begun[p], lifted))
+                ones.append(Weight(name, lifted, g[None, None], old, begun[p], lifted, stop=stop))
             length = float(inner.rounds)  # of a schedule: its ticks are the rounds
             count = torch.tensor([[t]])
-            Update(rule, ones, count, 1, t, run_length=length, per_copy=False, stop=stop, retain=level.retain).run()
+            Update(rule, ones, count, 1, t, run_length=length, per_copy=False, retain=level.retain).run()
             now = {p: o.w[0, 0] for p, o in zip(now, ones)}
             slots = {p: o.new for p, o in zip(now, ones)}
         if inner.gradient == "implicit":

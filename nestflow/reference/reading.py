@@ -227,11 +227,11 @@ class Reader:
             a, g = now[path][:1], now[path + PENDING][:1]
             kept = {s.name: rule_path(x, s.name, p) for s in x.rule.slots}
             old = {n: now[q][:1] for n, q in kept.items() if q in now}  # a weight has not all of them
-            ones[p] = Weight(p, a, g, old, self.start[path][:1], a, None, keep)
+            ones[p] = Weight(p, a, g, old, self.start[path][:1], a, None, keep, stop=True)
         count, n_ticks = torch.tensor([[ticks // x.every]], device=self.device), x.every
         if x.when is not None:
             count, n_ticks = now[x.name + UPDATES] + 1, int(now[x.name + TICKS])
-        Update(x.rule, list(ones.values()), count, n_ticks, float(ticks), x.every, per_copy=False, stop=True).run()
+        Update(x.rule, list(ones.values()), count, n_ticks, float(ticks), x.every, per_copy=False).run()
         rows = now[T].shape[0]
         new: Tensors = {}
         for p, one in ones.items():

@@ -42,9 +42,20 @@ CONTEXT = frozenset(
 )
 
 
+@dataclass(frozen=True)
+class Count:
+    """Which update of a memory this is, this one included, of how many ticks, at which tick: see Update."""
+
+    updates: Tensor
+    n_ticks: Tensor
+    ticks: Tensor
+
+
 @dataclass
 class Weight:
-    """One tensor w [B, H, *shape] in the course of an update. gram: K = Σ |weight| k kᵀ over its inputs, for dgd."""
+    """One tensor w [B, H, *shape] in the course of an update. gram: K = Σ |weight| k kᵀ over its inputs, for dgd.
+    stop: its steps are constants for slower levels. count: where its memory counts for itself (it starts anew where
+    others do not, or has rounds)."""
 
     path: str
     w: Tensor
@@ -57,6 +68,8 @@ class Weight:
     new: dict[str, Tensor] = field(default_factory=dict)
     named: dict[str, Tensor] = field(default_factory=dict)
     retained: bool = False
+    stop: bool = False
+    count: Count | None = None
     curvature: Tensor | None = None
 
 
@@ -73,7 +86,6 @@ class Update:
     run_length: float | None = None
     context: Callable[[Node], Tensor] | None = None
     per_copy: bool = True
-    stop: bool = False
     retain: Node | None = None  # of slow weights: what each is multiplied by, from what it is before the update
     memo: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
@@ -117,7 +129,7 @@ class Update:
         base = w.w if w.retained else w.retain(w.w)
         step = value - base if isinstance(s, SetWeight) else value  # `set e`: the step is e − retain(w)
         # §3.9: under `gradient stop` the steps are constants, and only init and retain carry slower gradients
-        after = value if isinstance(s, SetWeight) and not self.stop else base + (step.detach() if self.stop else step)
+        after = value if isinstance(s, SetWeight) and not w.stop else base + (step.detach() if w.stop else step)
 
         def commit() -> None:
             w.w, w.retained = after.expand_as(w.w), True
@@ -134,7 +146,7 @@ class Update:
         new = new.reshape(new.shape[:2]) if w.old[s.slot].ndim == 2 else new  # one number for all tensors
         new = align(new, w.old[s.slot])[0].expand_as(w.old[s.slot])
         if s.every > 1:
-            due = self.updates % s.every == 0
+            due = (w.count or self).updates % s.every == 0
             new = pick(due, new, w.old[s.slot])
             kept = {k: pick(due, torch.zeros_like(v), v) for k, v in kept.items()}
         products = {k: v for k, v in w.new.items() if k.endswith("@retained")}
@@ -162,7 +174,8 @@ class Update:
 
     def compute(self, node: Node, w: Weight) -> Tensor:
         op, like = node.op, w.w
-        own = {"g": w.g, "w": w.w, "w0": w.w0, "w_chunk": w.w_chunk, "updates": self.updates}
+        count = w.count or self
+        own = {"g": w.g, "w": w.w, "w0": w.w0, "w_chunk": w.w_chunk, "updates": count.updates}
         if op in own:
             return own[op]
         if op == "curvature":
@@ -185,9 +198,8 @@ class Update:
             at = next(i for i, entry in enumerate(node["names"]) if w.path == entry or w.path.startswith(f"{entry}."))
             return self.value(node.args[at], w)
         if op == "n_ticks":
-            return torch.as_tensor(self.n_ticks, device=like.device).reshape(
-                -1, 1 if isinstance(self.n_ticks, int) else self.n_ticks.shape[1]
-            )
+            n = torch.as_tensor(count.n_ticks, device=like.device)
+            return n.reshape(-1, n.shape[1] if n.ndim else 1)
         if op == "fact":
             return torch.full((1, 1), facts_of(tuple(like.shape[2:]))[node["name"]], device=like.device)
         if op == "where" and all(n.op in ("const", "fact") for n in walk(node.args[0]) if not n.args):
@@ -214,7 +226,7 @@ class Update:
         if op == "debias":
             return self.debias(node, w)
         if op == "schedule":
-            return schedule(node, self.ticks, self.every, self.run_length).to(like).reshape(-1, 1)
+            return schedule(node, count.ticks, self.every, self.run_length).to(like).reshape(-1, 1)
         if op in CONTEXT:
             if self.context is None:
                 raise LookupError(f"this rule reads `{op}` of its level, and there is none")
@@ -251,14 +263,15 @@ class Update:
         """m / (1 − the product of its retains): a constant retain r counts as rᵗ, t the updates of m."""
         slot = node["slot"]
         every = next((s.every for s in self.rule.program if isinstance(s, SlotUpdate) and s.slot == slot), 1)
+        updates = (w.count or self).updates
         x, r = self.value(node.args[0], w), self.rule.expand(node.args[1])  # expand: a hyper is a constant too
         if r.op == "const":
-            product = (float(r.value) ** (self.updates // every).clamp(min=1).double()).to(x.dtype)
+            product = (float(r.value) ** (updates // every).clamp(min=1).double()).to(x.dtype)
         else:
             kept = f"{slot}@retained"
             before = w.old[kept]
             after = before * self.value(node.args[1], w).reshape(x.shape[0], -1)
-            product = pick(self.updates % every == 0, after, before)
+            product = pick(updates % every == 0, after, before)
             w.new[kept] = product
         return times(1 / (1 - product), x)
 

@@ -53,7 +53,21 @@ NAMED = """every 1 token; {}; key x; objective l2; update momentum(0.1, 0.5)
   memory b : matrix {{ value a(x) }}
   return a(x) + b(x)"""
 LOOKS = "x |> linear |> previous"
+TWO = """{}; key x |> l2norm; objective l2; update {}
+  memory a : mlp(depth = 2, expand = 1) {{ value x |> linear; {} }}
+  memory b : mlp(depth = 2, expand = 1) {{ value x |> linear; {} }}
+  return {}"""
 LEVELS |= {
+    "what a memory recalls is another's query, at ticks between updates": TWO.format(
+        "every 3 tokens", "gd(0.1)", "", "", "a(b(x))"
+    ),
+    "steps of one of two memories are constants": TWO.format(
+        "every 1 token; chunk 2", "gd(0.1)", "gradient stop", "", "a(x) + b(x)"
+    ),
+    "one of two memories starts anew": TWO.format(
+        "every 1 token; chunk 3", "adam(0.1 / (t + 1))", "reset each(chunk)", "", "a(x) + b(x)"
+    ),
+    "one of two memories learns twice a tick": TWO.format("every 1 token", "adam(0.1)", "", "rounds 2", "a(x) + b(x)"),
     "a reset leaves look-back alone": NAMED.format("chunk 2", LOOKS, "reset each(chunk)"),
     "a reset where a condition holds leaves look-back alone": NAMED.format(
         "chunk 1", LOOKS, "reset where(sum(x |> linear(1) |> previous) > 0.1)"

@@ -326,23 +326,25 @@ class LevelCode:
             self.writer.line(line)
         self.state.advance()
 
-    def held(self, y: Node) -> str:
+    def held(self, y: Node, base: str = "y") -> str:
         """A variable with a recall, which stays as it is when the state moves on."""
         name = self.inner.value(y)
         if name.isidentifier() and name not in (kept for kept, _ in self.state.kept):
             return name
-        own = self.inner.fresh("y", y.type)
+        own = self.inner.fresh(base, y.type)
         self.writer.line(f"{own} = {name}")
         self.inner.holder[own] = y
         return own
 
     def before_learning(self, y: Node) -> None:
-        """What a recall of the new state uses of the old one, into variables while it is still there."""
+        """What a recall of the new state uses of the old one, into variables while it is still there. An old state
+        that such a recall reads itself (`a(b(x))` before the tick at which both learn) gets a name that stays."""
+        kept = {name for name, _ in self.state.kept}
         for n in walk(y):
             if reads_new(n):
                 for a in n.args:
-                    if not reads_new(a) and any(x.op == "state" for x in walk(a)):
-                        self.inner.variable(a)
+                    if not reads_new(a) and any(x.op == "state" for x in walk(a)) and self.inner.variable(a) in kept:
+                        self.inner.bind(a, self.held(a, "old"))
 
     def errors(self, p: MemoryPlan) -> None:
         """Inputs and errors of the piece; where a delta rule looks at its own state, what it looks with."""
