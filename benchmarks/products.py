@@ -42,7 +42,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        name = func.overloadpacket.__name__
+        name = func.overloadpacket.__name__.removesuffix("_")  # `baddbmm_` is a product as `baddbmm` is
         if name in OPERANDS:
             self.products += OPERANDS[name](args)
         elif name.startswith("_scaled_dot_product") and not name.endswith("_backward"):

@@ -60,6 +60,7 @@ def test_attention_counts_as_two_products_and_causal_as_half_of_the_pairs() -> N
         (lambda a, b: torch.addmm(torch.zeros(5), a, b), (1, 3, 4, 5)),
         (lambda a, b: a.expand(2, 3, 4) @ b.expand(2, 4, 5), (2, 3, 4, 5)),
         (lambda a, b: torch.baddbmm(torch.zeros(2, 3, 5), a.expand(2, 3, 4), b.expand(2, 4, 5)), (2, 3, 4, 5)),
+        (lambda a, b: torch.zeros(2, 3, 5).baddbmm_(a.expand(2, 3, 4), b.expand(2, 4, 5)), (2, 3, 4, 5)),
         (lambda a, b: F.linear(a, b.mT, torch.zeros(5)), (1, 3, 4, 5)),
         (lambda a, b: torch.einsum("hij,hjk->hik", a.expand(2, 3, 4), b.expand(2, 4, 5)), (2, 3, 4, 5)),
         (lambda a, b: a @ b[:, 0], (1, 3, 4, 1)),

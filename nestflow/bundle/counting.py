@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -92,7 +92,7 @@ class Watch(TorchDispatchMode):
             count = self.at(self.place())
             count.launches += 1
             count.ops[func.overloadpacket.__name__] += 1
-            flops = flop_registry.get(func.overloadpacket)
+            flops = _flops(func.overloadpacket)
             if flops is not None:
                 count.multiply_adds += flops(*args, **(kwargs or {}), out_val=out) // 2
         return out
@@ -111,6 +111,13 @@ class Watch(TorchDispatchMode):
                         return max(inside, key=len)
             frame = frame.f_back
         return ""
+
+
+def _flops(op: Any) -> Callable[..., int] | None:
+    """What torch counts of an operation. Two kinds it does not know, though they are products: those that write to
+    their first argument (`baddbmm_`), and attention where it runs on a CPU."""
+    name = op.__name__.removesuffix("_").replace("_for_cpu", "")
+    return flop_registry.get(op) or flop_registry.get(getattr(torch.ops.aten, name, None))
 
 
 FREE = frozenset([torch.ops.aten._unsafe_view.default, torch.ops.aten.detach.default])

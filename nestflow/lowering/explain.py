@@ -139,7 +139,7 @@ def text_of(e: Explanation) -> str:
     if e.multiply_adds is not None:
         whose = "for the model" if e.per == "model" else f"a {e.per}"
         lines.append(
-            f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward; "
+            f"  cost       about {e.multiply_adds:,} multiply-adds a token and head forward, projections apart; "
             f"{e.state:,} numbers of state {whose}"
         )
         lines.append(f"  half-life  at the start: {duration(e.half_life)}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 import nestflow
+from benchmarks.floor import multiply_adds as products_by_hand
 from nestflow.bundle.counting import Count, Watch, counted
 from tests.specs.test_architectures import SPECS
 
@@ -92,6 +94,27 @@ level outer { every 1 step; memory weights(f); objective mean(square(f(x))); upd
     assert found["backward"].multiply_adds == 20 * (4 * 6 + 2 * 6 * 5)  # the input asks for no gradient
     assert found[""].held == 4 * 20 * 6
     assert all(w.grad is None and torch.equal(w, before[n]) for n, w in b.module.named_parameters())
+
+
+@pytest.mark.parametrize("chunk", [16, 64])
+def test_counts_of_a_chunked_memory_are_those_of_its_equations(chunk: int) -> None:
+    """Every product that `benchmarks.floor` writes down by hand, and few more: those of the rule's own numbers."""
+    b = nestflow.compile(Path(__file__).parents[2] / "benchmarks" / "titans_memory.nl", chunk_size=chunk)
+    by_hand = products_by_hand(1, 2 * chunk, chunk, 256, 4, 2)
+    assert 1 <= counted(b, 1, 2 * chunk)["titans"].multiply_adds / by_hand < 1.04
+
+
+def test_attention_is_counted() -> None:
+    """Two products over all pairs, backward five: a causal mask is not taken off, as torch does not where it counts."""
+    b = nestflow.compile("transformer", **LAYER)
+    few, many = (counted(b, 1, n, backward=True) for n in (8, 16))
+
+    def more(place: str) -> int:  # beyond what grows with the length alone
+        return many[place].multiply_adds - 2 * few[place].multiply_adds
+
+    pairs = 16 * 16 - 2 * 8 * 8
+    assert more(*b.plan.levels) == 2 * 16 * pairs
+    assert more("backward") == 5 * 16 * pairs
 
 
 def test_what_a_level_runs_is_counted_there() -> None:
