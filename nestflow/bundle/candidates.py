@@ -27,10 +27,8 @@ def candidates(graph: LevelGraph, length: int, learns: bool, compiled: bool) -> 
         if found not in sizes.values():
             sizes[block] = found
     ways: list[Settings] = [{}]
-    if said.get("checkpointing", "none") != "none":
-        ways.append({"checkpointing": "none"})
-    elif learns:
-        ways.append({"checkpointing": "auto"})
+    if learns:  # without gradients it changes nothing
+        ways.append({"checkpointing": "auto" if said.get("checkpointing", "none") == "none" else "none"})
     if said.get("compile", False):
         ways.append({"compile": False})
     elif compiled:

@@ -269,6 +269,8 @@ def _index(path: Path) -> dict[str, Any]:
                 f"is a file of the bundle in `{path.parent}`",
                 f'give the folder: `nestflow.load("{path.parent}")`',
             )
+        elif _is_bundle(path / "bundle"):
+            what, help_ = "is the folder of a run", f'its bundle lies in it: `nestflow.load("{path / "bundle"}")`'
         raise fail("NF512", f"`{path}` {what}", help=help_) from None
     except OSError as e:
         raise fail("NF512", f"`{file}` cannot be read: {e.strerror or e}") from None

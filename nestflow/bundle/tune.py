@@ -30,6 +30,7 @@ from nestflow.diagnostics.core import fail
 from nestflow.ops.loop import not_compiled
 
 SHORTEST = 0.02  # seconds: a sample has as many passes as the fastest candidate makes in them
+LEGEND = "ratio: to the time of what the spec says", "held: kept for the backward pass"
 Tell = Callable[[str, int, int], None]
 
 
@@ -49,7 +50,9 @@ class Result:
 
     @property
     def spread(self) -> float:
-        """Between the quartiles; with fewer than four rounds, between the ends."""
+        """Between the quartiles; with fewer than four rounds, between the ends; of one alone not known, so inf."""
+        if len(self.times) == 1:
+            return math.inf
         if len(self.times) < 4:
             return max(self.times) - min(self.times)
         low, _, high = statistics.quantiles(self.times, n=4)
@@ -98,12 +101,12 @@ class Tuning:
         head = [
             f"Written by nestflow tune for {self.spec}: {self.size}.",
             f"Measured {date.today().isoformat()} on {self.where}.",
-            "ratio: to the default. spread: between the quartiles. held: kept for the backward pass.",
+            f"{LEGEND[0]}. spread: between the quartiles. {LEGEND[1]}.",
             *([f"not compiled: {self.failed}"] if self.failed else []),
             "",
             *lines,
         ]
-        settings = [f"{n}: {_yaml(v)}" for n, v in self.best.settings.items()] or ["{}"]
+        settings = [f"{n}: {_yaml(v)}" for n, v in self.best.settings.items()] or ["{}  # what the spec says stays"]
         return "\n".join([f"# {x}".rstrip() for x in head] + settings) + "\n"
 
 
@@ -159,7 +162,7 @@ def tune(
     results = tuple(Result(r.settings, tuple(r.times), r.held) for r in runs)
     passes = "forward and backward" if learns else "forward"
     kind = str(first.module.dtype).removeprefix("torch.")
-    size = f"{passes}, batch {batch}, length {length}, {kind}, {rounds} rounds"
+    size = f"{passes}, batch {batch}, length {length}, {kind}, {rounds} round{'s' * (rounds > 1)}"
     return Tuning(results, _best(results, memory), first.name, machine(first.module.device), size, failed)
 
 
@@ -313,6 +316,8 @@ def _bytes(n: int | None) -> str:
 
 
 def _seconds(t: float) -> str:
+    if math.isinf(t):
+        return "–"
     return f"{t:.2f} s" if t >= 1 else f"{t * 1e3:.3g} ms"
 
 

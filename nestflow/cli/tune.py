@@ -40,7 +40,7 @@ def command(spec: str, output: Path | None, yes: bool, overrides: dict[str, str]
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from nestflow.bundle.tune import tune
+    from nestflow.bundle.tune import LEGEND, tune
 
     if output is not None and not _is_ours(output):
         raise fail(
@@ -63,14 +63,17 @@ def command(spec: str, output: Path | None, yes: bool, overrides: dict[str, str]
             return INTERRUPTED
     click.echo(f"{words.clean(found.spec)}: {found.size}\non {found.where}\n")
     console().print(table(found))
-    click.echo("ratio: to the default; held: for the backward pass\n")
+    click.echo("; ".join(LEGEND) + "\n")
     if found.failed:
         click.echo(f"not compiled: {found.failed}", err=True)
-    click.echo(f"fastest: {found.best.name}")
+    unsure = not found.best.settings and any(r.median < found.best.median for r in found.results)
+    why = " (nothing that fits is faster by more than the samples differ)" if unsure else ""
+    click.echo(f"taken: {found.best.name}{why}")
     if output is not None:
         _put(output, str(found))
         sets = "".join(f" --set {name}={value}" for name, value in overrides.items())
-        click.echo(f"next: nestflow train {spec}{sets} --execution {output}")
+        sizes = f"--batch {settings['batch']} --length {settings['length']}"
+        click.echo(f"next: nestflow train {spec}{sets} {sizes} --execution {output}")
     return 0
 
 

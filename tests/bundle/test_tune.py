@@ -74,6 +74,7 @@ def test_what_the_spec_says_is_the_default() -> None:
     own = SPEC.replace("EXECUTION", "checkpointing auto; block 16").replace("CHUNK", "")
     found = candidates(nestflow.check(own), 256, True, False)
     assert {"checkpointing": "none"} in found and {"block": 32} in found and {"block": 16} not in found
+    assert all("checkpointing" not in s for s in candidates(nestflow.check(own), 256, False, False))
 
 
 def test_candidates_run_in_turn_and_the_fastest_wins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +119,14 @@ def test_the_default_stays_where_nothing_is_surely_faster() -> None:
     assert tuning._best([default, surely], None) is surely
 
 
+def test_one_sample_tells_nothing_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, [({"block": 16}, 1.0), ({}, 3.0)])
+    found = tune(FREE, batch=2, length=64, rounds=1, clock=clock)
+    assert found.settings == {}
+    assert all(row[3] == "–" for row in found.rows())
+    assert ", 1 round." in str(found) and str(found).endswith("{}  # what the spec says stays\n")
+
+
 @pytest.mark.parametrize(
     ("spec", "more"),
     [
@@ -159,21 +168,22 @@ def run(*args: str, code: int = 0) -> Any:
     return result
 
 
-FEW = ("--batch", "1", "--length", "40", "--rounds", "1")
+FEW = ("--batch", "1", "--length", "40", "--rounds", "2")
 
 
 def test_the_file_is_read_again_and_says_where_it_is_from(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, [({"block": 16}, 1.0), ({}, 3.0)])
     monkeypatch.setattr(tune, "__kwdefaults__", {**tune.__kwdefaults__, "clock": clock})
     out = run("tune", "free.nl", *FEW, "--set", "dim=4", "-o", "fast.yaml").stdout
-    assert "fastest: block 16" in out and "0.33" in out
-    assert "next: nestflow train free.nl --set dim=4 --execution fast.yaml" in out
+    assert "taken: block 16\n" in out and "0.33" in out
+    assert "next: nestflow train free.nl --set dim=4 --batch 1 --length 40 --execution fast.yaml" in out
     assert read("fast.yaml") == {"block": 16}
     text = (here / "fast.yaml").read_text(encoding="utf-8")
     for part in (f"torch {torch.__version__}", "batch 1, length 40, float64", "as the spec says", "held"):
         assert part in text
     assert dict(nestflow.compile("free.nl", execution="fast.yaml").graph.execution)["block"] == 16
-    run("tune", "free.nl", *FEW, "-o", "fast.yaml")  # its own is written anew
+    once = run("tune", "free.nl", *FEW, "--rounds", "1", "-o", "fast.yaml").stdout  # its own is written anew
+    assert "taken: as the spec says (nothing that fits is faster by more than the samples differ)" in once
     (here / "mine.yaml").write_text("block: 8\n", encoding="utf-8")
     assert "error[NF032]" in run("tune", "free.nl", *FEW, "-o", "mine.yaml", code=1).stderr
     assert (here / "mine.yaml").read_text(encoding="utf-8") == "block: 8\n"

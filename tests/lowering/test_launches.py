@@ -13,7 +13,7 @@ from benchmarks.floor import multiply_adds as products_by_hand
 from nestflow.bundle.counting import Count, Watch, counted
 from tests.specs.test_architectures import SPECS
 
-LAYER = {"dim": 16, "n_heads": 2, "depth": 1}
+LAYER: dict[str, Any] = {"dim": 16, "n_heads": 2, "depth": 1}
 # of one piece, forward and backward, as they were when this was written: fewer is progress, and then these are lowered
 PIECES = {
     "linear_attention": ({}, 2, 5),

@@ -111,3 +111,11 @@ def test_a_file_of_a_bundle_is_not_the_bundle(tmp_path: Path):
             nestflow.load(tmp_path / "b" / name)
         (d,) = e.value.diagnostics
         assert d.code == "NF512" and f"is a file of the bundle in `{tmp_path / 'b'}`" in d.message
+
+
+def test_the_folder_of_a_run_says_where_its_bundle_lies(tmp_path: Path):
+    nestflow.compile("linear_attention", dim=8, n_heads=1, depth=1).save(tmp_path / "bundle")
+    with pytest.raises(nestflow.NestflowError) as e:
+        nestflow.load(tmp_path)
+    (d,) = e.value.diagnostics
+    assert d.code == "NF512" and d.help is not None and f'nestflow.load("{tmp_path / "bundle"}")' in d.help
