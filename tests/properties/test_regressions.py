@@ -68,6 +68,10 @@ LEVELS |= {
         "every 1 token; chunk 3", "adam(0.1 / (t + 1))", "reset each(chunk)", "", "a(x) + b(x)"
     ),
     "one of two memories learns twice a tick": TWO.format("every 1 token", "adam(0.1)", "", "rounds 2", "a(x) + b(x)"),
+    "a target of one query, made with the memories that two keys are learned by": """chunk 2; objective l2
+      memory a : mlp(depth = 2, expand = 1) { key x; value a(x |> linear); update gd(0.1) }
+      memory b : mlp(depth = 2, expand = 1) { key x |> l2norm; value b(x |> linear); update gd(0.1) }
+      return a(x) + b(x)""",
     "a reset leaves look-back alone": NAMED.format("chunk 2", LOOKS, "reset each(chunk)"),
     "a reset where a condition holds leaves look-back alone": NAMED.format(
         "chunk 1", LOOKS, "reset where(sum(x |> linear(1) |> previous) > 0.1)"

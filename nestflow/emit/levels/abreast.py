@@ -118,7 +118,7 @@ class Abreast:
             w = w.args[0] if w.op in ("lane", "lanes") else w
             return w.op == "state" and w.get("lanes") is not None
 
-        rows = Below(roots_of(level), fits, self._like)
+        rows = Below(roots_of(level), fits, self.wide, self._like)
         for table in nodes.errors.values():
             table.update({t: tuple((rows.put(h), rows.put(e)) for h, e in pairs) for t, pairs in table.items()})
         for table in nodes.dense.values():

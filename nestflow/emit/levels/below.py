@@ -9,7 +9,7 @@ so is what follows from both alike. Where the ways part, so do the rows:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from nestflow.emit.levels.packs import PACKED, READINGS, Pack, acyclic, plain
 from nestflow.ir.node import Node, make, walk
@@ -20,11 +20,17 @@ ALIKE = (PACKED - READINGS) | {"lanes"}
 class Below:
     """put: an expression of the loop, with the rows put in.
 
-    roots: what the loop evaluates. fits: the tensors of which this is to be done. made: told of every node that takes
-    the place of others, and of one of these.
+    roots: what the loop evaluates. fits: the tensors of which this is to be done. wide: values with the axis A, which
+    are rows of their own. made: told of every node that takes the place of others, and of one of these.
     """
 
-    def __init__(self, roots: Sequence[Node], fits: Callable[[Node], bool], made: Callable[[Node, Node], None]) -> None:
+    def __init__(
+        self,
+        roots: Sequence[Node],
+        fits: Callable[[Node], bool],
+        wide: Container[Node],
+        made: Callable[[Node, Node], None],
+    ) -> None:
         self.order = list(walk(*roots))
         self.of: dict[Node, tuple[Pack, int]] = {}
         self.inputs: set[Pack] = set()
@@ -34,10 +40,10 @@ class Below:
         for n in self.order:
             for a in dict.fromkeys(n.args):
                 self.users[a].append(n)
-        readers: dict[Node, list[Node]] = defaultdict(list)
+        readers: dict[tuple[Node, bool], list[Node]] = defaultdict(list)
         for n in self.order:
             if n.op == "linear" and fits(n.args[1]) and plain(n.args[0]) and len(n.args[0].type.shape) == 1:
-                readers[n.args[1]].append(n)
+                readers[n.args[1], n.args[0] in wide].append(n)
         for found in readers.values():
             self._start([n for n in found if plain(n) and len(n.type.shape) == 1])
 
