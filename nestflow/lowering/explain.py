@@ -15,9 +15,9 @@ from nestflow.lowering.plan import LevelPlan, MemoryPlan, Plan, lower
 
 MEANING = {
     "cache": "scaled dot-product attention over the kept pairs",
-    "recurrence": "a linear recurrence, {size} ticks at once",
-    "delta": "the delta rule in closed form (one triangular system for {size} ticks)",
-    "chunk": "all errors of a chunk at its first state, then the rule in closed form, {size} ticks at once",
+    "recurrence": "a linear recurrence, {ticks}",
+    "delta": "the delta rule in closed form (one triangular system), {ticks}",
+    "chunk": "all errors of a chunk at its first state, then the rule in closed form, {ticks}",
     "frozen": "it stays as it started",
     "scan": "sequential: the rule on the tensors themselves, {every}",
 }
@@ -71,7 +71,7 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
     m = p.memory
     numbers = sum(math.prod(t.shape) for t in state_tensors(m)) * states(p) * (m.heads or 1)
     every = "once a tick" if m.every == 1 else f"once in {m.every} ticks, from their summed errors"
-    how = MEANING[p.pattern].format(size=level.size, every=every)
+    how = MEANING[p.pattern].format(ticks=ticks_of(level, p), every=every)
     order = ("recurrence", "delta", "chunk")
     reasons = tuple(r for r in p.reasons if r.partition(":")[0] in order and p.pattern == "scan")
     return Explanation(
@@ -89,6 +89,14 @@ def one(row: str, count: int, level: LevelPlan, p: MemoryPlan) -> Explanation:
         None if m.kind == "cache" else kernel_of(level),
         tuple(q.memory.name for g in level.groups if p in g for q in g if q is not p),
     )
+
+
+def ticks_of(level: LevelPlan, p: MemoryPlan) -> str:
+    """How many ticks a piece has, and which other memories keep it from more than one."""
+    if level.size != 1:
+        return f"{level.size} ticks at once"
+    slow = [f"`{q.memory.name}`" for q in level.memories if q.pattern == "scan" and q is not p]
+    return "one tick at a time" + (f", because {' and '.join(slow)} beside it cannot take more" if slow else "")
 
 
 def kernel_of(level: LevelPlan) -> str | None:

@@ -78,3 +78,24 @@ flow net(x) { return linear(x) }
 level outer { every 1 step; memory weights(net); objective es(mean(square(net(x))), 0.1, pairs = 8); update gd(0.1) }
 """
     assert "its gradient is estimated: 17 passes forward in each step, none backward" in blocks(text)["outer"]
+
+
+ARGUE = """nestflow 1
+input x : float[T, 8]
+output pair(x)
+level pair(x) {
+  k = x |> linear |> l2norm
+  memory fast : mlp(depth = 2) { every 1 token; chunk 8; key k; value x; update momentum(lr = 0.1, beta = 0.5) }
+  memory slow : matrix { every 1 token; key k; value VALUE; update gd(0.1) }
+  objective l2
+  return fast(k) + slow(k)
+}
+"""
+
+
+def test_a_memory_that_waits_for_another_says_so():
+    both = explain(nestflow.compile(ARGUE.replace("VALUE", "x - fast(k)")))
+    assert "one tick at a time, because `slow` beside it cannot take more" in both
+    assert "delta: its error looks at what `fast` has stored" in both
+    alone = explain(nestflow.compile(ARGUE.replace("VALUE", "x")))
+    assert alone.count("8 ticks at once") == 2 and "one tick" not in alone

@@ -67,7 +67,7 @@ def looks(m: Memory, errors: Errors) -> Looks | str:
             return "its input depends on what it has stored"
         found = affine(as_found(m, e))
         if found is None:
-            return "its error is not linear in the recall"
+            return _not_linear(m, e)
         a, b = found
         if a:
             seeing.append((h, a, ops.binary("mul", ZERO, e) if b is None else b))
@@ -83,6 +83,13 @@ def looks(m: Memory, errors: Errors) -> Looks | str:
         return "a round looks at the state that the tick has found"
     seen = tuple((n.args[0], k, n.args[1].op == "found") for n, k in a.items())
     return Looks(tensor, h, seen, b, tuple(known))
+
+
+def _not_linear(m: Memory, e: Node) -> str:
+    others = {n["memory"] for n in walk(e) if n.op == "recall" and n["mode"] != "return"} - {m.name}
+    if others:
+        return f"its error looks at what {' and '.join(f'`{name}`' for name in sorted(others))} has stored"
+    return "its error is not linear in the recall"
 
 
 @dataclass(frozen=True)
