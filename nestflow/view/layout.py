@@ -53,11 +53,10 @@ class Cell:
 
     box: Box
     chips: list[Box] = field(default_factory=list)
-    below: bool = False  # chips under the box instead of right of it
 
     @property
     def w(self) -> float:
-        if not self.chips or self.below:
+        if not self.chips:
             return self.box.w
         return self.box.w + 34 + max(c.w for c in self.chips)
 
@@ -65,18 +64,9 @@ class Cell:
     def h(self) -> float:
         if not self.chips:
             return self.box.h
-        if self.below:
-            return self.box.h + sum(c.h + 14 for c in self.chips)
         return max(self.box.h, sum(c.h for c in self.chips) + 8 * (len(self.chips) - 1))
 
     def place(self, x: float, y: float, height: float) -> None:
-        if self.below:
-            self.box.x, self.box.y = x, y
-            top = self.box.bottom + 14
-            for c in self.chips:
-                c.x, c.y = x + (self.box.w - c.w) / 2, top
-                top = c.bottom + 14
-            return
         self.box.x, self.box.y = x, y + (height - self.box.h) / 2
         stack = sum(c.h for c in self.chips) + 8 * (len(self.chips) - 1)
         top = y + (height - stack) / 2
@@ -115,6 +105,11 @@ class Unit:
         return head + (46 if self.bus else 8 if self.title else 0)
 
     @property
+    def between(self) -> float:
+        """Room between rows, where edges pass: the bus, or bows under the members."""
+        return 62 if self.bus else 48 if self.inner else 16
+
+    @property
     def rows(self) -> list[list[Cell]]:
         return [self.cells[i : i + self.per_row] for i in range(0, len(self.cells), self.per_row)]
 
@@ -129,7 +124,7 @@ class Unit:
     @property
     def h(self) -> float:
         inside = sum(max(c.h for c in row) for row in self.rows)
-        inside += (len(self.rows) - 1) * (62 if self.bus else 16)
+        inside += (len(self.rows) - 1) * self.between
         return inside + (self.top + PAD + (26 if self.inner else 0) if self.frame else 0)
 
     @property
@@ -154,7 +149,7 @@ class Unit:
             for cell in row:
                 cell.place(left, top, height)
                 left += cell.w + 16
-            top += height + (62 if self.bus else 16)
+            top += height + self.between
 
 
 @dataclass
@@ -268,7 +263,7 @@ def units_of(graph: LevelGraph) -> list[Unit]:
     for key, levels in members.items():
         grouped = levels[0].parent is not None
         common = _common(levels) if grouped else set[str]()
-        cells = [Cell(level_box(v, common, grouped), below=grouped) for v in levels]
+        cells = [Cell(level_box(v, common, grouped)) for v in levels]
         unit = Unit(key[0], "group" if grouped else None, cells)
         if grouped:
             unit.title, unit.header = _last(key[0]), _header(levels[0], common)
@@ -290,6 +285,8 @@ def units_of(graph: LevelGraph) -> list[Unit]:
                 Unit(f"{host.name} optimiser", "optimiser", [], f"{words.clean(host.title)}'s optimiser", per_row=3),
             )
             unit.cells.append(Cell(chip_box(v)))
+    for unit in units.values():  # as many side by side as the page is wide
+        unit.per_row = max(1, min(unit.per_row, int((CONTENT + 16) / (max(c.w for c in unit.cells) + 16))))
     return list(units.values())
 
 

@@ -26,6 +26,28 @@ def test_a_picture_is_clear(make) -> None:
     assert overlaps(build(make())) == []
 
 
+SEVERAL = """nestflow 1
+input x : float[T, 16]
+output m(x)
+level m(x) {
+  chunk 4
+  u = x |> linear |> l2norm
+  memory keys : mlp(depth = 2) { key u; value u }
+  memory gates : mlp(depth = 2) { key u; value keys(u) }
+  memory store : mlp(depth = 2) { key keys(u) |> l2norm; value linear(x) }
+  objective l2
+  update UPDATE
+  return store(u) + gates(u)
+}
+level outer { every 1 step; memory weights(m); objective mean(square(m(x))); update adam(0.1) }
+"""
+
+
+@pytest.mark.parametrize("update", ["momentum(lr = 0.1, beta = 0.5)", "adam(0.01)"])
+def test_memories_of_one_level_with_memories_of_their_rule(update: str) -> None:
+    assert overlaps(build(nestflow.check(SEVERAL.replace("UPDATE", update)))) == []
+
+
 def test_a_picture_of_a_hundred_levels_has_no_text_on_a_text() -> None:
     """Where there are hundreds of edges a label may cover an arrowhead; texts stay apart."""
     found = overlaps(build(graphs.large()))
