@@ -230,6 +230,6 @@ def _not_finite(loss: float, step: int, checkpoint: Path | None) -> NestflowErro
     return fail(
         "NF526",
         f"the loss became {loss} at step {step}{kept}",
-        help="a memory is stable while chunk · lr / (1 − beta) is below about 1.5, with keys of unit length (`l2norm`): "
-        "lower its rate, momentum or chunk; or lower the outer learning rate",
+        help="a memory is stable while chunk · lr / (1 − beta) is below about 1.5, with keys of unit length "
+        "(`l2norm`): lower its rate, momentum or chunk; or lower the outer learning rate",
     )
