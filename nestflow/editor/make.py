@@ -1,8 +1,9 @@
-"""Writes what comes from the language itself: the files of the VS Code extension, and the reference in docs/.
+"""Writes what comes from the language itself: the files of the VS Code extension, the reference in docs/, and the
+picture of HOPE in the README.
 
     python -m nestflow.editor.make
 
-Run it after a change of the vocabulary; a test says when it is due.
+Run it after a change of the vocabulary, of HOPE or of how graphs are drawn; a test says when it is due.
 """
 
 from __future__ import annotations
@@ -82,11 +83,20 @@ def files() -> dict[str, str]:
     return {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in made.items()}
 
 
+def picture() -> str:
+    """What `nestflow view hope -o docs/hope.svg` draws."""
+    import nestflow
+    from nestflow.view import render
+
+    return render(nestflow.check("hope"), "svg")
+
+
 def main() -> None:
     """Write what differs."""
     made = {FOLDER / name: text for name, text in files().items()}
     if DOCS.is_dir():
         made |= {DOCS / "reference" / name: text for name, text in pages().items()}
+        made[DOCS / "hope.svg"] = picture()
     for file, text in made.items():
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nestflow.editor.make import picture
 from nestflow.editor.reference import PAGES, pages, records
 from nestflow.vocabulary import WORDS
 from nestflow.vocabulary.fields import SYNTAX
@@ -18,6 +19,11 @@ def test_pages_are_up_to_date() -> None:
     assert {p.name for p in FOLDER.glob("*.md")} == set(made), "run python -m nestflow.editor.make"
     for name, text in made.items():
         assert (FOLDER / name).read_text(encoding="utf-8") == text, f"{name}: run python -m nestflow.editor.make"
+
+
+def test_the_readme_shows_hope_as_it_is() -> None:
+    drawn = (ROOT / "docs" / "hope.svg").read_text(encoding="utf-8")
+    assert drawn == picture(), "run python -m nestflow.editor.make"
 
 
 def test_every_word_is_on_one_page() -> None:
