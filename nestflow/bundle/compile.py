@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def compile_program(
     from nestflow.bundle.settings import backend_of, device_of, dtype_of, for_capture
     from nestflow.emit.model import emit_model
     from nestflow.graph.build import build
-    from nestflow.graph.execution import fitting
+    from nestflow.graph.execution import at_setting, fitting
     from nestflow.language.printer import print_nl
     from nestflow.language.resolve import load
     from nestflow.lowering.plan import lower
@@ -120,10 +121,15 @@ def compile_program(
     graph = build(program, facts_of(networks))
     needed(graph, networks)
     said = {**dict(graph.execution), **(execution or {})}
+
+    def at(name: str) -> Any:  # what the caller has set stands nowhere in the spec
+        return nullcontext() if name in (execution or {}) else at_setting(program.body, name)
+
     graph = fitting(replace(graph, execution=tuple(said.items())))
     if not saved:
         dtype = dtype or (dtype_of(said["dtype"]) if "dtype" in said else None)
-        device = device or device_of(said.get("device"))
+        with at("device"):
+            device = device or device_of(said.get("device"))
     if networks:
         known, place = kind_of(networks.values())
         same_kind(networks, dtype, device)
@@ -135,8 +141,10 @@ def compile_program(
         graph = replace(graph, name=name)
     told = not saved or "backend" in (execution or {})  # what a saved spec asks for may not be on this machine
     if said.get("capture", False) and (not saved or "capture" in (execution or {})):
-        for_capture(device)
-    backend = backend_of(said.get("backend", "auto"), device, strict=told)
+        with at("capture"):
+            for_capture(device)
+    with at("backend"):
+        backend = backend_of(said.get("backend", "auto"), device, strict=told)
     plan = lower(replace(graph, execution=tuple({**said, "backend": backend}.items())))
     source = emit_model(graph, plan)
     # used parts are printed in place of `use`, so that the text needs no other file

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-from nestflow.diagnostics.core import fail
+from nestflow.diagnostics.core import NestflowError, Span, fail
 from nestflow.diagnostics.suggest import did_you_mean
 from nestflow.graph.capture import not_captured
 from nestflow.graph.microbatch import whole_batch
@@ -98,6 +99,26 @@ def fitting(graph: LevelGraph) -> LevelGraph:
             message = f"`capture` replays a step as it was, and {found[0]}"
             raise fail("NF552", message, found[1], "leave `capture` out; `compile` makes fewer launches too")
     return graph
+
+
+@contextmanager
+def at_setting(body: Sequence[tree.Statement], name: str) -> Generator[None]:
+    """What goes wrong inside, and has no place of its own, is told where a spec says this setting."""
+    try:
+        yield
+    except NestflowError as e:
+        span = _said_at(body, name)
+        raise NestflowError([replace(d, span=d.span or span) for d in e.diagnostics]) from None
+
+
+def _said_at(body: Sequence[tree.Statement], name: str) -> Span | None:
+    found = None
+    for s in body:
+        if isinstance(s, tree.Execution):
+            found = next((f.span for f in s.body if isinstance(f, tree.Field) and f.name == name), found)
+        elif isinstance(s, tree.If):
+            found = _said_at((*s.body, *s.otherwise), name) or found
+    return found
 
 
 def problem(given: Mapping[str, Any]) -> tuple[str, str | None] | None:

@@ -97,6 +97,19 @@ def test_a_cpu_is_told() -> None:
         nestflow.compile("titans", execution=ON)
 
 
+@pytest.mark.parametrize(
+    ("setting", "code"), [("capture true", "NF552"), ("backend fla", "NF550"), ("device cuda9", "NF518")]
+)
+def test_a_setting_that_cannot_be_had_is_told_where_it_stands(setting: str, code: str) -> None:
+    text = TOP.replace("capture true", f"block 8; {setting}") + FLOW + OUTER % "gd(0.1)"
+    name, value = setting.split()
+    for execution, placed in ((None, True), ({name: value == "true" or value}, False)):
+        with pytest.raises(nestflow.NestflowError) as e:
+            nestflow.compile(text, execution=execution)
+        (d,) = e.value.diagnostics
+        assert d.code == code and (d.span.text if d.span else None) == (setting if placed else None)
+
+
 TOP = "nestflow 1\nexecution { capture true }\ninput x : float[8]\noutput f(x)\n"
 OUTER = "level outer { every 1 step; memory weights(f); objective mean(square(f(x))); update %s }\n"
 FLOW = "flow f(x) { return linear(x) }\n"
