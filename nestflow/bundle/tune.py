@@ -132,10 +132,12 @@ def tune(
     gradients; else forward and backward of the spec's losses (of its output where it has none). compiled: also with
     `compile true`, whose first passes take minutes. rounds: samples of each candidate. memory: a bound on what is held
     for the backward pass, in MB of 10⁶ bytes. tell(what, done, of): hears of the progress. clock: in seconds.
-    Raises NestflowError: those of `compile`; NF548 (nothing holds so little), NF515 (sizes).
+    Raises NestflowError: those of `compile`; NF548 (nothing holds so little), NF518 (sizes).
     """
     batch, length = whole(batch, "the batch", 1), whole(length, "the length", 1)
     rounds = whole(rounds, "the number of rounds", 1)
+    if memory is not None and (isinstance(memory, bool) or not isinstance(memory, int | float) or not memory >= 0):
+        raise fail("NF518", f"the bound on memory is a number of MB, at least 0, and this is {memory!r:.60}")
     tell = tell or (lambda what, done, of: None)
 
     def made(settings: Settings) -> Bundle:

@@ -29,8 +29,12 @@ def run(call: Callable[[], Any]) -> int:
         return INTERRUPTED
     except OSError as e:
         return _system(e)
-    except Exception as e:  # a fault of ours: it is told as one, with where to report it, and the trace kept
-        return _crash(e)
+    except Exception as e:
+        if _is_memory(e):
+            help_ = "a smaller batch, length or spec needs less"
+            show(fail("NF034", "there is not enough memory for this", help=help_))
+            return MISTAKE
+        return _crash(e)  # a fault of ours: it is told as one, with where to report it, and the trace kept
     return result if isinstance(result, int) else 0
 
 
@@ -60,6 +64,11 @@ def _system(e: OSError) -> int:
     what = f"`{e.filename}`" if e.filename else "a file"
     show(fail("NF034", f"the system would not let {what} be used: {e.strerror or e}"))
     return MISTAKE
+
+
+def _is_memory(e: Exception) -> bool:
+    """Python's, a GPU's, and what torch raises on a CPU. By name: torch may not be loaded."""
+    return type(e).__name__ in ("MemoryError", "OutOfMemoryError") or "DefaultCPUAllocator" in str(e)
 
 
 def _crash(e: Exception) -> int:

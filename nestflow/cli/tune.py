@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ def command(spec: str, output: Path | None, yes: bool, overrides: dict[str, str]
             f"`{output}` exists already, and nestflow tune did not write it",
             help="choose another name: nothing of yours is overwritten",
         )
+    if output is not None:
+        _trial(output)
     columns = TextColumn("[bold]tune"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}")
     with Progress(*columns, console=console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
@@ -97,6 +100,16 @@ def _is_ours(file: Path) -> bool:
         return file.read_text(encoding="utf-8", errors="replace").startswith(HEAD)
     except OSError:
         return False
+
+
+def _trial(file: Path) -> None:
+    """Raises OSError where the file could not be written: that is known before minutes of measuring, not after."""
+    folder = next(p for p in file.absolute().parents if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as e:
+        raise OSError(e.errno, e.strerror, str(file)) from None
 
 
 def _put(file: Path, text: str) -> None:

@@ -197,3 +197,20 @@ def test_an_interrupt_writes_nothing(here: Path, monkeypatch: pytest.MonkeyPatch
     said = run("tune", "free.nl", *FEW, "-o", "fast.yaml", code=130).stderr
     assert "nothing was written" in said
     assert sorted(p.name for p in here.iterdir()) == ["free.nl"]
+
+
+def test_what_cannot_be_written_is_told_before_measuring(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "_measure", None)
+    said = run("tune", "free.nl", *FEW, "-o", "free.nl/fast.yaml", code=1).stderr
+    assert "NF034" in said and "fast.yaml" in said
+
+
+def test_a_bound_that_is_none(here: Path) -> None:
+    assert "NF518" in run("tune", "free.nl", *FEW, "--memory", "nan", code=1).stderr
+    for wrong in (-1, "200", True):
+        with pytest.raises(NestflowError, match="NF518"):
+            tune(FREE, batch=1, length=40, rounds=1, memory=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_more_than_there_is_memory_for_is_a_sentence(here: Path) -> None:
+    assert "NF034" in run("tune", "free.nl", "--length", "9999999999999", code=1).stderr
