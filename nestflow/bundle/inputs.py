@@ -82,6 +82,9 @@ def _one(spec: InputSpec, value: Any, dtype: torch.dtype, device: torch.device) 
             value = torch.as_tensor(value)
         except (TypeError, ValueError, RuntimeError) as e:
             raise fail("NF503", f"the input `{spec.name}` is no tensor ({type(value).__name__})", spec.span) from e
+    if value.layout is not torch.strided or (value.is_meta and device.type != "meta"):
+        message = f"the input `{spec.name}` is a tensor without numbers or of another layout ({_layout(value)})"
+        raise fail("NF503", message, spec.span, "a plain tensor is wanted: `x.to_dense()`")
     kind = (
         "bool"
         if value.dtype == torch.bool
@@ -111,6 +114,10 @@ def _one(spec: InputSpec, value: Any, dtype: torch.dtype, device: torch.device) 
     _bounds(spec, value)
     want = dtype if kind == "float" else torch.int64 if kind == "int" else torch.bool
     return value.to(device=device, dtype=want)
+
+
+def _layout(x: Tensor) -> str:
+    return "meta" if x.is_meta else str(x.layout).removeprefix("torch.")
 
 
 def _bounds(spec: InputSpec, value: Tensor) -> None:

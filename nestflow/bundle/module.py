@@ -301,8 +301,9 @@ class Module(Branch):
         return self._run(bound, state, training)
 
     def _same_spec(self, state: State) -> None:
-        """The state's tensors are those of this spec. Raises NF507."""
+        """The state's tensors are those of this spec, of the module's type and device. Raises NF507."""
         table = self.__dict__["_program"].STATE
+        kind = self._kind()
         for g in state.groups:
             wrong = sorted({row[0] for row in table} ^ g.tensors.keys())
             for path, shape, *_ in table:  # a size of 0 grows: the pairs that a cache kept
@@ -313,6 +314,12 @@ class Module(Branch):
                     wrong.append(path)
             if wrong:
                 raise fail("NF507", f"the state is of another spec or other params: see `{wrong[0]}`")
+            for path, x in g.tensors.items():
+                found = (x.dtype if x.is_floating_point() else kind[0]), x.device
+                if found != kind:
+                    here, there = (f"{str(d).removeprefix('torch.')} on {where}" for d, where in (found, kind))
+                    message = f"the state is {here}, and the module {there}: see `{path}`"
+                    raise fail("NF507", message, help="open another stream after the module has moved")
 
     def _fresh(
         self,
@@ -419,7 +426,7 @@ class Module(Branch):
             outs.append(out)
             groups.append(g.moved(ticks, tensors))
         if len(outs) == 1:
-            return outs[0], State(tuple(groups), token.mark if token else "")
+            return outs[0], State(tuple(groups), token.mark(*self._kind()) if token else None)
         order = [r for g in groups for r in g.rows]
         back = torch.tensor(sorted(range(batch), key=order.__getitem__), device=self.device)
         if isinstance(outs[0], Mapping):

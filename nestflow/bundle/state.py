@@ -10,6 +10,8 @@ from torch import Tensor
 
 from nestflow.diagnostics.core import fail
 
+Mark = tuple[str, torch.dtype, torch.device]
+
 
 @dataclass(frozen=True)
 class Group:
@@ -34,10 +36,10 @@ class Group:
 @dataclass(frozen=True)
 class State:
     """The state of a batch of streams: `tensors` by path, `t` ticks seen by each row. mark: the code whose state it is
-    known to be."""
+    known to be, its type and device."""
 
     groups: tuple[Group, ...]
-    mark: str = field(default="", compare=False, repr=False)
+    mark: Mark | None = field(default=None, compare=False, repr=False)
 
     @staticmethod
     def of(tensors: dict[str, Tensor], batch: int, t: int = 0) -> State:

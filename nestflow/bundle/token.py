@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nestflow.bundle.source import load_source
-from nestflow.bundle.state import State
+from nestflow.bundle.state import Mark, State
 from nestflow.diagnostics.core import NestflowError
 from nestflow.emit.token import emit_token, has_token
 from nestflow.graph.model import InputSpec, LevelGraph
@@ -38,16 +38,21 @@ class OneToken:
     def __init__(self, graph: LevelGraph, plain: bool) -> None:
         self.program: ModuleType = load_source(emit_token(graph), f"{graph.name}_token")
         self.forward = self.program.forward
-        self.mark = self.program.__name__
         self.specs = [i for i in graph.inputs if i.name in graph.needed]
         self.names = [i.name if i.name in graph.needed else None for i in graph.inputs]
         self.plain = plain
+
+    def mark(self, dtype: torch.dtype, device: torch.device) -> Mark:
+        """What a state has that this code gave, of a module of this type on this device."""
+        return self.program.__name__, dtype, device
 
     def step(
         self, module: Any, state: State, args: tuple[Any, ...], inputs: Mapping[str, Any], training: bool
     ) -> tuple[Any, State] | None:
         """Output and state after one token, None where the call is not plain."""
-        if not self.plain or len(state.groups) != 1 or state.mark != self.mark:
+        dtype, device = module._kind()
+        mark = self.mark(dtype, device)
+        if not self.plain or len(state.groups) != 1 or state.mark != mark:
             return None
         if args:
             if len(args) != 1 or inputs or len(self.specs) != 1:
@@ -55,7 +60,6 @@ class OneToken:
             inputs = {self.specs[0].name: args[0]}
         elif len(inputs) != len(self.specs):
             return None
-        dtype, device = module._kind()
         (group,) = state.groups
         rows = len(group.rows)
         for spec in self.specs:
@@ -66,7 +70,7 @@ class OneToken:
             result = self.forward(c, *[None if n is None else inputs[n] for n in self.names])
         except IndexError:  # an index outside a table
             return None
-        return result, State((group.moved(1, {**group.tensors, **c.n}),), self.mark)
+        return result, State((group.moved(1, {**group.tensors, **c.n}),), mark)
 
 
 def one_token(module: Any) -> OneToken | None:
@@ -95,7 +99,7 @@ def fast(
 
 def _fits(spec: InputSpec, x: Any, rows: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether an input is one token of each row, as the module takes it."""
-    if not isinstance(x, Tensor) or x.shape != (rows, 1, *spec.type.shape) or x.device != device:
+    if not isinstance(x, Tensor) or x.shape != (rows, 1, *spec.type.shape) or x.device != device or x.is_sparse:
         return False
     if spec.type.dtype == "float":
         return x.dtype == dtype and spec.low is None and spec.high is None

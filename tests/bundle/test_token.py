@@ -181,3 +181,26 @@ def test_rows_at_other_places_go_on() -> None:
         parts = [stream.feed(TOKENS[:, t : t + 1]) for t in range(3, 6)]
         want = torch.stack([b.module(tokens=TOKENS[:1, :6])[0, 3:], b.module(tokens=TOKENS[1:, 3:6])[0]])
     torch.testing.assert_close(torch.cat(parts, 1), want, rtol=1e-9, atol=1e-11)
+
+
+def test_a_module_that_has_another_type_since() -> None:
+    """A state does not follow it: one token says so as several do."""
+    b = one_layer("titans", dim=16, heads=2)
+    stream = b.stream(2)
+    for t in range(2):
+        stream.feed(tokens=TOKENS[:, t : t + 1])
+    b.module.double()
+    for ticks in (1, 3):
+        with pytest.raises(NestflowError, match=r"NF507.*the state is float32 on cpu, and the module float64 on cpu"):
+            stream.feed(tokens=TOKENS[:, :ticks])
+
+
+@pytest.mark.parametrize("ticks", [1, 2])
+def test_tokens_that_are_no_plain_tensor(ticks: int) -> None:
+    b = one_layer("titans", dim=16, heads=2)
+    stream = b.stream(2)
+    for t in range(2):
+        stream.feed(tokens=TOKENS[:, t : t + 1])
+    for x in (TOKENS[:, :ticks].to("meta"), TOKENS[:, :ticks].to_sparse()):
+        with pytest.raises(NestflowError, match="NF503"):
+            stream.feed(tokens=x)
