@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nestflow.ops.norms import of_size_one
+
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Muon's
 
 
@@ -22,8 +24,7 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 def rmsnorm(x: Tensor, gain: Tensor | None = None, eps: float = 1e-6) -> Tensor:
     """x / √(mean x² + eps) ⊙ gain over the last axis."""
-    z = at_least_float32(x)
-    y = (z * torch.rsqrt(z.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    y = of_size_one(at_least_float32(x), x.shape[-1], eps).to(x.dtype)
     return y if gain is None else y * gain
 
 
@@ -44,8 +45,7 @@ def poly(x: Tensor, w: Tensor, p: int) -> Tensor:
 
 def l2norm(x: Tensor, eps: float = 1e-6) -> Tensor:
     """x / √(Σ x² + eps) over the last axis; eps inside the root, so a zero row has a zero gradient."""
-    z = at_least_float32(x)
-    return (z * torch.rsqrt(z.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+    return of_size_one(at_least_float32(x), 1, eps).to(x.dtype)
 
 
 def layernorm(x: Tensor, gain: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5) -> Tensor:

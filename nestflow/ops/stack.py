@@ -242,8 +242,17 @@ def look(x: Tensor, old: Old, lead: Lead, *h: Tensor) -> Look:
 
 
 def _look(x: Tensor, old: Old, h: Sequence[Tensor]) -> Look:
-    product = torch.bmm if x.dim() == 3 else torch.matmul  # of three axes it is one operation and not six
-    return Look(_weighed(x, old.old), tuple(lower(product(x, y.mT) * old.new) for y in h))
+    return Look(_weighed(x, old.old), tuple(lower(_scores(x, y) * old.new) for y in h))
+
+
+def _scores(x: Tensor, h: Tensor) -> Tensor:
+    """x hᵀ, [..., n, n]"""
+    if x.dim() == 3:
+        return torch.bmm(x, h.mT)  # one operation, where `matmul` is six
+    # of all pieces: laid out in their order first, which is a faster copy than the one of hᵀ that `matmul` would make
+    G, pieces = x.shape[:2]
+    flat = (y.expand(G, pieces, *y.shape[2:]).reshape(-1, *y.shape[2:]) for y in (x, h))
+    return torch.bmm(next(flat), next(flat).mT).unflatten(0, (G, pieces))
 
 
 def leaving(h: Tensor, at: Ends, lead: Lead) -> Tensor:
@@ -303,7 +312,7 @@ def advanced(
     p = at.start.shape[-1]
     if p == 1:
         kept = torch.addcmul(known[0], at.start, stack) if known else at.start * stack
-    elif _autocast(stack):  # a state keeps its digits: no product mixes it
+    elif torch.compiler.is_compiling() or _autocast(stack):  # one loop with what is added; a state keeps its digits
         kept = (at.start[..., None, None] * stack.unflatten(1, (1, p, -1))).sum(2).flatten(1, 2)
         kept = kept + known[0] if known else kept
     else:

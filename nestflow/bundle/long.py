@@ -1,0 +1,90 @@
+"""A long sequence that is only read (no gradients) in blocks of ticks, each from the state that the last one left.
+
+All at once, every tensor along the ticks is a trip to main memory, and new memory for the system to hand out; blocks
+are small enough for a processor's cache and use the same memory again. The numbers are those of a stream that is fed in
+blocks, and what a pass needs besides its inputs and outputs does not grow with the sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestflow.bundle.token import undisturbed
+from nestflow.graph.contents import nodes_of
+from nestflow.graph.model import LevelGraph
+
+NUMBERS = 1 << 18  # of a block's widest tensor: 1 MiB in float32
+LEAST = 256  # ticks: below it, what a pass does besides its loops is no longer spread over many of them
+EVEN = 128  # blocks are whole multiples of this, and of all chunks that are shorter than a block
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How a graph is read in blocks. numbers: of one row's widest tensor at a tick; even: ticks after which all its
+    chunks are whole; inputs: those along the ticks."""
+
+    numbers: int
+    even: int
+    inputs: tuple[str, ...]
+
+    def ticks(self, rows: int) -> int:
+        """Of a block of so many rows."""
+        fit = max(NUMBERS // (self.numbers * max(rows, 1)), LEAST)
+        even = self.even if self.even <= 2 * fit else EVEN
+        return max(fit // even, 1) * even
+
+    def cut(self, bound: Mapping[str, Tensor], ticks: int) -> Iterator[dict[str, Tensor]]:
+        """The inputs [rows, T, ...], block by block."""
+        parts = [[(n, x) for x in bound[n].split(ticks, 1)] for n in self.inputs]
+        return (dict(at) for at in zip(*parts, strict=True))
+
+
+def blocks_of(graph: LevelGraph) -> Blocks | None:
+    """None where a graph is read as a whole: caches, which look at the sequence in blocks of their own; what looks
+    ahead, has no tick axis, or begins anew with each call."""
+    inputs = tuple(i for i in graph.inputs if i.name in graph.needed)
+    if not inputs or any(t is None or t.clock != "T" for t in (graph.output_type, *(i.type for i in inputs))):
+        return None
+    if graph.reading or graph.networks or any(x.inner is not None for x in graph.step_levels):
+        return None
+    if any(s.grows or s.role.startswith("cache") for s in graph.state) or any(True for _ in graph.root.begun_anew()):
+        return None
+    instances = list(graph.root.walk())
+    memories = [m for i in instances for m in i.memories]
+    if not memories or any(m.per == "model" for m in memories):
+        return None
+    types = (n.type for i in instances for n in nodes_of(i))
+    width = max((math.prod(t.shape) * (t.heads or 1) for t in types if t.clock == "T"), default=1)
+    return Blocks(
+        width, math.lcm(EVEN, *(n for m in memories for n in (m.chunk, m.reset or 1))), tuple(i.name for i in inputs)
+    )
+
+
+def block_by_block(module: Any, bound: Mapping[str, Tensor], ticks: int) -> Iterator[dict[str, Tensor]] | None:
+    """The inputs of a call in blocks; None where it is not to be cut."""
+    given = module.__dict__
+    if ticks < 2 * LEAST or not undisturbed():
+        return None
+    if "_blocks" not in given:
+        plain = not (given["_lasting"] or given["_kept"] or given["_draws_at_random"] or given["_ahead"])
+        given["_blocks"] = blocks_of(given["_graph"]) if plain else None
+    found: Blocks | None = given["_blocks"]
+    if found is None:
+        return None
+    x = bound[found.inputs[0]]
+    length = found.ticks(x.shape[0])
+    # launches cost more than memory on a device that has its own
+    return found.cut(bound, length) if ticks >= 2 * length and x.device.type == "cpu" else None
+
+
+def joined(parts: list[Any]) -> Any:
+    """The outputs of blocks, one behind the other."""
+    if isinstance(parts[0], Mapping):
+        return {n: torch.cat([p[n] for p in parts], 1) for n in parts[0]}
+    return torch.cat(parts, 1)
