@@ -18,10 +18,13 @@ OPTIONS = [
     {"window": 1},
     {"segment": 4},
     {"window": 3, "sink": 2},
+    {"window": 3, "sink": 5},
     {"window": 5, "segment": 8},
+    {"window": 5, "segment": 3, "sink": 1},
     {"segment": 4, "sink": 1},
     {"window": 100},
 ]
+CUTS = [[], [1], [2], [5], [9]]  # where sinks have not all come, and where a call begins long after them
 
 
 def seen(t: int, s: int, window: int | None = None, segment: int | None = None, sink: int = 0) -> bool:
@@ -47,8 +50,7 @@ def test_attention_equals_masks_in_any_split(
     g, rng = torch.Generator().manual_seed(0), random.Random(str(options))
     q, k, v = (torch.randn(2, 3, 19, 4, generator=g, dtype=torch.float64) for _ in range(3))
     want = naive(q, k, v, 0.5, **options)
-    for _ in range(6):
-        cuts = sorted(rng.sample(range(1, 19), rng.randint(0, 8)))
+    for cuts in (*CUTS, *(sorted(rng.sample(range(1, 19), rng.randint(0, 8))) for _ in range(6))):
         kept = [torch.zeros(2, 3, 0, 4, dtype=torch.float64)] * 2
         ys, t0 = [], 0
         for end in [*cuts, 19]:
@@ -57,15 +59,43 @@ def test_attention_equals_masks_in_any_split(
             )
             ys.append(attend(q[..., t0:end, :], keys, values, t0, scale=0.5, **options))
             kept, t0 = [kept_k, kept_v], end
+            later = [s for s in range(t0) if any(seen(t, s, **options) for t in range(t0, t0 + 100))]
+            assert kept[0].shape[-2] == len(later)
         torch.testing.assert_close(torch.cat(ys, -2), want)
-        if "window" in options and "segment" not in options:
-            assert kept[0].shape[-2] <= options["window"] - 1 + options.get("sink", 0)
 
 
-def test_both_directions() -> None:
+@pytest.mark.parametrize("options", [{}, {"window": 3}, {"segment": 4}], ids=str)
+def test_both_directions(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "ROWS", 2)
     g = torch.Generator().manual_seed(1)
-    q, k, v = (torch.randn(2, 5, 4, generator=g, dtype=torch.float64) for _ in range(3))
-    torch.testing.assert_close(attend(q, k, v, 0, scale=0.5, causal=False), (0.5 * q @ k.mT).softmax(-1) @ v)
+    q, k, v = (torch.randn(2, 19, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    t, s = torch.arange(19)[:, None], torch.arange(19)
+    mask = (t - s).abs() < options.get("window", 19)
+    mask = mask & (t // options.get("segment", 19) == s // options.get("segment", 19))
+    want = (0.5 * q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v, 0, scale=0.5, causal=False, **options), want)
+
+
+def test_documents_in_a_long_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that begin anew at ticks of their own, in windows that would be cut in blocks."""
+    monkeypatch.setattr(attention, "ROWS", 2)
+    g = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(2, 3, 19, 4, generator=g, dtype=torch.float64) for _ in range(3))
+    reset = torch.rand(2, 1, 19, generator=g) < 0.3
+    since, _ = attention.since_reset(reset, torch.zeros(2, 1, dtype=torch.int64), 19)
+    of = reset.cumsum(-1)
+    t, s = torch.arange(19)[:, None], torch.arange(19)
+    mask = (s <= t) & (s > t - 3) & (of[..., None] == of[..., None, :])
+    want = (0.5 * q @ k.mT).masked_fill(~mask, -torch.inf).softmax(-1) @ v
+    torch.testing.assert_close(attend(q, k, v, 0, scale=0.5, window=3, since=since), want)
+
+
+def test_groups_of_heads_that_are_neighbours_see_the_same_pairs() -> None:
+    g = torch.Generator().manual_seed(4)
+    q = torch.randn(2, 4, 5, 3, generator=g, dtype=torch.float64)
+    k, v = (torch.randn(2, 2, 5, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    each = [x[:, [0, 0, 1, 1]] for x in (k, v)]
+    torch.testing.assert_close(attend(q, k, v, 0, scale=0.5), attend(q, *each, 0, scale=0.5))
 
 
 @pytest.mark.parametrize("options", [{"window": 3}, {"window": 3, "sink": 2}, {"segment": 4}], ids=str)

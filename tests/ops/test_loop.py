@@ -12,6 +12,7 @@ from torch import Tensor
 import nestflow
 from nestflow.emit.levels.turn import period_of
 from nestflow.ops import loop
+from nestflow.ops.causal import CARE, careful
 from nestflow.ops.loop import segments
 from nestflow.ops.runtime import Context, How
 
@@ -300,3 +301,78 @@ def test_a_whole_module_under_torch_compile_is_not_unrolled() -> None:
         found = torch.compile(b.module, backend=backend)(x)
         assert (found - b.module(x)).abs().max() < 1e-5
     assert seen and sum("gelu" in name for name in seen) < 8  # 20 pieces have 60 of them
+
+
+def sums(how: How, ticks: int, t: int, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """s_t = tanh(s_{t−1} + x_t) by the loop, in pieces of `ticks`: the last state, and all."""
+    c = Context({}, {}, 0, True, torch.float64, torch.device("cpu"))
+    c.how = how
+
+    def piece(t: int, n: int, state: Any, x_n: Tensor) -> Any:
+        (s,), found = state, []
+        for one in x_n.unbind():
+            s = torch.tanh(s + one)
+            found.append(s)
+        return (s,), (torch.stack(found),)
+
+    sizes = [ticks] * (len(x) // ticks)
+    (end,), (y,) = loop.in_turn(c, piece, t, sizes, (state,), (x.split(sizes),), (0,), period=8)
+    return end, y
+
+
+def test_segments_are_one_compiled_function(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stand where they stand in the period, begin with a state of one kind, and are of full length. Neither one
+    piece, nor what is computed with care, nor what is differentiated again is compiled."""
+    told: list[tuple[Any, ...]] = []
+
+    def several(piece: Any, t: int, sizes: Any, state: Any, inputs: Any) -> Any:
+        told.append((t, tuple(sizes), state[0].requires_grad, state[0].is_contiguous()))
+        return plain(piece, t, sizes, state, inputs)
+
+    plain = loop.several
+    monkeypatch.setattr(loop, "_code", {"several": several})
+    x = torch.linspace(-1, 1, 120, dtype=torch.float64).reshape(20, 2, 3).requires_grad_()
+    start = torch.zeros(3, 2, dtype=torch.float64).mT
+    end, y = sums(How(0, True), 2, 12, start, x)
+    assert told == [(4, (2,) * 4, True, True)] * 2
+    want = sums(How(0, False), 2, 12, start, x)
+    assert torch.equal(end, want[0]) and torch.equal(y, want[1])
+
+    told.clear()
+    sums(How(0, True), 20, 0, start, x)
+    token = CARE.set(True)
+    try:
+        sums(How(0, True), 2, 0, start, x)
+    finally:
+        CARE.reset(token)
+    assert not told
+
+    end, _ = sums(How(-1, True), 2, 0, start, x)
+    forward = len(told)
+    torch.autograd.grad(end.sum(), x, create_graph=True)
+    assert len(told) == forward
+    torch.autograd.grad(end.sum(), x)
+    assert len(told) == 2 * forward
+
+
+def test_a_segment_runs_again_with_the_care_of_its_first_run() -> None:
+    c = Context({}, {}, 0, True, torch.float64, torch.device("cpu"))
+    c.how = How(2, False)
+    care: list[bool] = []
+    note = care.append  # lists around a piece are taken apart
+
+    def piece(t: int, n: int, state: Any, x_n: Tensor) -> Any:
+        note(careful())
+        s = torch.tanh(state[0] + x_n[0])
+        return (s,), (s[None],)
+
+    x = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2).requires_grad_()
+    for take in (True, False):
+        care.clear()
+        token = CARE.set(take)
+        try:
+            (end,), _ = loop.in_turn(c, piece, 0, [1] * 6, (torch.zeros(2, dtype=torch.float64),), (x.split(1),), (0,))
+        finally:
+            CARE.reset(token)
+        end.sum().backward()
+        assert care == [take] * 12
