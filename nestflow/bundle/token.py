@@ -79,7 +79,7 @@ def one_token(module: Any) -> OneToken | None:
     if given["_token"]:
         return given["_token"]
     if given["_token"] is None:
-        plain = not (given["_lasting"] or given["_kept"] or given["_networks"] or given["_draws_at_random"])
+        plain = not (given["_kept"] or given["_networks"] or given["_draws_at_random"])
         try:
             given["_token"] = OneToken(given["_graph"], plain) if has_token(given["_graph"]) else False
         except NestflowError:  # what a scan cannot do yet the module's own code may

@@ -75,6 +75,53 @@ def test_weights_that_lie_elsewhere_are_captured_anew(replayed: list[str]) -> No
     assert replayed.count("capture") == 2
 
 
+def test_what_a_graph_was_captured_for(replayed: list[str]) -> None:
+    """Inputs of those names, shapes and types, what else it is a function of, and every tensor of the module; what it
+    gave stays as it was when it is replayed. The oldest graphs make room."""
+    net = torch.nn.Linear(3, 2)
+    net.register_buffer("shift", torch.zeros(2))
+
+    def doubled(inputs: Any) -> Any:
+        (x,) = (x for x in inputs.values() if x is not None)
+        return {"y": 2 * x, "names": tuple(inputs)}
+
+    def asked(what: str = "loss", **inputs: Any) -> int:
+        before, (given,) = replayed.count("capture"), [x for x in inputs.values() if x is not None]
+        got = capture.captured(net, what, inputs, doubled)
+        assert torch.equal(got["y"], 2 * given) and got["y"].dtype == given.dtype
+        assert got["names"] == tuple(inputs)
+        return replayed.count("capture") - before
+
+    one = torch.ones(2)
+    assert asked(x=one) == 1 and asked(x=3 * one) == 0
+    assert asked(z=one) == 1 and asked(x=one, y=None) == 1
+    assert asked(x=one.double()) == 1 and asked(x=torch.ones(3)) == 1 and asked("other", x=one) == 1
+    net.shift = torch.ones(2)
+    assert asked(x=one) == 1 and asked(x=one) == 0
+    first = capture.captured(net, "loss", {"x": one}, doubled)["y"]
+    capture.captured(net, "loss", {"x": 5 * one}, doubled)
+    assert torch.equal(first, 2 * one)
+    for n in range(4, 4 + capture.MOST):
+        asked(x=torch.ones(n))
+        assert len(capture._kept[net]) <= capture.MOST
+
+
+def test_steps_are_captured_where_that_is_asked_for_and_can_be() -> None:
+    text = TOP + FLOW + OUTER % "gd(0.1)"
+    on, off = (nestflow.check(text.replace("true", x)) for x in ("true", "false"))
+    cuda, cpu = torch.device("cuda"), torch.device("cpu")
+    assert capture.wanted(on, cuda) and not capture.wanted(on, cpu) and not capture.wanted(off, cuda)
+
+
+def test_too_little_memory_is_no_reason_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(function: Callable[[], Any], inputs: list[Tensor]) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(capture, "record", fails)
+    with pytest.raises(torch.OutOfMemoryError):
+        capture.captured(torch.nn.Linear(1, 1), "loss", {"x": torch.ones(1)}, lambda inputs: inputs)
+
+
 def test_a_step_that_cannot_be_captured_runs_as_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(function: Callable[[], Any], inputs: list[Tensor]) -> None:
         raise RuntimeError("operation not permitted when stream is capturing")

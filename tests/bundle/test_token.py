@@ -204,3 +204,86 @@ def test_tokens_that_are_no_plain_tensor(ticks: int) -> None:
     for x in (TOKENS[:, :ticks].to("meta"), TOKENS[:, :ticks].to_sparse()):
         with pytest.raises(NestflowError, match="NF503"):
             stream.feed(tokens=x)
+
+
+MEMORY = """nestflow 1
+input x : float[T, 4]
+output m(x)
+level m(x) { every 1 token; chunk 4; MORE; memory matrix; key l2norm(x); value x; query x;
+  objective l2; update gd(0.5) }
+"""
+NET = "nestflow 1\ninput x : float[T, 4]\nextern net(x) : float[T, 4]\noutput f(x)\nflow f(x) { return net(x) + x }\n"
+NOT_PLAIN = {
+    "chance": MEMORY.replace("value x", "value x + noise(4)"),
+    "a start that is drawn": MEMORY.replace("MORE", "init normal(0.5)"),
+    "one copy of the model": MEMORY.replace("MORE", "per model"),
+    "beyond a sequence": MEMORY.replace("MORE", "per stream; reset never"),
+    "a network": NET,
+}
+
+
+class Net(torch.nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN)
+def test_what_is_more_than_the_code_of_a_token_is_the_same(name: str) -> None:
+    """Draws, what all streams share, networks of the caller, ages of streams: outputs, and what is kept."""
+    x = torch.randn(2, 9, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for own in (True, False):
+        torch.manual_seed(0)
+        nets = {"net": Net(4, 4).double()} if name == "a network" else {}
+        b = nestflow.compile(NOT_PLAIN[name].replace("MORE; ", ""), dtype="float64", seed=3, **nets)
+        if not own:
+            b.module.__dict__["_token"] = False
+        stream, parts = b.stream(2), []
+        with torch.no_grad():
+            for t in range(9):
+                if t == 6:
+                    stream.begin_sequence()
+                parts.append(stream.feed(x=x[:, t : t + 1]))
+        kept = {**b.module.kept, **{n: y for g in stream.state.groups for n, y in g.tensors.items()}}
+        found.append({"output": torch.cat(parts, 1), **kept})
+    assert found[0].keys() == found[1].keys()
+    for n, y in found[1].items():
+        torch.testing.assert_close(found[0][n], y, rtol=1e-9, atol=1e-11)
+
+
+BOUNDED = """nestflow 1
+input x : float[T, 4] in [-1, 1]
+input k : int[T] in [0, 3)
+output f(x, k)
+flow f(x, k) { return x + embed(k, 8, 4) }
+"""
+
+
+@pytest.mark.parametrize("rows", [1, 2, 80])
+def test_bounds_are_looked_at_in_every_token(rows: int) -> None:
+    """Also those that no table has: one number, a few, and many of them."""
+    stream = nestflow.compile(BOUNDED).stream(rows)
+    x, k = torch.zeros(rows, 1, 4), torch.zeros(rows, 1, dtype=torch.int64)
+    for _ in range(3):
+        stream.feed(x=x, k=k)
+    bad, last = x.clone(), k.clone()
+    bad[-1], last[-1] = 2.0, 3
+    assert code(lambda: stream.feed(x=bad, k=k)) == "NF506"
+    assert code(lambda: stream.feed(x=x, k=last)) == "NF506"
+    assert code(lambda: stream.feed(x=x, k=last - 5)) == "NF506"
+    assert stream.feed(x=x, k=k).shape == (rows, 1, 4)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 80])
+def test_one_integer_input_has_bounds_that_no_table_has(rows: int) -> None:
+    text = BOUNDED.replace("input x : float[T, 4] in [-1, 1]\n", "").replace("f(x, k)", "f(k)").replace("x + ", "")
+    b = nestflow.compile(text.replace("[0, 3)", "[1, 4)"))
+    stream, k = b.stream(rows), torch.ones(rows, 1, dtype=torch.int64)
+    for _ in range(3):
+        stream.feed(k=k)
+    for wrong in (0, 4, -1, 9):
+        bad = k.clone()
+        bad[-1] = wrong
+        assert code(lambda y=bad: stream.feed(k=y)) == "NF506"
+    with torch.no_grad():
+        assert code(lambda: b.module.run(stream.state, k=k, more=k)[0]) == "NF501"
