@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nestflow._python import allowed
 from nestflow.bundle.inputs import by_name, checked
-from nestflow.bundle.lasting import kept_by, lasting_slots
+from nestflow.bundle.lasting import beside_them, kept_by, lasting_slots
 from nestflow.bundle.module import Module
 from nestflow.bundle.origin import revive
 from nestflow.bundle.settings import whole
@@ -23,7 +23,6 @@ from nestflow.bundle.step_optimizer import StepOptimizer
 from nestflow.diagnostics.core import fail
 from nestflow.emit.model import objectives
 from nestflow.graph.model import LevelGraph, named_level
-from nestflow.graph.state import MODEL
 from nestflow.ir.node import Node, walk
 
 
@@ -248,7 +247,7 @@ class Bundle:
 
         return Reference(
             self.graph,
-            {**self.module.weights, **{p: x for p, x in self.module.kept.items() if not p.startswith(MODEL)}},
+            {**self.module.weights, **beside_them(self.module.kept)},
             networks=self.networks,
             seed=self.seed,
             step=self.module.draws,
@@ -259,7 +258,7 @@ class Bundle:
         """The interpreter of the slow clocks, from these weights on: `step(batch)` and `tick(clock)`, tick by tick."""
         from nestflow.reference import Slow
 
-        tensors = {p: x for p, x in {**self.module.weights, **self.module.kept}.items() if not p.startswith(MODEL)}
+        tensors = {**self.module.weights, **beside_them(self.module.kept)}
         return Slow(self.graph, tensors, seed=self.seed, lasting=kept_by(self.module.kept))
 
     # ---- files and views

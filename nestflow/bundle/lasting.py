@@ -43,6 +43,12 @@ def kept_by(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {p.removeprefix(MODEL): x.detach().clone() for p, x in tensors.items() if p.startswith(MODEL)}
 
 
+def beside_them(kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the module keeps besides memories `per model`. Code that reads weights is given no more: those memories are
+    written to after every call, which what is held for a backward pass would notice."""
+    return {p: x for p, x in kept.items() if not p.startswith(MODEL)}
+
+
 def enter(
     slots: tuple[StateSlot, ...], kept: Mapping[str, Tensor], w: Mapping[str, Tensor], tensors: dict[str, Tensor]
 ) -> tuple[dict[str, Tensor], int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nestflow.bundle.facts import how, looks_ahead
 from nestflow.bundle.inputs import by_name, checked, unequal
-from nestflow.bundle.lasting import enter, lasting_slots, leave, parameters
+from nestflow.bundle.lasting import beside_them, enter, lasting_slots, leave, parameters
 from nestflow.bundle.long import block_by_block, joined
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.origin import revive_module
@@ -304,7 +304,6 @@ class Module(Branch):
     def _same_spec(self, state: State) -> None:
         """The state's tensors are those of this spec, of the module's type and device. Raises NF507."""
         table = self.__dict__["_program"].STATE
-        kind = self._kind()
         for g in state.groups:
             wrong = sorted({row[0] for row in table} ^ g.tensors.keys())
             for path, shape, *_ in table:  # a size of 0 grows: the pairs that a cache kept
@@ -315,12 +314,7 @@ class Module(Branch):
                     wrong.append(path)
             if wrong:
                 raise fail("NF507", f"the state is of another spec or other params: see `{wrong[0]}`")
-            for path, x in g.tensors.items():
-                found = (x.dtype if x.is_floating_point() else kind[0]), x.device
-                if found != kind:
-                    here, there = (f"{str(d).removeprefix('torch.')} on {where}" for d, where in (found, kind))
-                    message = f"the state is {here}, and the module {there}: see `{path}`"
-                    raise fail("NF507", message, help="open another stream after the module has moved")
+        state.same_kind(*self._kind())
 
     def _fresh(
         self,
@@ -362,7 +356,9 @@ class Module(Branch):
                 t0, age = t0 + read, None if age is None else age + read
             return joined(results), tensors
         mode = self.training if training is None else training
-        known = {**self.weights, **self.kept, **(beside or {})} if self.__dict__["_kept"] or beside else self.weights
+        known = self.weights
+        if self.__dict__["_kept"] or beside:
+            known = {**known, **beside_them(self.kept), **(beside or {})}
         if lasting := self.__dict__["_lasting"]:
             tensors, age = enter(lasting, self.kept, self._starts(lasting, known), tensors)
         c = Context(known, tensors, t0, mode, *self._kind(), self.__dict__["_networks"], age)

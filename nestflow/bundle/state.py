@@ -97,6 +97,16 @@ class State:
         found = [(g, [i for i, r in enumerate(g.rows) if r not in rows]) for g in self.groups]
         return State(_merge((*(_take(g, which) for g, which in found if which), *groups)))
 
+    def same_kind(self, dtype: torch.dtype, device: torch.device) -> None:
+        """Raises NF507 where the module has got another type or device since, which a state does not follow."""
+        for g in self.groups:
+            for path, x in g.tensors.items():
+                found = x.dtype if x.is_floating_point() else dtype
+                if (found, x.device) != (dtype, device):
+                    here, there = (str(d).removeprefix("torch.") for d in (found, dtype))
+                    message = f"the state is {here} on {x.device}, and the module {there} on {device}: see `{path}`"
+                    raise fail("NF507", message, help="open another stream after the module has moved")
+
     def restart(self, rows: Iterable[int], fresh: dict[str, Tensor]) -> State:
         """The state with some rows begun anew. fresh: tensors of that many rows at their start. Raises NF507."""
         new = tuple(sorted(set(rows)))

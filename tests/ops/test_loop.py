@@ -376,3 +376,12 @@ def test_a_segment_runs_again_with_the_care_of_its_first_run() -> None:
             CARE.reset(token)
         end.sum().backward()
         assert care == [take] * 12
+
+
+def test_segments_beside_a_memory_that_every_call_writes_to() -> None:
+    """One copy for the model is written to when the call ends: nothing that runs again holds it."""
+    spec = WEIGHT.replace("every 1 token\n", "every 1 token\n  per model\n  reset never\n", 1).replace(
+        "update momentum(lr = 0.1 * sigmoid(linear(x, 1)), beta = 0.5)", "update dgd(0.1)"
+    )
+    spec = spec.replace("    reset each(chunk)\n", "")
+    same(run(spec, {}), run(spec, {}, checkpointing=1), 1e-13)
