@@ -145,6 +145,12 @@ def tune(
         return compile(target, execution=settings, **given)
 
     first = made({})
+    if first.graph.output is None and not any(x.objective is not None for x in first.graph.step_levels):
+        raise fail(
+            "NF518",
+            f"`tune` measures passes of a model, and `{first.name}` is an optimizer, which has none",
+            help="tune the spec whose weights it moves: `execution` says how that one is run",
+        )
     batch = max(batch // first.graph.shares, 1) * first.graph.shares
     inputs = {i.name: drawn(i, batch, length, first.module.device) for i in first.graph.inputs}
     learns = not forward and any(w.requires_grad for w in first.module.weights.values())

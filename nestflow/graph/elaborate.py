@@ -165,7 +165,9 @@ class Elaborator:
         kinds: dict[Any, str] = {list: "a list", str: "a string", dict: "a record"}
         given: Any = value
         kind = kinds.get(type(given), type(given).__name__.lower())
-        raise self.failure("NF315", f"{what} needs a value, and this is {kind}", expr.span)
+        lists = "`[a, b]` is one for each round of a tick, as keys and rates may be; here one is for all"
+        help_ = lists if kind == "a list" else None
+        raise self.failure("NF315", f"{what} needs a value, and this is {kind}", expr.span, help_)
 
     def as_init(self, value: Any, expr: tree.Expr) -> Init:
         if isinstance(value, Init):

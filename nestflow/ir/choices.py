@@ -35,7 +35,9 @@ def _each(by: str, names: tuple[str, ...], values: tuple[Node, ...]) -> Node:
     values = tuple(number(v) if v.type.is_number else v for v in values)
     shapes = {v.type.shape for v in values}
     if len(shapes) != 1:
-        raise ops.ShapeError("the entries differ: " + ", ".join(str(v.type) for v in values))
+        found = ", ".join(str(v.type) for v in values)
+        help_ = "all entries have one shape: `number + 0 * vector` is the number for each channel of the vector"
+        raise ops.ShapeError(f"the entries differ: {found}", help_)
     floats = any(v.type.dtype == "float" for v in values)
     type_ = ops.carried(*(v.type for v in values)).with_(
         shape=shapes.pop(), dtype="float" if floats else values[0].type.dtype

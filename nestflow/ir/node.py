@@ -141,13 +141,16 @@ def rebuild(
     return done[id(root)]
 
 
+FLAT = frozenset(("stop", "sign", "floordiv"))  # they change, where they change at all, by jumps
+
+
 def through(root: Node) -> Iterator[Node]:
-    """Every node that a gradient of root can come to: none below a `stop`."""
+    """Every node that a gradient of root can come to: none below a `stop`, a sign, a comparison or a class."""
     seen: set[int] = set()
     stack = [root]
     while stack:
         n = stack.pop()
-        if id(n) not in seen and n.op != "stop":
+        if id(n) not in seen and n.op not in FLAT and n.type.dtype == "float":
             seen.add(id(n))
             yield n
             stack += n.args

@@ -212,5 +212,10 @@ def test_a_bound_that_is_none(here: Path) -> None:
             tune(FREE, batch=1, length=40, rounds=1, memory=wrong)  # pyright: ignore[reportArgumentType]
 
 
+def test_an_optimizer_has_no_passes(here: Path) -> None:
+    said = run("tune", "adamw", code=1).stderr
+    assert "NF518" in said and "`adamw` is an optimizer" in said and "tune the spec whose weights it moves" in said
+
+
 def test_more_than_there_is_memory_for_is_a_sentence(here: Path) -> None:
     assert "NF034" in run("tune", "free.nl", "--length", "9999999999999", code=1).stderr

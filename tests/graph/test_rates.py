@@ -68,3 +68,19 @@ def test_a_cache_keeps_the_pairs_of_groups() -> None:
     _, state = bundle.module.run(None, x=torch.randn(3, 5, 8))
     assert state.tensors["one.memory.key"].shape == (3, 2, 5, 2)
     assert state.tensors["one.memory.value"].shape == (3, 1, 5, 2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "way_out"),
+    [
+        ("update gd([0.1, linear(x, 4)])", "number + 0 * vector"),
+        ("update gd(0.1); when [mean(x) > 0, mean(x) < 0]", "here one is for all"),
+    ],
+)
+def test_lists_that_cannot_be_have_a_way_out(fields: str, way_out: str) -> None:
+    text = "nestflow 1\ninput x : float[T, 4]\noutput m(x)\nlevel m(x) { memory matrix; key [x, linear(x)]; value x\n"
+    with pytest.raises(nestflow.NestflowError) as e:
+        nestflow.check(f"{text}query x; objective l2; {fields} }}\n")
+    assert way_out in (e.value.diagnostics[0].help or "")
+    fields = fields.replace("[0.1,", "[0.1 + 0 * linear(x, 4),").replace("[mean(x) > 0, mean(x) < 0]", "mean(x) > 0")
+    nestflow.check(f"{text}query x; objective l2; {fields} }}\n")

@@ -53,6 +53,11 @@ NEVER = {
     "what steps under gradient stop are made of": (CRITIC.replace("HOW", "stop"), "`c`", "`critic`"),
     "a copy that its objective does not recall": (task("cross_entropy(net(x), label)"), "task", "task(…)"),
     "a copy recalled under stop": (task("mean(stop(task(x))) + mean(net(x))"), "task", "outside `stop(…)`"),
+    "a flow below a sign": (own("weights(other)", "mean(net(x)) + mean(sign(other(x)))"), "b", "`sign`"),
+    "a flow in a comparison": (own("weights(other)", "mean(where(other(x) > 0, 1.0, 2.0))"), "b", "comparisons"),
+    "a memory below a sign": (
+        LEVEL + "objective inner(sign(M(key)), value); update gd(0.1) }\n", "where no gradient passes", "`sign`"
+    ),
     "weights of another flow": (own("weights(other)", "mean(net(x)) + 0 * mean(stop(other(x)))"), "b", "`other`"),
     "a vector that is not named": (own("vector(4)", "mean(net(x))"), "b", "square(b - …)"),
     "weights that learn while reading": (reading("mean(square(h(x)), axis = -1)"), "a", "`f`"),
@@ -81,6 +86,8 @@ LEARNS = {
     "a vector in its objective": own("vector(4)", "mean(square(net(x) - b))"),
     "a record of what another took": own("like(a)", "total(square(a.g - b))"),
     "values alone": own("weights(other)", "es(mean(stop(other(x))), 0.1, 2)"),
+    "below a sign and beside it": own("weights(other)", "mean(sign(other(x)) * other(x))"),
+    "where a comparison holds": own("weights(other)", "mean(where(other(x) > 0, other(x), 0.0 * other(x)))"),
     "while reading": reading("mean(square(f(x)), axis = -1)"),
     "some recalls under stop": LEVEL + "objective inner(stop(M(key)) + M(key), value); update gd(0.1) }\n",
 }

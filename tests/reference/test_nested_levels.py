@@ -265,6 +265,7 @@ level outer {
 WRONG = [
     ("  init meta\n", "", "NF234"),
     ("reset each(step)", "reset never", "NF231"),
+    ("memory net\n  init meta\n", 'memory weights(net, "linear.**")\n', "NF231.*slow weights live on"),
     ("per task", "per worker", "NF231"),
     ("per task", "per worker(2)", "NF231"),
     ("per task", "per stream", "NF490"),

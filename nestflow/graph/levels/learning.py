@@ -174,9 +174,9 @@ def objective(m: MemoryBuild, value: Node | None) -> Node:
         raise m.elab.failure("NF574", message, site.span, "write the objective in the language")
     if not any(own(n) for n in through(node)):
         stopped = depends(node, own)
-        what = "recalls it under `stop` only" if stopped else "does not recall it"
+        what = "recalls it where no gradient passes" if stopped else "does not recall it"
         message = f"the objective of `{m.name}` {what}: it would never learn"
-        help_ = "what learns is recalled outside `stop(…)`" if stopped else "use `M(key)` in it"
+        help_ = "what learns is recalled outside `stop`, `sign` and comparisons" if stopped else "use `M(key)` in it"
         raise m.elab.failure("NF407", message, site.span, help_)
     return node
 

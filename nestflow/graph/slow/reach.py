@@ -40,7 +40,8 @@ def _way_out(x: StepLevel | TokenLevel) -> str:
     if isinstance(x, StepLevel) and x.state:
         return f"name the level in its objective: `total(square({x.name} - …))`; or give it a `value`"
     flow = x.weights[0].partition(".")[0]
-    return f"call `{flow}` in its objective, outside `stop(…)`; where nothing is to be learned: `every never`"
+    where = "outside `stop`, `sign` and comparisons"
+    return f"call `{flow}` in its objective, {where}; where nothing is to be learned: `every never`"
 
 
 def _uses_gradient(rule: Rule | None) -> bool:
