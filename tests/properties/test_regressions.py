@@ -57,7 +57,10 @@ TWO = """{}; key x |> l2norm; objective l2; update {}
   memory a : mlp(depth = 2, expand = 1) {{ value x |> linear; {} }}
   memory b : mlp(depth = 2, expand = 1) {{ value x |> linear; {} }}
   return {}"""
+NUMBER = "memory matrix(1, 5); key x |> l2norm; value {}; query x; objective l2; update {}"
 LEVELS |= {
+    "a delta rule that learns a number": NUMBER.format("mean(x)", "dgd(0.1)"),
+    "a delta rule that learns a constant": NUMBER.format("0.5", "gd(0.1)"),
     "what a memory recalls is another's query, at ticks between updates": TWO.format(
         "every 3 tokens", "gd(0.1)", "", "", "a(b(x))"
     ),

@@ -70,7 +70,10 @@ def looks(m: Memory, errors: Errors) -> Looks | str:
             return _not_linear(m, e)
         a, b = found
         if a:
-            seeing.append((h, a, ops.binary("mul", ZERO, e) if b is None else b))
+            b = ops.binary("mul", ZERO, e) if b is None else _at_full_size(b, h)
+            if b.type.shape != e.type.shape:
+                return "what it learns is one number for all that it recalls"
+            seeing.append((h, a, b))
         else:
             known.append((h, e))
     if len(seeing) > 1:
@@ -83,6 +86,13 @@ def looks(m: Memory, errors: Errors) -> Looks | str:
         return "a round looks at the state that the tick has found"
     seen = tuple((n.args[0], k, n.args[1].op == "found") for n, k in a.items())
     return Looks(tensor, h, seen, b, tuple(known))
+
+
+def _at_full_size(b: Node, h: Node) -> Node:
+    """What an error adds to its look: with a feature axis, and the ticks of the input h."""
+    if b.type.shape and (b.type.clock or not h.type.clock):
+        return b
+    return ops.binary("add", ops.binary("mul", ZERO, ops.reduce("sum", h, 0, keep=True)), b)
 
 
 def _not_linear(m: Memory, e: Node) -> str:
