@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from nestflow.ops.causal import CARE
 from nestflow.ops.chunk import advance, linear_at, tensor_at
 from nestflow.ops.coefficients import (
     accumulate,
@@ -20,7 +21,7 @@ from nestflow.ops.coefficients import (
     reading,
     split_rows,
 )
-from nestflow.ops.delta import delta_system, solve_errors
+from nestflow.ops.delta import delta_system, errors_by_channels, solution, solve_errors
 from nestflow.ops.recurrence import channels, channels_after, channels_at
 
 CPU, F64 = torch.device("cpu"), torch.float64
@@ -200,3 +201,64 @@ def test_gates_of_key_channels_equal_the_loop() -> None:
     torch.testing.assert_close(channels_after(start, (at, e)), w)
     after.sum().backward()
     assert a.grad is not None and a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("rated", [False, True])
+@pytest.mark.parametrize("scale", ["number", "gates"])
+def test_delta_errors_beside_momentum_equal_the_loop(scale: str, rated: bool) -> None:
+    """u = −η (s W_{t−1} x + b), or s W_{t−1} x + b; S_t = β_t S_{t−1} + r_t u hᵀ, W_t = α_t W_{t−1} + S_t."""
+    n, d, m = 7, 4, 3
+    alpha, beta, eta = (rand(2, n, seed=i).sigmoid() for i in (20, 21, 22))
+    r = -0.3 * rand(2, n, seed=23).sigmoid()
+    x, h, b = rand(2, n, d, seed=24), rand(2, n, d, seed=25), rand(2, n, m, seed=26)
+    w, s = rand(2, m, d, seed=27), rand(2, m, d, seed=28)
+    by = 0.5 if scale == "number" else rand(2, n, seed=29)
+    rate = eta if rated else None
+    s_rows = accumulate(decays(beta, n, F64, CPU), r, 1, 2)
+    before = reading(lag(carry(decays(alpha, n, F64, CPU), s_rows, 0), 0), 2, end=False)
+    got = solve_errors(delta_system(x, h, by, before, rate), x, by, b, before, (w, s), rate=rate)
+    for t in range(n):
+        u = (by if scale == "number" else by[:, t, None]) * (w @ x[:, t, :, None])[..., 0] + b[:, t]
+        u = -eta[:, t, None] * u if rated else u
+        torch.testing.assert_close(got[:, t], u, rtol=1e-10, atol=1e-10)
+        s = beta[:, t, None, None] * s + r[:, t, None, None] * u[..., :, None] * h[:, t, None, :]
+        w = alpha[:, t, None, None] * w + s
+
+
+@pytest.mark.parametrize("rated", [False, True])
+@pytest.mark.parametrize("scale", ["number", "gates"])
+def test_delta_errors_by_channels_equal_the_loop(scale: str, rated: bool) -> None:
+    """W_t = W_{t−1} ⊙ a_t + u hᵀ, u as above."""
+    n, d, m = 7, 4, 3
+    a, x, h, b = gates(2, n, d), rand(2, n, d, seed=2), 0.4 * rand(2, n, d, seed=3), rand(2, n, m, seed=4)
+    w, eta = rand(2, m, d, seed=5), rand(2, n, seed=6).sigmoid()
+    by = 0.5 if scale == "number" else rand(2, n, seed=7)
+    got = errors_by_channels(channels(x, h, a, n, before=True), w, by, b, eta if rated else None)
+    for t in range(n):
+        u = (by if scale == "number" else by[:, t, None]) * (w @ x[:, t, :, None])[..., 0] + b[:, t]
+        u = -eta[:, t, None] * u if rated else u
+        torch.testing.assert_close(got[:, t], u, rtol=1e-10, atol=1e-10)
+        w = w * a[:, t, None, :] + u[..., :, None] * h[:, t, None, :]
+
+
+def test_systems_of_narrow_numbers_are_solved_in_wider_ones() -> None:
+    system, right = (0.3 * rand(2, 8, 8, seed=1)).tril(-1), rand(2, 8, 3, seed=2)
+    system, right = system.bfloat16(), right.bfloat16()
+    want = torch.linalg.solve_triangular(system.float(), right.float(), upper=False, unitriangular=True)
+    got = solution(system, right)
+    assert got.dtype == torch.bfloat16 and torch.equal(got, want.bfloat16())
+
+
+def test_a_bad_row_of_a_system_spoils_no_earlier_error() -> None:
+    system, right = (0.3 * rand(2, 8, 8, seed=1)).tril(-1), rand(2, 8, 3, seed=2)
+    good = solution(system, right)
+    bad = system.clone()
+    bad[1, 5, 2] = torch.inf
+    token = CARE.set(True)
+    try:
+        got = solution(bad, right)
+    finally:
+        CARE.reset(token)
+    torch.testing.assert_close(got[0], good[0])
+    torch.testing.assert_close(got[1, :5], good[1, :5])
+    assert got[1, 5:].isnan().all()
