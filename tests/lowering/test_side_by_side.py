@@ -93,6 +93,31 @@ LEVELS = {
     ),
 }
 
+# what keeps two memories apart that are alike but for it: of one of them, of the other, of both
+TWO = (
+    f"k = l2norm(linear(x)); memory a : {MLP}) {{ value linear(x); ONE }}\n"
+    f"memory b : {MLP}) {{ value linear(x); OTHER }}\n"
+    "key k; objective l2; BOTH; return a(x) + b(linear(x))"
+)
+APART = {
+    "begin anew": ("", "", "update gd(0.1); reset each(chunk)"),
+    "begin anew where": ("", "", "update gd(0.1); reset where(mean(x) > 0.3)"),
+    "learn at times": ("", "", "update gd(0.1); when mean(x) > 0"),
+    "clocks of their own": ("every 2 tokens", "every 1 token", "update gd(0.1)"),
+    "gradients of their own": ("gradient stop", "", "update gd(0.1)"),
+    "decay of their own": ("retain 0.9", "retain 0.8", "update gd(0.1)"),
+    "betas of their own": ("update momentum(0.1, 0.5)", "update momentum(0.1, 0.6)", ""),
+    "rules of their own": ("update dgd(0.1)", "update gd(0.1)", ""),
+    "vectors": ("", "", "update gd(0.1)"),
+}
+for _name, (_one, _other, _both) in APART.items():
+    _text = TWO.replace("ONE", _one).replace("OTHER", _other).replace("BOTH; ", f"{_both}; " if _both else "")
+    LEVELS[_name] = (_text.replace("expand = 1)", "expand = 1, bias = true)") if _name == "vectors" else _text, [])
+LEVELS["a rate for each tensor"] = (
+    TWO.replace("ONE", "").replace("OTHER", "").replace("BOTH", "update gd({linear: 0.1, linear_2: 0.2})"),
+    [["a", "b"]],
+)
+
 
 def text(name: str) -> str:
     fields = LEVELS[name][0]
