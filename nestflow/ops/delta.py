@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nestflow.ops.causal import careful, earlier, filled, from_then_on
+from nestflow.ops.causal import careful, earlier, exact, filled, from_then_on
 from nestflow.ops.chunk import look, scores
 from nestflow.ops.coefficients import At
 from nestflow.ops.recurrence import Channels
@@ -76,13 +76,18 @@ def _solved(system: Tensor, seen: Tensor, scale: Tensor | float, error: Tensor, 
 def solution(system: Tensor, right: Tensor) -> Tensor:
     """What solves the unit triangular system. system [..., n, n], right [..., n, width]"""
     lead = torch.broadcast_shapes(system.shape[:-2], right.shape[:-2])
-    exact = torch.float32 if right.dtype in (torch.float16, torch.bfloat16) else right.dtype
-    system, exactly = system.to(exact), right.to(exact)
-    if system.shape[:-2].numel() < lead.numel() and right.shape[-1] > 1:  # one system for many: solve it once
-        one = torch.eye(system.shape[-1], dtype=exact, device=system.device)
-        return earlier(_substituted(system, one.expand(system.shape)), exactly).to(right.dtype)
-    system, exactly = (x.expand(*lead, *x.shape[-2:]) for x in (system, exactly))
+    if system.shape[:-2].numel() < lead.numel() and right.shape[-1] > 1:  # one system for many
+        return solved_for(system, right)[0]
+    system, exactly = (x.to(exact(right)).expand(*lead, *x.shape[-2:]) for x in (system, right))
     return _substituted(system, exactly).to(right.dtype)
+
+
+def solved_for(system: Tensor, *right: Tensor) -> tuple[Tensor, ...]:
+    """The same for several right sides, together wider than the system is long: by its inverse, which is found once."""
+    kind = exact(right[0])
+    one = torch.eye(system.shape[-1], dtype=kind, device=system.device)
+    inverse = _substituted(system.to(kind), one.expand(system.shape))
+    return tuple(earlier(inverse, x.to(kind)).to(x.dtype) for x in right)
 
 
 def _substituted(system: Tensor, right: Tensor) -> Tensor:

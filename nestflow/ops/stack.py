@@ -25,7 +25,7 @@ from torch import Tensor
 
 from nestflow.ops.causal import careful, earlier, lower
 from nestflow.ops.chunk import summed
-from nestflow.ops.delta import scaled, solution, system_of
+from nestflow.ops.delta import scaled, solved_for, system_of
 
 Lead = tuple[int, ...]
 
@@ -119,7 +119,7 @@ def looks(
     """`look` of every piece. x, h [*lead, T, in]; errors: of all factors [*lead, T, out], where they are known"""
     found: list[Look] = []
     for own, run in _alike(rows, sizes, lead):
-        made = _look(_ticks(x, lead, run), _old(own), [_ticks(y, lead, run) for y in h])
+        made = _look(_ticks(x, lead, run).contiguous(), _old(own), [_ticks(y, lead, run) for y in h])
         if errors:
             met = [earlier(a, _ticks(e, lead, run)) for a, e in zip(made.scores, errors, strict=True)]
             made = Look(made.x, (), (summed(met),))
@@ -148,13 +148,11 @@ def solutions(
     arguments are those of `delta_system` and `solve_errors`, of all ticks; rows: those of W_{t−1}."""
     found: list[Solution] = []
     for own, run in _alike(rows, sizes, lead):
-        old, x_t, h_t, b = _old(own), *(_ticks(y, lead, run) for y in (x, h, error))
-        a = _numbers(scale, lead, run)
+        old, x_t, b = _old(own), _ticks(x, lead, run).contiguous(), _ticks(error, lead, run)
+        h_t, a = x_t if h is x else _ticks(h, lead, run), _numbers(scale, lead, run)
         looks = scaled(a, _weighed(x_t, old.old))
-        ticks = torch.broadcast_shapes(looks.shape[:-1], b.shape[:-1])
-        right = torch.cat([b.expand(*ticks, b.shape[-1]), looks.expand(*ticks, looks.shape[-1])], -1)
-        system = system_of(lower((x_t @ h_t.mT) * old.new), a, None)
-        found += _each(Solution(*solution(system, right).split([b.shape[-1], looks.shape[-1]], -1)), run.pieces)
+        system = system_of(lower(_scores(x_t, h_t) * old.new), a, None)
+        found += _each(Solution(*solved_for(system, b, looks)), run.pieces)
     return found
 
 

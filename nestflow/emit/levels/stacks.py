@@ -7,6 +7,8 @@ state enters it.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,14 @@ class Stacks:
             if len(t.shape) == 1:  # a vector is a matrix with one input, which is always one
                 names = [f"{x}[..., None]" for x in names]
             self.level.writer.line(f"{name} = {word}({', '.join(names)})")
+
+    def lay_out(self, given: Sequence[str]) -> None:
+        """Vectors of all ticks that are read several times for the loop lie in the order of its pieces. given: what the
+        loop is given for every piece."""
+        words = Counter(w for text in given for w in set(re.findall(r"\w+", text))) if self.of else Counter[str]()
+        vectors = dict.fromkeys(self.level.outer.done[n].text for n in self.level.whole if len(n.type.shape) == 1)
+        for x in sorted(x for x in vectors if words[x] > 1):
+            self.level.writer.line(f"{x} = {x}.contiguous()")
 
     def end(self) -> None:
         """Behind it: they are starts again."""

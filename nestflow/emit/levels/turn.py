@@ -71,6 +71,7 @@ def run_pieces(level: LevelCode, function: str, period: int) -> None:
     last += ", masked=True" if level.masked() else ""
     first = ", ".join(["c", function, level.t0, "sizes"])
     given, into = fold.inputs(), packed(fold.into(level.state.passed))
+    level.stacks.lay_out(given)
     line = f"{targets} = {loop}({', '.join([first, into, packed(given), last])})"
     if len(line) > 110:
         splits = "".join(f"        {i},\n" for i in given)
