@@ -41,9 +41,13 @@ class Options:
             "rows": [],
         }
         if self.resume and self.file(suite).exists():
-            before = json.loads(self.file(suite).read_text(encoding="utf-8"))
+            try:
+                before = json.loads(self.file(suite).read_text(encoding="utf-8"))
+                rows = [r for r in before["rows"] if "failed" not in r]
+            except (ValueError, KeyError, TypeError):  # a file that is damaged: measured anew
+                return fresh
             if before.get("settings") == json.loads(json.dumps(settings)):
-                return {**fresh, "rows": [r for r in before["rows"] if "failed" not in r]}
+                return {**fresh, "rows": rows}
         return fresh
 
     def keep(self, suite: str, result: dict[str, Any]) -> None:

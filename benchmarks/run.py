@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +32,8 @@ from benchmarks.machine import busy, caption
 from benchmarks.options import Options
 from benchmarks.picture import picture
 from benchmarks.zoo import names
+from nestflow.bundle.settings import device_of
+from nestflow.diagnostics.core import NestflowError
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, README, PICTURE = ROOT / "docs" / "speed.md", ROOT / "README.md", ROOT / "docs" / "speed.svg"
@@ -138,6 +141,12 @@ def main(argv: list[str] | None = None) -> int:
     a = p.parse_args(argv)
     if a.quick and a.write:
         p.error("a quick run is not for publication")
+    if min(a.rounds, a.threads) < 1 or not 0 <= a.budget < math.inf:
+        p.error("--rounds and --threads are at least 1, and --budget is a number of seconds")
+    try:
+        device_of(None if a.read else a.device)  # what was measured elsewhere may be read here
+    except NestflowError as e:
+        p.error(e.diagnostics[0].message)
     every = names()
     if unknown := [n for n in a.specs or () if n not in every]:
         p.error(f"no architecture is called {', '.join(unknown)}; there are {', '.join(every)}")

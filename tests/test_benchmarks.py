@@ -258,6 +258,9 @@ def test_the_pages_have_a_block_for_every_suite() -> None:
 
 
 def test_quick_runs_are_not_published(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--rounds", "0"], ["--threads", "0"], ["--budget", "nan"], ["--budget", "-1"], ["--device", "foo"]):
+        with pytest.raises(SystemExit):
+            run.main(wrong)
     with pytest.raises(SystemExit):
         run.main(["--quick", "--write"])
     assert "not for publication" in capsys.readouterr().err
@@ -280,3 +283,10 @@ def test_the_zoo_keeps_its_rows_and_replaces_those_measured_again(
     zoo.results(zoo.QUICK, ["gla", "titans"], "quick", out, resume=True)
     assert calls == ["gla", "titans", "gla"]
     assert {r["name"]: r["bpb"] for r in json.loads(out.read_text())["rows"]} == {"titans": 2.0, "gla": 3.0}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rows": 3}', "null"])
+def test_a_kept_result_that_is_damaged_is_measured_anew(text: str, tmp_path: Path) -> None:
+    options = Options(resume=True, folder=tmp_path)
+    options.file("start").write_text(text, encoding="utf-8")
+    assert options.begin("start", {})["rows"] == []
