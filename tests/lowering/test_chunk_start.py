@@ -33,6 +33,17 @@ RULES = {
     "pulled back": (PULL, f"chunk 6; {MLP}; {KVQ}; update pulled(0.1 * sigmoid(linear(x, 1)))", "chunk"),
     "between updates": (SUM, f"every 2 tokens; chunk 6; {MLP}; {KVQ}; update chunk_gd(0.1)", "chunk"),
     "a long chunk, read before": (SUM, f"chunk 90; memory matrix; {KVQ}; update chunk_gd(0.01); read before", "chunk"),
+    "two chunks of their own": (
+        PULL,
+        "key l2norm(x); value x; objective l2; update pulled(0.1); return a(x) + b(linear(x))\n"
+        "memory a : matrix { chunk 4 }; memory b : mlp(depth = 2, expand = 1, bias = true) { chunk 6 }",
+        "chunk",
+    ),
+    "all begins anew": (
+        "",
+        f"chunk 4; {MLP}; {KVQ}; update momentum(0.2, 0.8); retain 0.9; reset each(chunk)",
+        "chunk",
+    ),
     "errors that are free": (
         PULL,
         "chunk 4; memory matrix; key x; value x; query x; objective dot; update pulled(0.1)",
@@ -55,7 +66,7 @@ def both(name: str) -> tuple[Compiled, Compiled]:
 @pytest.mark.parametrize("name", RULES)
 def test_rules(name: str) -> None:
     fast, slow = both(name)
-    assert fast.patterns == [RULES[name][2]]
+    assert set(fast.patterns) == {RULES[name][2]}
     x, w, ticks = draw(2, 70), fast.weights(scale=0.2), 70
     got, want = fast(x, w), slow(x, w)
     assert error(got, want) < 1e-10
