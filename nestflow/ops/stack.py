@@ -326,6 +326,6 @@ def advanced(
 
 def _plus(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total + a b. total is no view and no gradient asks for it, so it may be written to: a copy less."""
-    if total.dtype == a.dtype == b.dtype:
+    if total.dtype == a.dtype == b.dtype and not torch._C._are_functorch_transforms_active():
         return total.baddbmm_(a, b)
     return total + torch.bmm(a, b)

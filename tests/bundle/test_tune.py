@@ -35,6 +35,7 @@ level m(x) {
 level outer { every 1 step; memory weights(m); objective mean(square(m(x) - x)); update gd(0.1) }
 """
 FREE = SPEC.replace("EXECUTION", "dtype float64").replace("CHUNK", "")
+DEEP = FREE.replace("memory matrix", "memory mlp(depth = 2, expand = 2); chunk 16")  # what it keeps is mostly its state
 
 
 class Clock:
@@ -91,13 +92,13 @@ def test_candidates_run_in_turn_and_the_fastest_wins(monkeypatch: pytest.MonkeyP
 
 def test_a_bound_on_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, [({"checkpointing": "auto"}, 5.0), ({}, 1.0)])
-    assert tune(FREE, batch=2, length=64, rounds=1, clock=clock).settings == {}
-    held = {str(r.settings): r.held for r in tune(FREE, batch=2, length=64, rounds=1, clock=clock).results}
+    assert tune(DEEP, batch=2, length=64, rounds=1, clock=clock).settings == {}
+    held = {str(r.settings): r.held for r in tune(DEEP, batch=2, length=64, rounds=1, clock=clock).results}
     bound = (min(h for s, h in held.items() if "auto" in s) + 1) / 1e6
     assert all(h / 1e6 > bound for s, h in held.items() if "auto" not in s)
-    assert "checkpointing" in tune(FREE, batch=2, length=64, rounds=1, memory=bound, clock=clock).settings
+    assert "checkpointing" in tune(DEEP, batch=2, length=64, rounds=1, memory=bound, clock=clock).settings
     with pytest.raises(NestflowError, match="NF548"):
-        tune(FREE, batch=2, length=64, rounds=1, memory=0, clock=clock)
+        tune(DEEP, batch=2, length=64, rounds=1, memory=0, clock=clock)
 
 
 def test_what_is_held_is_what_autograd_saves() -> None:
