@@ -66,9 +66,17 @@ def blocks_of(graph: LevelGraph) -> Blocks | None:
     )
 
 
-def block_by_block(module: Any, bound: Mapping[str, Tensor], ticks: int) -> Iterator[dict[str, Tensor]] | None:
-    """The inputs of a call in blocks; None where it is not to be cut."""
-    given = module.__dict__
+def block_by_block(
+    module: Any,
+    bound: Mapping[str, Tensor],
+    tensors: dict[str, Tensor],
+    t0: int,
+    training: bool | None,
+    age: int | None,
+    rows: Tensor | None,
+) -> tuple[Any, dict[str, Tensor]] | None:
+    """Output and tensors of the state after, as `Module._compute` gives them; None where the call is not to be cut."""
+    given, ticks = module.__dict__, module._ticks(bound)
     if ticks < 2 * LEAST or not undisturbed():
         return None
     if "_blocks" not in given:
@@ -79,12 +87,12 @@ def block_by_block(module: Any, bound: Mapping[str, Tensor], ticks: int) -> Iter
         return None
     x = bound[found.inputs[0]]
     length = found.ticks(x.shape[0])
-    # launches cost more than memory on a device that has its own
-    return found.cut(bound, length) if ticks >= 2 * length and x.device.type == "cpu" else None
-
-
-def joined(parts: list[Any]) -> Any:
-    """The outputs of blocks, one behind the other."""
-    if isinstance(parts[0], Mapping):
-        return {n: torch.cat([p[n] for p in parts], 1) for n in parts[0]}
-    return torch.cat(parts, 1)
+    if ticks < 2 * length or x.device.type != "cpu":  # elsewhere launches cost more than memory
+        return None
+    results: list[Tensor] = []
+    for part in found.cut(bound, length):
+        result, tensors = module._compute("forward", part, tensors, t0, training, age=age, rows=rows)
+        results.append(result)
+        read = module._ticks(part)
+        t0, age = t0 + read, None if age is None else age + read
+    return torch.cat(results, 1), tensors

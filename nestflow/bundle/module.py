@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nestflow.bundle.facts import how, looks_ahead
 from nestflow.bundle.inputs import by_name, checked, unequal
 from nestflow.bundle.lasting import beside_them, enter, lasting_slots, leave, parameters
-from nestflow.bundle.long import block_by_block, joined
+from nestflow.bundle.long import block_by_block
 from nestflow.bundle.networks import place_of
 from nestflow.bundle.origin import revive_module
 from nestflow.bundle.state import Group, State
@@ -347,14 +347,8 @@ class Module(Branch):
         """The generated code on rows that have all seen t0 ticks: result, and tensors of the state after.
         published: takes what `emit` gave. program: other code than the module's own."""
         plain = entry == "forward" and published is None and beside is None and program is None
-        if plain and (blocks := block_by_block(self, bound, self._ticks(bound))) is not None:
-            results = []
-            for part in blocks:
-                result, tensors = self._compute(entry, part, tensors, t0, training, age=age, rows=rows)
-                results.append(result)
-                read = self._ticks(part)
-                t0, age = t0 + read, None if age is None else age + read
-            return joined(results), tensors
+        if plain and (found := block_by_block(self, bound, tensors, t0, training, age, rows)) is not None:
+            return found
         mode = self.training if training is None else training
         known = self.weights
         if self.__dict__["_kept"] or beside:
