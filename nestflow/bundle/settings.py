@@ -13,8 +13,11 @@ from nestflow.ops.backends import BACKENDS, usual
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
+MOST = 2**31 - 1  # of rows, ticks, steps
+
+
 def whole(value: Any, what: str, least: int | None = None) -> int:
-    """A whole number. Raises NF518 where it is none, or below `least`."""
+    """A whole number. Raises NF518 where it is none, below `least`, or, of sizes, which have a least one, above any."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -23,6 +26,8 @@ def whole(value: Any, what: str, least: int | None = None) -> int:
         raise fail("NF518", f"{what} is a whole number, and this is {value!r:.60}") from None
     if least is not None and number < least:
         raise fail("NF518", f"{what} is at least {least}, and this is {number}")
+    if least is not None and number > MOST:
+        raise fail("NF518", f"{what} is at most {MOST:,}, and this is {number!s:.60}")
     return number
 
 

@@ -151,6 +151,8 @@ def tune(
             f"`tune` measures passes of a model, and `{first.name}` is an optimizer, which has none",
             help="tune the spec whose weights it moves: `execution` says how that one is run",
         )
+    if first.module.device.type == "meta":
+        raise fail("NF518", "`tune` measures time, and on the device `meta` nothing runs", help="cpu, cuda, cuda:1, …")
     batch = max(batch // first.graph.shares, 1) * first.graph.shares
     inputs = {i.name: drawn(i, batch, length, first.module.device) for i in first.graph.inputs}
     learns = not forward and any(w.requires_grad for w in first.module.weights.values())

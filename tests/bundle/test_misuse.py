@@ -28,6 +28,7 @@ CALLS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "loss of a tensor": ("NF501", lambda b: b.loss(TOKENS)),
     "no rows": ("NF518", lambda b: b.stream(0)),
     "rows below none": ("NF518", lambda b: b.stream(-1)),
+    "more rows than there are": ("NF518", lambda b: b.stream(10**30)),
     "half a row": ("NF518", lambda b: b.stream(2.5)),
     "rows as text": ("NF518", lambda b: b.stream(2).reset("a")),
     "a row that is not there": ("NF507", lambda b: b.stream(2).reset(7)),

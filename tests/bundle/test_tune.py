@@ -208,6 +208,7 @@ def test_what_cannot_be_written_is_told_before_measuring(here: Path, monkeypatch
 
 def test_a_bound_that_is_none(here: Path) -> None:
     assert "NF518" in run("tune", "free.nl", *FEW, "--memory", "nan", code=1).stderr
+    assert "nothing runs" in run("tune", "free.nl", *FEW, "--device", "meta", code=1).stderr
     for wrong in (-1, "200", True):
         with pytest.raises(NestflowError, match="NF518"):
             tune(FREE, batch=1, length=40, rounds=1, memory=wrong)  # pyright: ignore[reportArgumentType]
