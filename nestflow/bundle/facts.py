@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from nestflow.graph.model import LevelGraph
+from nestflow.ops.room import Room
 from nestflow.ops.runtime import How
 
 
 def how(graph: LevelGraph) -> How:
     """What the spec's `execution` says of its loops."""
     said = dict(graph.execution)
-    kept = said.get("checkpointing", "none")
-    return How(0 if kept == "none" else -1 if kept == "auto" else kept, said.get("compile", False))
+    kept = said.get("checkpointing")
+    segment = -1 if kept == "auto" else 0 if kept in (None, "none") else kept
+    return How(segment, said.get("compile", False), Room() if kept is None else None)
 
 
 def looks_ahead(graph: LevelGraph) -> Any:

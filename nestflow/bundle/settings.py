@@ -13,7 +13,7 @@ from nestflow.ops.backends import BACKENDS, usual
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-MOST = 2**31 - 1  # of rows, ticks, steps
+MOST = 2**63 - 1  # of rows, ticks, steps: what a tensor can be asked for
 
 
 def whole(value: Any, what: str, least: int | None = None) -> int:

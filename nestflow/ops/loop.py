@@ -1,10 +1,11 @@
 """The loop of a level over its pieces: piece after piece, a state that passes through them, recalls that are collected.
 
 `in_turn` is where `execution` acts. Plainly, it is a Python loop under autograd. With `checkpointing` a segment of
-pieces keeps nothing for the backward pass but the state that it began with, and runs again there. With `compile`, a
-few pieces are one call of compiled code, forward and backward. Where gradients are differentiated again
-(`create_graph=True`) a segment runs again plainly, and compiled code says that it cannot; what is known to need more
-(`plainly`, transforms of `torch.func`) is the plain loop from the start.
+pieces keeps nothing for the backward pass but the state that it began with, and runs again there; so does a loop that
+would keep too much (`nestflow.ops.room`). With `compile`, a few pieces are one call of compiled code, forward and
+backward. Where gradients are differentiated again (`create_graph=True`) a segment runs again plainly, and compiled
+code says that it cannot; what is known to need more (`plainly`, transforms of `torch.func`) is the plain loop from the
+start.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from nestflow.ops.causal import CARE, careful, joined
+from nestflow.ops.room import counted, watched
 from nestflow.ops.runtime import Context
 
 State = tuple[Tensor | None, ...]
@@ -29,6 +31,7 @@ Piece = Callable[..., tuple[State, Recalls]]
 Inputs = list[tuple[Any, ...]]  # of each piece
 
 TOGETHER = 4  # pieces in one call of compiled code
+LONG = 64  # pieces of a loop that is looked at for what it keeps, where `execution` does not say
 UNROLLED = 8  # pieces that `torch.compile` of a whole module may see; longer loops stay out of its graph
 PLAIN: ContextVar[bool] = ContextVar("nestflow_plain", default=False)
 
@@ -71,31 +74,55 @@ def in_turn(
         return _apart(*given)
     inputs: Inputs = list(zip(*lists)) if lists else [()] * len(sizes)
     compiled = c.how.compiled and period > 0 and len(sizes) > 1 and not careful()
-    if (not compiled and not (c.how.segment and torch.is_grad_enabled())) or as_it_stands():
-        state, parts = several(piece, t, tuple(sizes), state, inputs)
-        return state, _joined(parts, axes, masked)
     found: list[Recalls] = []
+    segment = c.how.segment if torch.is_grad_enabled() else 0
+    if not compiled and not segment and _may_be_too_much(c, len(sizes)):
+        state, found, segment = _first_two(c, piece, t, sizes, state, inputs)
+        t, sizes, inputs = t + sum(sizes[:2]), sizes[2:], inputs[2:]
+    if (not compiled and not segment) or as_it_stands():
+        state, parts = several(piece, t, tuple(sizes), state, inputs)
+        return state, _joined(found + parts, axes, masked)
     if compiled:
         tensors, form = flattened(state)
         # all segments are one compiled function: the first one's state asks for gradients too
-        ask = torch.is_grad_enabled() and not c.how.segment
+        ask = torch.is_grad_enabled() and not segment
         state = built(form, [_asking(x) if ask else x.contiguous() for x in tensors])
-    for a, b in segments(sizes, t, c.how.segment, period if compiled else 0):
+    for a, b in segments(sizes, t, segment, period if compiled else 0):
         ticks, even = tuple(sizes[a:b]), b - a > 1 or len(sizes) < TOGETHER
         run = _compiled if compiled and even else several
         start = t % period if run is _compiled else t
-        if torch.is_grad_enabled() and c.how.segment:
+        if segment:
             state, parts = _segment(run, c, piece, start, ticks, state, inputs[a:b])
         else:
             state, parts = run(piece, start, ticks, state, inputs[a:b])
         found += parts
         t += sum(ticks)
     recalls = _joined(found, axes, masked)
-    if compiled and not c.how.segment:
+    if compiled and not segment:
         for x in flattened((state, recalls))[0]:
             if x.requires_grad:
                 x.register_hook(_differentiated_once)
     return state, recalls
+
+
+def _may_be_too_much(c: Context, pieces: int) -> bool:
+    """Whether what a loop keeps for the backward pass is looked at: nobody said, and it is long."""
+    asked = c.how.room is not None and pieces >= LONG and torch.is_grad_enabled()
+    return asked and not torch.compiler.is_compiling() and not as_it_stands() and not watched()
+
+
+def _first_two(
+    c: Context, piece: Piece, t: int, sizes: Sequence[int], state: State, inputs: Inputs
+) -> tuple[State, list[Recalls], int]:
+    """Two pieces, and how long the segments are in which the others go."""
+    assert c.how.room is not None
+    state, first = several(piece, t, tuple(sizes[:1]), state, inputs[:1])
+
+    def run() -> tuple[State, list[Recalls]]:
+        return several(piece, t + sizes[0], tuple(sizes[1:2]), state, inputs[1:2])
+
+    (state, second), bytes_ = counted(run, [*c.w.values(), *flattened(inputs[1])[0]])
+    return state, first + second, 0 if c.how.room.holds(bytes_ * len(sizes), c.device) else -1
 
 
 def _asking(x: Tensor) -> Tensor:

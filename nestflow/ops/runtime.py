@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nestflow.ops.room import Room
+
 
 class How(NamedTuple):
     """How the loops of a call are run; results do not depend on it beyond rounding.
 
     segment: pieces that keep only their first state for the backward pass (0: all is kept, −1: about the root of their
-    number). compiled: pieces run by `torch.compile`.
+    number). compiled: pieces run by `torch.compile`. room: what loops may keep that are not told; None: all.
     """
 
     segment: int = 0
     compiled: bool = False
+    room: Room | None = None
 
 
 class Context:
