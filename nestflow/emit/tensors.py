@@ -395,7 +395,7 @@ class Tensors:
         if dtype not in (None, "none"):
             extra += f", dtype=torch.{dtype}"
         return Text(
-            f"{self.helper('newton_schulz')}({self.text(node.args[0]).text}{extra}, heads=fact.heads)"
+            f"{self.helper('newton_schulz_of')}({self.text(node.args[0]).text}{extra}, heads=fact.heads)"
         )  # below rank 2 its argument: not fresh
 
     def _everywhere(self, node: Node, function: str) -> Text:
@@ -407,10 +407,10 @@ class Tensors:
         return Text(variable)
 
     def _write_norm_all(self, node: Node) -> Text:
-        return self._everywhere(node, "norm_all")
+        return self._everywhere(node, "norm_of_all")
 
     def _write_total(self, node: Node) -> Text:
-        return self._everywhere(node, "total")
+        return self._everywhere(node, "sum_of_all")
 
 
 def lerp(node: Node) -> tuple[Node, Node, Node] | None:

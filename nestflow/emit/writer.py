@@ -79,7 +79,11 @@ class Writer:
         `nestflow.ops.token` has of that name stands in for it."""
         if self.one_token and name in for_one_token():
             module = TOKEN
-        self.imports.setdefault(module, set()).add(name)
+        other = next((m for m, names in self.imports.items() if name in names and m != module), module)
+        if other != module:  # one shadows the other in the file
+            same = getattr(import_module(module), name) is getattr(import_module(other), name)
+            assert same, f"`{name}` is one thing in {module}, another in {other}"
+        self.imports.setdefault(other, set()).add(name)
         self._taken.add(name)
         return name
 

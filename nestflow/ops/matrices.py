@@ -173,16 +173,22 @@ def eigenvectors_backward(g: Tensor, a: Tensor) -> Tensor:
 
 
 def qr(a: Tensor) -> Tensor:
-    """Q with a positive diagonal of R."""
-    q, r = torch.linalg.qr(at_least_float32(a))
+    """Q with a positive diagonal of R; of a matrix of zeros the identity, and no gradient."""
+    q, r = torch.linalg.qr(_not_zero(at_least_float32(a)))
     d = r.diagonal(dim1=-2, dim2=-1)
     return (q * torch.where(d < 0, -1.0, 1.0).to(q.dtype).unsqueeze(-2)).to(a.dtype)
 
 
+def _not_zero(a: Tensor) -> Tensor:
+    """a, or the identity where all of it is zero."""
+    one = torch.eye(a.shape[-2], a.shape[-1], dtype=a.dtype, device=a.device)
+    return torch.where((a == 0).all(-1, True).all(-2, True), one, a)
+
+
 def qr_backward(g: Tensor, a: Tensor) -> Tensor:
     """(g + Q copyltu(−gᵀ Q)) R^(−T), copyltu: the lower triangle on both sides."""
-    q, a = qr(at_least_float32(a)), at_least_float32(a)
-    g = at_least_float32(g)
+    zero, a, g = (a == 0).all(-1, True).all(-2, True), _not_zero(at_least_float32(a)), at_least_float32(g)
+    q, g = qr(a), torch.where(zero, 0.0, g)
     r, m = q.mT @ a, -g.mT @ q
     both = m.tril() + m.tril(-1).mT
     return torch.linalg.solve_triangular(r, (g + q @ both).mT.contiguous(), upper=True).mT.to(g.dtype)

@@ -1,5 +1,6 @@
 """Tensor functions that generated optimizers call. `heads` is 1 where the tensor has a leading head axis, else 0:
-norms, sums and Newton-Schulz then see each head's tensor alone."""
+norms, sums and Newton-Schulz then see each head's tensor alone. No name here is that of another function that generated
+models call: where weights learn while the model reads, both stand in one file."""
 
 from __future__ import annotations
 
@@ -75,7 +76,7 @@ def norm_rows(x: Tensor, heads: int = 0) -> Tensor:
     return x.abs() if x.ndim == heads else torch.linalg.vector_norm(x, dim=-1, keepdim=True)
 
 
-def qr(x: Tensor) -> Tensor:
+def qr_of(x: Tensor) -> Tensor:
     """Q of A = QR, where the diagonal of R is positive."""
     q, r = torch.linalg.qr(x)
     signs = r.diagonal(dim1=-2, dim2=-1).sign()
@@ -120,19 +121,19 @@ def _whole(number: Tensor) -> Tensor:
     return number if gather is None else gather()
 
 
-def norm_all(tensors: Sequence[Tensor]) -> Tensor:
+def norm_of_all(tensors: Sequence[Tensor]) -> Tensor:
     """√Σ‖x‖² over all tensors of a level: as torch.nn.utils.clip_grad_norm_ computes it."""
     return _whole(torch.nn.utils.get_total_norm(list(tensors)))
 
 
-def total(tensors: Sequence[Tensor]) -> Tensor:
+def sum_of_all(tensors: Sequence[Tensor]) -> Tensor:
     """Σ of all elements of all tensors of a level."""
     device = tensors[0].device
     number = torch.stack([x.sum().to(device) for x in tensors]).sum()
     return _whole(number)
 
 
-def newton_schulz(
+def newton_schulz_of(
     x: Tensor,
     iters: int = 5,
     coefficients: Sequence[float] | Sequence[Sequence[float]] = QUINTIC,

@@ -36,8 +36,11 @@ def matrices(node: Node, xs: list[Tensor]) -> Tensor:
         return Root.apply(a, node["p"])
     if op == "eigenvectors":
         return Eigenvectors.apply(a)
-    if op == "qr":
-        q, r = torch.linalg.qr(a)
+    if op == "qr":  # of zeros the identity, and no gradient
+        zero = (a == 0).flatten(-2).all(-1)[..., None, None]
+        q, r = torch.linalg.qr(
+            torch.where(zero, torch.eye(a.shape[-2], a.shape[-1], dtype=a.dtype, device=a.device), a)
+        )
         return q * torch.where(torch.diagonal(r, dim1=-2, dim2=-1) < 0, -1, 1).unsqueeze(-2)
     classes = torch.arange(node["n"], device=a.device)
     if a.numel() and not 0 <= int(a.min()) <= int(a.max()) < node["n"]:

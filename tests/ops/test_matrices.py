@@ -105,6 +105,15 @@ def test_qr_has_a_positive_diagonal() -> None:
     assert torch.autograd.gradcheck(matrices.qr, a.requires_grad_())
 
 
+def test_qr_of_zeros_is_the_identity_and_has_no_gradient() -> None:
+    a = torch.cat([torch.zeros(1, 4, 3, dtype=torch.float64), randn(1, 4, 3)]).requires_grad_()
+    q = matrices.qr(a)
+    assert torch.equal(q[0], torch.eye(4, 3, dtype=torch.float64))
+    (g,) = torch.autograd.grad(q.pow(3).sum(), a)
+    assert g[0].eq(0).all() and g[1].ne(0).any()
+    torch.testing.assert_close(matrices.qr_backward(3 * q.detach().square(), a.detach()), g)
+
+
 def test_a_class_is_a_row() -> None:
     i = torch.tensor([[0, 2], [1, 1]])
     assert torch.equal(matrices.one_hot(i, 3), F.one_hot(i, 3).bool())

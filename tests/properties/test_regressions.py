@@ -164,3 +164,25 @@ def test_a_cache_is_recalled_in_return_alone() -> None:
       return store(x) + seen(x)""").text
     with pytest.raises(NestflowError, match="cache `seen`"):
         nestflow.compile(text)
+
+
+@pytest.mark.parametrize(
+    ("memory", "outside"),
+    [
+        ("muon(0.1)", "muon(0.01)"),
+        ("soap(0.1)", "soap(0.01)"),
+        ("g |> clip_norm(1) |> shampoo(0.1)", "g |> clip_norm(1) |> shampoo(0.01)"),
+    ],
+)
+def test_a_memory_and_weights_that_learn_by_one_rule(memory: str, outside: str) -> None:
+    """Both stand in one file, and call functions of their own: the second one's once took the place of the first's."""
+    spec = spec_of(f"{MATRIX} objective l2; update {memory}")
+    model = "flow model(x) { x = x |> linear; return x + first(rmsnorm(x)) }" + READS.replace("gd(0.1)", outside, 1)
+    checks.compiled_is_interpreted(
+        Case(replace(spec, text=spec.text.replace("output first(x)", "output model(x)") + model))
+    )
+
+
+def test_soap_has_gradients_from_its_first_update_on() -> None:
+    """There U and V are zeros, and `qr` of zeros stands in the branch that is not taken."""
+    checks.compiled_is_interpreted(Case(spec_of(f"{MATRIX} objective l2; update soap(0.1)")))

@@ -67,7 +67,8 @@ def matrix_root(tensors: Tensors, n: Node) -> Text:
 
 @writes("eigenvectors", "qr")
 def basis(tensors: Tensors, n: Node) -> Text:
-    return Text(f"{tensors.helper(n.op)}({tensors.text(n.args[0]).text})", ATOM, True)
+    function = {"qr": "qr_of"}.get(n.op, n.op)
+    return Text(f"{tensors.helper(function)}({tensors.text(n.args[0]).text})", ATOM, True)
 
 
 @writes("diagonal")
