@@ -150,7 +150,7 @@ def through(root: Node) -> Iterator[Node]:
     stack = [root]
     while stack:
         n = stack.pop()
-        if id(n) not in seen and n.op not in FLAT and n.type.dtype == "float":
+        if id(n) not in seen and n.op not in FLAT and n.type.dtype not in ("int", "bool"):
             seen.add(id(n))
             yield n
             stack += n.args
