@@ -28,6 +28,7 @@ from nestflow.bundle.compile import Target, compile
 from nestflow.bundle.settings import whole
 from nestflow.diagnostics.core import fail
 from nestflow.ops.loop import not_compiled
+from nestflow.ops.room import counted
 
 SHORTEST = 0.02  # seconds: a sample has as many passes as the fastest candidate makes in them
 LEGEND = "ratio: to the time of what the spec says", "held: kept for the backward pass"
@@ -233,25 +234,14 @@ class _Run:
             return torch.cuda.max_memory_allocated(device) - before
         if not self.learns:
             return 0
-        own = {w.untyped_storage().data_ptr() for w in (*self.bundle.module.parameters(), *self.inputs.values())}
-        seen: dict[int, int] = {}
-
-        def pack(x: Tensor) -> Tensor:
-            storage = x.untyped_storage()
-            if storage.data_ptr() not in own:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return x
-
+        own = (*self.bundle.module.parameters(), *self.inputs.values())
         self.bundle.module.train()
         try:
-            with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-                value = self.value()
+            return counted(self.value, own)[1]
         except RuntimeError as e:
             if "saved tensor" not in str(e):
                 raise
             return None  # levels inside the step: what torch.func saves cannot be watched
-        del value
-        return sum(seen.values())
 
 
 def _measure(runs: Sequence[_Run], rounds: int, tell: Tell, clock: Callable[[], float]) -> None:
