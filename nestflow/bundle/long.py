@@ -53,7 +53,7 @@ def blocks_of(graph: LevelGraph) -> Blocks | None:
         return None
     if graph.reading or graph.networks or any(x.inner is not None for x in graph.step_levels):
         return None
-    if any(s.grows or s.role.startswith("cache") for s in graph.state) or any(True for _ in graph.root.begun_anew()):
+    if any(s.grows for s in graph.state) or any(True for _ in graph.root.begun_anew()):
         return None
     instances = list(graph.root.walk())
     memories = [m for i in instances for m in i.memories]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def of_size_one(x: Tensor, n: int, eps: float) -> Tensor:
-    """x / √(Σ x² / n + eps), x in at least float32; a zero row has a zero gradient."""
+    """x / √(Σ x² / n + eps) over the last axis, x [..., d] in at least float32; a zero row has a zero gradient."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return x * _inverse(x, n, eps)
     if torch.is_grad_enabled() and x.requires_grad:

@@ -83,6 +83,23 @@ def test_a_stream_goes_on_behind_blocks(calls: list[int]) -> None:
     torch.testing.assert_close(torch.cat([a, b, c], 1), m(x), rtol=1e-10, atol=1e-12)
 
 
+def test_a_memory_goes_on_beyond_its_sequence(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its t does too, which here is a rate's."""
+    m = module(CHUNKED.replace("  heads  2\n", "  heads  2\n  per    stream\n  reset  never\n"))
+    x = torch.randn(2, 1010, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        _, state = m.run(None, x[:, :7])
+        state = m.begin_sequence(state)
+        calls.clear()
+        blocks = m.run(state, x[:, 7:])
+        assert calls == [384, 384, 235]
+        monkeypatch.setattr(long, "NUMBERS", 1 << 30)
+        whole = m.run(state, x[:, 7:])
+        assert calls[3:] == [1003]
+    torch.testing.assert_close(blocks[0], whole[0], rtol=1e-10, atol=1e-12)
+    assert [g.place for g in blocks[1].groups] == [g.place for g in whole[1].groups]
+
+
 def test_numbers_that_are_not_finite_stay_behind_their_tick(calls: list[int]) -> None:
     m, x = module(), torch.randn(1, 1003, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     bad = x.clone()

@@ -51,7 +51,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def run(*args: str, code: int = 0, **options: object) -> Result:
-    result = CliRunner().invoke(app, list(args), **options)  # type: ignore[arg-type]
+    result = CliRunner().invoke(app, list(args), **options)
     assert result.exit_code == code, (args, result.exit_code, result.output, result.exception)
     assert "Traceback" not in result.output
     return result

@@ -129,7 +129,7 @@ def test_along_patches_compiled_is_interpreted(text: str) -> None:
         torch.testing.assert_close(torch.cat(parts, 1), y, rtol=1e-10, atol=1e-10)
     space: dict[str, object] = {}
     exec(compile(b.standalone(), "standalone", "exec"), space)
-    alone = space["Model"]().double()  # type: ignore[operator]
+    alone = space["Model"]().double()
     alone.load_state_dict(b.module.state_dict())
     torch.testing.assert_close(alone(**given), y)
 

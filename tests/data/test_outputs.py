@@ -51,7 +51,7 @@ def test_outputs_come_by_name_in_every_way_of_running(tmp_path: Path) -> None:
     torch.testing.assert_close(nestflow.load(b.save(tmp_path / "bundle")).module(**given()), y)
     space: dict[str, object] = {}
     exec(compile(b.standalone(), "standalone", "exec"), space)
-    alone = space["Model"]().double()  # type: ignore[operator]
+    alone = space["Model"]().double()
     alone.load_state_dict(b.module.state_dict())
     torch.testing.assert_close(alone(**given()), y)
     with torch.no_grad():

@@ -60,4 +60,4 @@ def copied(weights: dict[str, Tensor], twin: Twin) -> dict[str, nn.Parameter]:
     with torch.no_grad():
         for path, parameter in pairs.items():
             parameter.copy_(weights[path].reshape(parameter.shape))
-    return pairs  # type: ignore[return-value]
+    return pairs

@@ -54,11 +54,20 @@ def numbers(execution: str = "", around: Callable[..., Any] = lambda m, x: m(x),
     return [y.detach(), *(t.grad for t in (x, *m.weights.values()) if t.grad is not None)]
 
 
-def test_a_loop_that_would_keep_too_much_goes_in_segments(segments: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    want = numbers()
+def in_mid_chunk(m: Any, x: Tensor) -> Tensor:
+    """The loop that is long begins two ticks behind a chunk's first."""
+    first, state = m.run(None, x[:, :2])
+    return torch.cat([first, m.run(state, x[:, 2:])[0]], 1)
+
+
+@pytest.mark.parametrize("around", [lambda m, x: m(x), in_mid_chunk], ids=["whole", "in mid-chunk"])
+def test_a_loop_that_would_keep_too_much_goes_in_segments(
+    around: Callable[..., Any], segments: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    want = numbers(around=around)
     assert not segments
     monkeypatch.setattr(room, "memory_of", lambda device: 1 << 16)
-    found = numbers()
+    found = numbers(around=around)
     assert sum(segments) == 69
     assert max(segments) <= 9
     assert all(x.isfinite().all() for x in want)

@@ -109,19 +109,23 @@ def test_stacks_equal_the_loop(early: str, ticks: int, before: int, same: bool) 
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("early", ["nothing", "inputs", "errors"])
-def test_a_bad_number_reaches_no_earlier_tick(early: str) -> None:
+def behind_a_bad_number(name: str, value: float, early: str) -> Tensor:
+    """What is recalled from tick 6 on, where one of the inputs has that number there: ticks before do not see it."""
     case = {n: y.detach() for n, y in case_of(8).items()}
-    good = by_stacks(case, 0, early)
-    bad = {**case, "e": case["e"].clone()}
-    bad["e"][:, :, 6] = torch.nan
+    good, bad = by_stacks(case, 0, early), {**case, name: case[name].clone()}
+    bad[name][:, :, 6] = value
     token = CARE.set(True)
     try:
         found = by_stacks(bad, 0, early)
     finally:
         CARE.reset(token)
     assert torch.equal(found[0][:, :, :6], good[0][:, :, :6])
-    assert found[0][:, :, 6:].isnan().all()
+    return found[0][:, :, 6:]
+
+
+@pytest.mark.parametrize("early", ["nothing", "inputs", "errors"])
+def test_a_bad_number_reaches_no_earlier_tick(early: str) -> None:
+    assert behind_a_bad_number("e", torch.nan, early).isnan().all()
 
 
 KEYS = {
